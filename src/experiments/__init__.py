@@ -1,0 +1,63 @@
+"""Config-driven experiments for Keras image classifiers: `from experiments import run`."""
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from experiments.train import RunResult
+
+# TensorFlow and Keras read these once, when they are imported.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["KERAS_BACKEND"] = "tensorflow"
+
+__all__ = ["run"]
+
+
+def run(overrides: Sequence[str] = (), *, config_dir: str | None = None) -> "RunResult":
+    """Trains and records one run, as `experiments train` does.
+
+    Args:
+        overrides: as on the command line, such as `["model=conv3", "epochs=2"]`.
+        config_dir: a folder with options of your own, laid out like `conf/`.
+
+    Returns:
+        What the run measured and where its record is.
+
+    Raises:
+        ExperimentError: an override that cannot work; the message says what would.
+
+    Example:
+        >>> from experiments import run
+        >>> result = run(["model=conv3", "epochs=2"])
+        >>> result.metrics["test/accuracy"]
+    """
+    from experiments import config
+
+    with quiet_import():
+        from experiments import train
+
+    return train.run(config.compose(overrides, config_dir))
+
+
+@contextlib.contextmanager
+def quiet_import() -> Iterator[None]:
+    """Keeps off the console what TensorFlow's libraries print while they are loaded, unless that fails.
+
+    They write to the file descriptor before they read any setting of their own.
+    """
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as banners, contextlib.ExitStack() as restore:
+        stderr = os.dup(2)
+        restore.callback(os.close, stderr)
+        restore.callback(os.dup2, stderr, 2)
+        os.dup2(banners.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            banners.seek(0)
+            os.write(stderr, banners.read())
+            raise

@@ -1,0 +1,113 @@
+"""The command `experiments`: thin subcommands that import what they need when they are called."""
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from experiments import quiet_import
+from experiments.errors import ExperimentError
+
+REFUSED = 2
+INTERRUPTED = 130
+TERMINATED = 143
+
+
+def main() -> None:
+    """Runs the command line and exits with 0 (done), 1 (a run failed), 2 (refused), 130 or 143 (stopped)."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    # Hydra is handed everything after `train`, its own --help included.
+    if sys.argv[1:2] == ["train"]:
+        sys.exit(_spoken(_train, sys.argv[2:]))
+    parser = argparse.ArgumentParser(prog="experiments", description="Config-driven experiments for image classifiers.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands.add_parser("train", help="train one run, or a sweep with -m; see experiments train --help")
+    listing = commands.add_parser("list", help="list every group and option, or those of one group")
+    listing.add_argument("group", nargs="?")
+    listing.add_argument("--config-dir", help="a folder with options of your own")
+    listing.set_defaults(function=_list)
+    ui = commands.add_parser("ui", help="open the MLflow UI on the right store")
+    ui.add_argument("--host", default="127.0.0.1")
+    ui.add_argument("--port", type=int, default=5000)
+    ui.set_defaults(function=_ui)
+    arguments = parser.parse_args()
+    sys.exit(_spoken(arguments.function, arguments))
+
+
+def _spoken(function: Any, arguments: Any) -> int:
+    """Runs a subcommand; a user's mistake becomes one message instead of a traceback."""
+    try:
+        return function(arguments)
+    except ExperimentError as error:
+        print(f"experiments: {error}", file=sys.stderr)
+        return REFUSED
+    except KeyboardInterrupt:
+        print("experiments: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _train(arguments: list[str]) -> int:
+    import hydra
+    from hydra._internal.utils import get_args_parser
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig
+    from omegaconf.errors import OmegaConfBaseException
+
+    from experiments import config
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of Hydra's own printer
+    sys.argv = ["experiments train", *arguments]
+    options = get_args_parser().parse_args(arguments)
+    if not (options.help or options.hydra_help or options.shell_completion):
+        swept = options.multirun
+        parsed = zip(options.overrides, config.parse(options.overrides), strict=True)
+        config.compose([text for text, part in parsed if not (swept and part.is_sweep_override())], options.config_dir)
+    refused: list[ExperimentError] = []
+    failed: list[str] = []
+
+    def task(cfg: DictConfig) -> float | None:
+        with quiet_import():
+            from experiments import train
+
+        try:
+            result = train.run(config.current_job(cfg, options.config_dir))
+        except ExperimentError as error:
+            refused.append(error)  # raised here, it would reach the user through Hydra's own report
+            return None
+        if result.status != "FINISHED":
+            failed.append(result.run_id)
+        return result.objective
+
+    try:
+        hydra.main(config_path=str(config.CONF_DIR), config_name="config", version_base="1.3")(task)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ExperimentError(str(error).splitlines()[0]) from error
+    if refused:
+        raise refused[0]
+    return 1 if failed else 0
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from experiments.config import CONF_DIR
+
+    folders = [CONF_DIR, *([Path(arguments.config_dir)] if arguments.config_dir else [])]
+    files = [file for folder in folders for file in sorted(folder.glob("*/*.yaml"))]
+    groups = sorted({file.parent.name for file in files})
+    if arguments.group and arguments.group not in groups:
+        raise ExperimentError(f"{arguments.group}: there is no such group.", given=arguments.group, allowed=groups)
+    width = max(len(file.stem) for file in files)
+    for group in [arguments.group] if arguments.group else groups:
+        print(group)
+        for file in files:
+            if file.parent.name == group:
+                comments = (line[1:].strip() for line in file.read_text().splitlines() if line.startswith("#"))
+                print(f"  {file.stem:{width}}  {next((c for c in comments if not c.startswith('@')), '')}")
+    return 0
+
+
+def _ui(arguments: argparse.Namespace) -> int:
+    from experiments import tracking
+
+    return tracking.serve_ui(arguments.host, arguments.port)

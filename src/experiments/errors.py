@@ -1,0 +1,28 @@
+"""The one exception for mistakes of a user; imports nothing of this package."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class ExperimentError(Exception):
+    """A mistake that its author can mend: what was given, what is allowed, the nearest name, what to do.
+
+    The command prints the message without a traceback and exits with status 2.
+
+    Args:
+        problem: what was given and why it cannot work; a full sentence.
+        given: the unknown name, when `allowed` lists the known ones.
+        allowed: every name that would have worked.
+        advice: what to do instead; a full sentence.
+    """
+
+    def __init__(self, problem: str, *, given: str = "", allowed: Iterable[str] = (), advice: str = "") -> None:
+        names = sorted(allowed)
+        listed = f"Allowed: {', '.join(names)}." if names else ""
+        super().__init__(" ".join(part for part in (problem, did_you_mean(given, names), listed, advice) if part))
+
+
+def did_you_mean(given: str, allowed: Iterable[str]) -> str:
+    """A question with the name nearest to `given`, or nothing when none is near."""
+    nearest = difflib.get_close_matches(given, list(allowed), n=1)
+    return f"Did you mean {nearest[0]}?" if nearest else ""

@@ -1,0 +1,98 @@
+"""Predictions on the test set become metrics, reports and tables (scikit-learn does the arithmetic)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+from sklearn import metrics
+
+from experiments.training import PREDICTION_BATCH_SIZE
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model says of labelled images."""
+
+    labels: np.ndarray  # int64 (images,)
+    probabilities: np.ndarray  # float32 (images, classes)
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """The likeliest class of every image, int64 of shape (images,)."""
+        return self.probabilities.argmax(axis=1)
+
+    @property
+    def confidences(self) -> np.ndarray:
+        """The probability of the likeliest class, float32 of shape (images,)."""
+        return self.probabilities.max(axis=1)
+
+    @property
+    def wrong(self) -> np.ndarray:
+        """Positions of the wrongly classified images, the surest mistake first."""
+        wrong = np.flatnonzero(self.predicted != self.labels)
+        return wrong[np.argsort(-self.confidences[wrong], kind="stable")]
+
+    def metrics(self) -> dict[str, float]:
+        """Accuracy, cross-entropy (without label smoothing), F1 scores and calibration error."""
+        classes = range(self.probabilities.shape[1])
+        macro, weighted = (
+            metrics.f1_score(self.labels, self.predicted, labels=classes, average=average, zero_division=0)
+            for average in ("macro", "weighted")
+        )
+        likelihoods = self.probabilities[np.arange(len(self.labels)), self.labels].astype(np.float64)
+        return {
+            "accuracy": float(metrics.accuracy_score(self.labels, self.predicted)),
+            # Clipped where Keras clips, so that the number agrees with model.evaluate.
+            "loss": float(-np.log(likelihoods.clip(keras.config.epsilon(), 1 - keras.config.epsilon())).mean()),
+            "macro_f1": float(macro),
+            "weighted_f1": float(weighted),
+            "calibration_error": calibration_error(self.predicted == self.labels, self.confidences),
+        }
+
+    def confusion_matrix(self) -> np.ndarray:
+        """Counts of shape (classes, classes): rows are true classes, columns predicted ones."""
+        return metrics.confusion_matrix(self.labels, self.predicted, labels=range(self.probabilities.shape[1]))
+
+    def report(self, class_names: Sequence[str]) -> str:
+        """Precision, recall and F1 of every class as a text table."""
+        return metrics.classification_report(
+            self.labels,
+            self.predicted,
+            labels=range(len(class_names)),
+            target_names=class_names,
+            digits=4,
+            zero_division=0,
+        )
+
+    def report_values(self, class_names: Sequence[str]) -> dict[str, dict[str, float]]:
+        """The table of `report` as numbers."""
+        return metrics.classification_report(
+            self.labels,
+            self.predicted,
+            labels=range(len(class_names)),
+            target_names=class_names,
+            output_dict=True,
+            zero_division=0,
+        )
+
+
+def evaluate(model: keras.Model, images: np.ndarray, labels: np.ndarray) -> Evaluation:
+    """What `model` says of raw pixels of shape (images, height, width, channels)."""
+    return Evaluation(labels, model.predict(images, batch_size=PREDICTION_BATCH_SIZE, verbose=0))
+
+
+def calibration_error(right: np.ndarray, confidences: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error over bins of equal mass (Nguyen and O'Connor 2015, https://arxiv.org/abs/1508.05154).
+
+    Args:
+        right: whether the likeliest class was the true one, of shape (images,).
+        confidences: the probability of the likeliest class, of shape (images,).
+        bins: how many; each holds as many images as the others, give or take one.
+
+    Returns:
+        The mean over images of |share of right ones - mean confidence| of their bin.
+    """
+    order = np.argsort(confidences, kind="stable")
+    gaps = [abs(right[part].sum() - confidences[part].sum(dtype=np.float64)) for part in np.array_split(order, bins)]
+    return float(sum(gaps) / len(right))

@@ -1,0 +1,285 @@
+"""The pictures of a run: numbers in, a matplotlib `Figure` out.
+
+Pure: no files, no pyplot, no change of matplotlib's settings; whoever wants a file calls `figure.savefig`. One look
+for all: dark grey text on white, and colours after Okabe and Ito (https://jfly.uni-koeln.de/color/) that colour-blind
+people can tell apart. What a colour says, a text says too.
+"""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+INK, QUIET, FAINT = "#333333", "#707070", "#E6E6E6"
+TRAINING, VALIDATION = "#9AA3AB", "#0072B2"
+RIGHT, WRONG = "#008066", "#D0301C"
+MISTAKE_RATES = LinearSegmentedColormap.from_list("mistake_rates", ["#FFFFFF", "#FDE0BC", "#E88B35", "#8F3200"])
+RECALLS = LinearSegmentedColormap.from_list("recalls", ["#FFFFFF", "#C9DAE6"])
+
+# Lengths are in inches, sizes of text in points (1/72 inch). At this resolution a tile of one inch gives each pixel of
+# an MNIST image exactly 4 by 4 pixels on the screen.
+DOTS_PER_INCH = 112
+WIDTH, MARGIN, HEADING = 9.4, 0.14, 0.62
+TITLE_SIZE, TEXT_SIZE, SMALL_SIZE, SMALLEST_SIZE = 12, 9, 8, 5
+TILE, TILE_GAP, LINE = 1.0, 0.14, 0.145
+COLUMNS, CAPTION_CHARACTERS = 8, 17
+PREDICTIONS_SHOWN, MISTAKES_SHOWN = 24, 40
+
+
+def curves(history: Mapping[str, Sequence[float]], best_epoch: int, objective: str) -> Figure:
+    """Training and validation over the epochs, with the best epoch marked.
+
+    The learning rate has a panel of its own when it changes, logarithmic when it spans more than a decade.
+
+    Args:
+        history: one value an epoch of `loss`, `accuracy`, `val_loss`, `val_accuracy` and `learning_rate`.
+        best_epoch: the epoch whose weights were kept, counted from 1.
+        objective: `val_accuracy` or `val_loss`, what the best epoch was chosen by.
+    """
+    rates, best = history["learning_rate"], history[objective][best_epoch - 1]
+    panels = ["accuracy", "loss"] + (["learning rate"] if min(rates) < max(rates) else [])
+    height, right = 3.5, 1 - MARGIN / WIDTH
+    title = f"Best epoch: {best_epoch} of {len(rates)}, {objective} {best:.4f}"
+    figure = _figure(WIDTH, height, title, "dashed: the epoch whose weights were kept")
+    figure.subplots_adjust(0.5 / WIDTH, 0.5 / height, right, 1 - 1.05 / height, wspace=0.24)
+    row = figure.subplots(1, len(panels), squeeze=False, width_ratios=[1, 1, 0.7][: len(panels)])[0]
+    axes = dict(zip(panels, row, strict=True))
+    for name, panel in axes.items():
+        _epoch_axis(panel, name, len(rates))
+        panel.axvline(best_epoch, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+    for name in ("accuracy", "loss"):
+        lines = [_line(axes[name], history[name], TRAINING), _line(axes[name], history[f"val_{name}"], VALIDATION)]
+    legend = {"ncols": 2, "frameon": False, "fontsize": TEXT_SIZE, "labelcolor": INK, "borderaxespad": 0}
+    figure.legend(
+        lines, ["training", "validation"], loc="upper right", bbox_to_anchor=(right, 1 - 0.1 / height), **legend
+    )
+
+    chosen = axes[objective.removeprefix("val_")]
+    chosen.plot(best_epoch, best, "o", color=VALIDATION, markersize=8, markeredgecolor="white", zorder=4)
+    # The value stands over the panel, where no curve can run through it.
+    above = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "center"}
+    chosen.annotate(f"{best:.4f}", (best_epoch, 1), (0, 3), color=VALIDATION, fontsize=TEXT_SIZE, **above)
+    if "learning rate" in axes:
+        panel = axes["learning rate"]
+        _line(panel, rates, INK)
+        if 0 < 10 * min(rates) < max(rates):
+            panel.set_yscale("log")
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            panel.yaxis.set_minor_locator(NullLocator())
+        panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    return figure
+
+
+def _epoch_axis(axes: Axes, title: str, epochs: int) -> None:
+    """Give a panel its title and an axis of whole epochs from 1 to `epochs`."""
+    axes.set_title(title, loc="left", fontsize=TEXT_SIZE + 1, color=INK, pad=17)
+    axes.set_xlabel("epoch", fontsize=SMALL_SIZE, color=QUIET)
+    step = next(step for step in (1, 5, 10, 20, 50, 100, 200, 500, epochs) if epochs <= 8 * step)
+    axes.set_xticks(sorted({1, *range(step, epochs + 1, step)}))
+    room = max(0.5, 0.03 * epochs)
+    axes.set_xlim(1 - room, epochs + room)
+    axes.tick_params(length=0, labelsize=SMALL_SIZE, labelcolor=QUIET)
+    axes.grid(axis="y", color=FAINT, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)
+
+
+def _line(axes: Axes, values: Sequence[float], color: str) -> Line2D:
+    """Draw one value an epoch; with dots while they can be told apart, so that a single epoch is seen too."""
+    marker = "o" if len(values) <= 20 else ""
+    return axes.plot(range(1, len(values) + 1), values, color=color, linewidth=1.8, marker=marker, markersize=3.5)[0]
+
+
+def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
+    """Which class was taken for which: mistakes in orange, what is right in a pale blue that does not outshine them.
+
+    A cell's colour is its share of its row. Counts are printed while there is room to read them, zeros never.
+
+    Args:
+        matrix: (classes, classes) integers; rows are the true classes, columns the predicted ones.
+        class_names: (classes,) names in the order of the matrix.
+    """
+    classes, total = len(matrix), int(matrix.sum())
+    right = np.eye(classes, dtype=bool)
+    rates = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    highest = rates[~right].max(initial=0)
+
+    side = min(max(1 + 0.5 * classes, 3.5), 10)
+    cell = 72 * side / classes  # points
+    names = [name if len(name) <= 28 else f"{name[:27]}…" for name in class_names]
+    name_size = min(TEXT_SIZE, 0.85 * cell)
+    longest = 0.6 * name_size * max(map(len, names))  # points: a letter is about 0.6 of its size wide
+    level = longest < cell
+    left, bottom = 0.45 + longest / 72, 0.5 + (name_size if level else longest) / 72
+    width, height = left + side + 2 * MARGIN, bottom + side + HEADING
+    title = f"Accuracy {np.trace(matrix) / max(total, 1):.2%} on {total:,} images"
+    figure = _figure(width, height, title, f"orange: mistakes, by their share of the true class, at most {highest:.1%}")
+    axes = figure.add_axes((left / width, bottom / height, side / width, side / height))
+    # The power spreads out the small rates, where most mistakes are; below 5 % even the worst is no cause for alarm.
+    shades = np.asarray(PowerNorm(0.6, 0, max(highest, 0.05))(rates))
+    axes.imshow(np.where(right[..., None], RECALLS(rates), MISTAKE_RATES(shades)), interpolation="nearest")
+
+    ticks = np.arange(0, classes, int(np.ceil(6 / cell)))  # names need 6 points each; beyond that some are left out
+    shown = [names[tick] for tick in ticks]
+    axes.set_xticks(ticks, shown, rotation=0 if level else 90, parse_math=False)
+    axes.set_yticks(ticks, shown, parse_math=False)
+    axes.tick_params(length=0, labelsize=name_size, labelcolor=INK)
+    axes.set_xlabel("predicted", fontsize=TEXT_SIZE, color=QUIET)
+    axes.set_ylabel("true", fontsize=TEXT_SIZE, color=QUIET)
+    axes.spines[:].set_color(FAINT)
+
+    count_size = min(TEXT_SIZE, cell / (0.62 * len(str(matrix.max())) + 0.5))
+    if count_size >= SMALLEST_SIZE:
+        for row, column in np.argwhere(matrix):
+            color = "white" if row != column and shades[row, column] > 0.75 else INK
+            count = str(matrix[row, column])
+            axes.text(column, row, count, color=color, fontsize=count_size, ha="center", va="center_baseline")
+    return figure
+
+
+def samples(images: np.ndarray, labels: Sequence[str]) -> Figure:
+    """Training images as the net sees them, after augmentation and scaling, with their labels.
+
+    Args:
+        images: (images, height, width, channels) in any range; stretched together to black and white.
+        labels: (images,) names of their classes.
+    """
+    darkest, brightest = float(images.min()), float(images.max())
+    note = f"after augmentation and scaling; black is {darkest:.3g}, white is {brightest:.3g}"
+    return _gallery("Training images as the net sees them", note, images, [_wrap(label) for label in labels])
+
+
+def predictions(
+    images: np.ndarray, labels: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]
+) -> Figure:
+    """The first test images: right in green and wrong in red, with the predicted class and its probability.
+
+    Args:
+        images: (images, height, width, channels); the first 24 are shown.
+        labels: (images,) true classes, as positions in `class_names`.
+        predicted: (images,) predicted classes, likewise.
+        probabilities: (images,) what the net gave to the predicted class, 0 to 1.
+        class_names: (classes,) names.
+    """
+    first = slice(PREDICTIONS_SHOWN)
+    right = labels[first] == predicted[first]
+    title = f"{right.sum()} of the first {len(right)} test images right"
+    note = "green: right; red: wrong, true → predicted; below, the probability of the predicted class"
+    captions = _captions(labels[first], predicted[first], probabilities[first], class_names)
+    return _gallery(title, note, images[first], captions, np.where(right, RIGHT, WRONG).tolist())
+
+
+def mistakes(
+    images: np.ndarray,
+    labels: np.ndarray,
+    predicted: np.ndarray,
+    probabilities: np.ndarray,
+    class_names: Sequence[str],
+    total: int,
+) -> Figure:
+    """The wrong test images, the surest mistake first; at most 40 of them.
+
+    Args:
+        images: (mistakes, height, width, channels); all wrong ones and no others, in any order.
+        labels: (mistakes,) true classes, as positions in `class_names`.
+        predicted: (mistakes,) predicted classes, likewise.
+        probabilities: (mistakes,) what the net gave to the predicted class, 0 to 1.
+        class_names: (classes,) names.
+        total: the number of test images, right and wrong.
+    """
+    title = f"{len(images):,} of {total:,} wrong"
+    if len(images) == 0:
+        return _figure(WIDTH, HEADING, title, "Nothing to show here: the net got every test image right.")
+    surest = np.argsort(-probabilities, kind="stable")[:MISTAKES_SHOWN]
+    note = "true → predicted; below, the probability of the predicted class"
+    if len(surest) < len(images):
+        note += f"; {len(surest)} are shown"
+    captions = _captions(labels[surest], predicted[surest], probabilities[surest], class_names)
+    return _gallery(f"{title}; the surest first", note, images[surest], captions, [WRONG] * len(surest))
+
+
+def _captions(
+    labels: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]
+) -> list[str]:
+    """Say what each image was taken for: `class` or `true → predicted`, and the probability below."""
+    captions = []
+    for label, guess, probability in zip(labels, predicted, probabilities, strict=True):
+        names = [_wrap(class_names[label])]
+        if guess != label:
+            names.append(_wrap(f"→ {class_names[guess]}"))
+        separator = " " if len(" ".join(names)) <= CAPTION_CHARACTERS else "\n"
+        captions.append(f"{separator.join(names)}\n{probability:.1%}")
+    return captions
+
+
+def _wrap(name: str) -> str:
+    """Break a long name into at most two lines that fit under a tile."""
+    return textwrap.fill(name, CAPTION_CHARACTERS, max_lines=2, placeholder="…")
+
+
+def _gallery(title: str, note: str, images: np.ndarray, captions: Sequence[str], colors: Sequence[str] = ()) -> Figure:
+    """Rows of eight images with their captions; `colors`, one an image, give it a frame and its text the colour."""
+    step = max(1, max(images.shape[1:3]) // 100)  # more pixels than the screen has only cost time
+    images = images[:, ::step, ::step]
+    height, width = images.shape[1:3]
+    scale = max(width, height / 1.5) / TILE  # pixels an inch: a tile is at most one inch wide and 1.5 inches high
+    lines = 1 + max(caption.count("\n") for caption in captions)
+    below, beside = int(np.ceil(scale * (0.1 + LINE * lines))), round(scale * (TILE + TILE_GAP)) - width
+    mosaic = _mosaic(images, below, beside)
+
+    high, wide = mosaic.shape[0] / scale, mosaic.shape[1] / scale
+    page_height, page_width = high + HEADING, wide + MARGIN
+    figure = _figure(page_width, page_height, title, note)
+    axes = figure.add_axes((MARGIN / 2 / page_width, 0, wide / page_width, high / page_height))
+    axes.imshow(mosaic, aspect="auto")
+    axes.set_axis_off()
+    frames = []
+    for index, (caption, color) in enumerate(zip(captions, colors or [INK] * len(captions), strict=True)):
+        row, column = divmod(index, COLUMNS)
+        x, y = column * (width + beside) + beside // 2 - 0.5, row * (height + below) - 0.5
+        frames.append(Rectangle((x, y), width, height))
+        middle, under = x + width / 2, y + height + 0.05 * scale
+        axes.text(middle, under, caption, color=color, fontsize=SMALL_SIZE, ha="center", va="top", parse_math=False)
+    if colors:
+        axes.add_collection(PatchCollection(frames, facecolor="none", edgecolor=colors, linewidth=2, clip_on=False))
+    return figure
+
+
+def _mosaic(images: np.ndarray, below: int, beside: int) -> np.ndarray:
+    """Lay images out in rows of eight on white: one picture, drawn at once, where axes for each take ten times as long.
+
+    All are stretched together until the smallest value is black and the largest white. What is not RGB is shown as the
+    grey mean of its channels.
+
+    Args:
+        images: (images, height, width, channels) of any type; not changed.
+        below: pixels of white under each image.
+        beside: pixels of white at its left and right together.
+
+    Returns:
+        (rows * (height + below), 8 * (width + beside), 3), uint8.
+    """
+    number, height, width, channels = images.shape
+    low, high = float(images.min()), float(images.max())
+    stretched = (images.astype(np.float32) - low) * (255 / (high - low or 1))
+    colors = stretched if channels == 3 else stretched.mean(axis=-1, keepdims=True)
+    rows, left = -(-number // COLUMNS), beside // 2
+    tiles = np.full((rows * COLUMNS, height + below, width + beside, 3), 255, np.uint8)
+    tiles[:number, :height, left : left + width] = colors.round()
+    grid = tiles.reshape(rows, COLUMNS, *tiles.shape[1:])
+    return grid.swapaxes(1, 2).reshape(rows * (height + below), COLUMNS * (width + beside), 3)
+
+
+def _figure(width: float, height: float, title: str, note: str) -> Figure:
+    """Open a white page of so many inches with its heading at the top left."""
+    figure = Figure((width, height), dpi=DOTS_PER_INCH, facecolor="white")
+    figure.text(MARGIN / width, 1 - 0.12 / height, title, fontsize=TITLE_SIZE, color=INK, va="top")
+    figure.text(MARGIN / width, 1 - 0.36 / height, note, fontsize=SMALL_SIZE, color=QUIET, va="top")
+    return figure

@@ -1,0 +1,86 @@
+"""Learning-rate schedules that know the run's number of steps: what YAML says in epochs, Keras counts in steps.
+
+Each takes the peak `learning_rate` (it stands under `optimizer`), and of `total_steps` and `steps_per_epoch` what it
+needs, from the run.
+"""
+
+from typing import Annotated
+
+from keras.optimizers import schedules
+from pydantic import Field
+
+_Rate = Annotated[float, Field(gt=0)]
+_Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def constant(*, learning_rate: _Rate) -> float:
+    """The learning rate itself."""
+    return learning_rate
+
+
+def cosine(
+    *,
+    learning_rate: _Rate,
+    total_steps: int,
+    steps_per_epoch: int,
+    warmup_epochs: Annotated[float, Field(ge=0)],
+    final_fraction: _Fraction,
+) -> schedules.CosineDecay:
+    """A linear rise from 0, then half a cosine down (Loshchilov and Hutter 2016, https://arxiv.org/abs/1608.03983).
+
+    Args:
+        learning_rate: the peak.
+        total_steps: optimizer steps of the whole run.
+        steps_per_epoch: optimizer steps of an epoch.
+        warmup_epochs: length of the rise; a rise longer than the run is cut at its end.
+        final_fraction: the last learning rate, as a fraction of the peak.
+    """
+    return _rise_and_fall(0.0, learning_rate, final_fraction, round(warmup_epochs * steps_per_epoch), total_steps)
+
+
+def one_cycle(
+    *,
+    learning_rate: _Rate,
+    total_steps: int,
+    warmup_fraction: _Fraction,
+    initial_divisor: Annotated[float, Field(ge=1)],
+    final_divisor: Annotated[float, Field(ge=1)],
+) -> schedules.CosineDecay:
+    """Up to a high peak and down to almost nothing within one run (Smith 2018, https://arxiv.org/abs/1803.09820).
+
+    Args:
+        learning_rate: the peak.
+        total_steps: optimizer steps of the whole run.
+        warmup_fraction: part of the steps that rise.
+        initial_divisor: the first learning rate is the peak divided by this.
+        final_divisor: the last learning rate is the peak divided by this.
+    """
+    rise = round(warmup_fraction * total_steps)
+    return _rise_and_fall(learning_rate / initial_divisor, learning_rate, 1 / final_divisor, rise, total_steps)
+
+
+def step(
+    *,
+    learning_rate: _Rate,
+    steps_per_epoch: int,
+    factor: Annotated[float, Field(gt=0, le=1)],
+    every_epochs: Annotated[int, Field(ge=1)],
+) -> schedules.ExponentialDecay:
+    """The learning rate times `factor`, again and again after `every_epochs` epochs."""
+    return schedules.ExponentialDecay(learning_rate, every_epochs * steps_per_epoch, factor, staircase=True)
+
+
+def exponential(
+    *, learning_rate: _Rate, steps_per_epoch: int, factor: Annotated[float, Field(gt=0, le=1)]
+) -> schedules.ExponentialDecay:
+    """A smooth decay that multiplies the learning rate by `factor` in every epoch."""
+    return schedules.ExponentialDecay(learning_rate, steps_per_epoch, factor)
+
+
+def _rise_and_fall(
+    initial: float, peak: float, final_fraction: float, rise: int, total_steps: int
+) -> schedules.CosineDecay:
+    if rise == 0:
+        return schedules.CosineDecay(peak, total_steps, alpha=final_fraction)
+    fall = max(total_steps - rise, 1)
+    return schedules.CosineDecay(initial, fall, alpha=final_fraction, warmup_target=peak, warmup_steps=rise)

@@ -1,0 +1,343 @@
+"""The composition root: a configuration becomes one tracked run."""
+
+import contextlib
+import json
+import logging
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from omegaconf import OmegaConf
+
+from experiments import config, models, plots, tracking, training
+from experiments.config import Configuration
+from experiments.data import Dataset
+from experiments.errors import ExperimentError
+from experiments.evaluation import Evaluation, evaluate
+from experiments.training import Diverged, TrainingResult
+
+_log = logging.getLogger("experiments")
+_OWN_CODE = config.read_own_code()  # as it was when it was imported
+_SAMPLES = 16
+_PREDICTIONS = 24
+_MOST_MISTAKES = 500
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run measured and where its record is."""
+
+    run_id: str
+    name: str
+    status: str  # FINISHED, or FAILED when the training diverged
+    objective: float | None  # of the best epoch; None when the training diverged
+    metrics: Mapping[str, float]  # best/…, test/… and cost/…
+    history: Mapping[str, Sequence[float]]  # metric -> one value an epoch
+    artifacts: str  # folder, or URI when the store is on another machine
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a configuration builds, all of it before anything is recorded."""
+
+    model: keras.Model
+    optimizer: keras.optimizers.Optimizer
+    schedule: float | keras.optimizers.schedules.LearningRateSchedule
+    callbacks: list[keras.callbacks.Callback]
+    augmentation: list[keras.Layer]
+
+
+def run(configuration: Configuration) -> RunResult:
+    """Trains, evaluates and records what `configuration` describes.
+
+    Raises:
+        ExperimentError: what was asked cannot work; nothing has been recorded.
+    """
+    cfg = configuration.cfg
+    with _console():
+        training.start_runtime(
+            seed=cfg.seed, threads=cfg.threads, deterministic=cfg.deterministic, precision=cfg.precision
+        )
+        _check_free_tags(cfg)
+        tracking.check_store()
+        data: Dataset = config.instantiate(cfg, "data")
+        tags = _identify(configuration, data)
+        parts = build(cfg, data)
+        with _opened(configuration, parts, tags) as record:
+            _log.info("%s (%s)", record.name, record.id)
+            _warn_of_scale(parts.model, data)
+            _warn_of_idle_cores(cfg)
+            batches = _training_batches(cfg, data, parts)
+            _save(record, "samples.png", _samples_figure(batches, parts.model, data))
+            try:
+                result = _fit(cfg, data, parts, batches, record)
+            except Diverged as diverged:
+                return _diverged(record, diverged)
+            validation = evaluate(parts.model, data.validation_images, data.validation_labels)
+            test = evaluate(parts.model, data.test_images, data.test_labels)
+            metrics = _metrics(cfg, parts.model, result, test)
+            record.log_metrics(metrics, step=result.best_epoch)
+            _write_tables(record, data, validation, test)
+            _draw(record, cfg, data, result, test)
+            _log_model(record, cfg, parts.model, data, result)
+            _summarise(record, cfg, data, result, metrics)
+    return RunResult(
+        record.id, record.name, "FINISHED", result.best[cfg.objective.metric], metrics, result.history, record.artifacts
+    )
+
+
+def build(cfg: Any, data: Dataset) -> _Parts:
+    """Everything that `cfg` names for `data`, built and checked.
+
+    Raises:
+        ExperimentError: a part that cannot be built, named by its key.
+    """
+    input_shape, num_classes = data.image_shape, data.num_classes
+    steps_per_epoch = -(-len(data.train_images) // cfg.batch_size)
+    scaling = config.instantiate(cfg, "scale", train_images=data.train_images)
+    net = config.instantiate(cfg, "model", input_shape=input_shape, num_classes=num_classes)
+    if not isinstance(net, keras.Model) or net.output_shape != (None, num_classes):
+        raise ExperimentError(
+            f"model: {cfg.model._target_} gave {getattr(net, 'output_shape', net)!r}; a keras.Model that ends in "
+            f"{num_classes} probabilities is needed."
+        )
+    schedule = config.instantiate(
+        cfg,
+        "schedule",
+        learning_rate=cfg.optimizer.learning_rate,
+        total_steps=cfg.epochs * steps_per_epoch,
+        steps_per_epoch=steps_per_epoch,
+    )
+    return _Parts(
+        model=models.with_scaling(net, scaling, input_shape),
+        optimizer=config.instantiate(cfg, "optimizer", learning_rate=schedule),
+        schedule=schedule,
+        callbacks=[config.instantiate(cfg, f"callbacks.{name}") for name in sorted(cfg.get("callbacks") or {})],
+        augmentation=[config.instantiate(cfg, f"augment.{name}") for name in cfg.get("augment") or {}],
+    )
+
+
+# Before the training
+
+
+def _check_free_tags(cfg: Any) -> None:
+    for name in cfg.tracking.tags:
+        if name in tracking.TAGS or name.startswith("mlflow."):
+            raise ExperimentError(
+                f"tracking.tags.{name}: the run sets this tag itself.", advice="Take another name for yours."
+            )
+
+
+def _identify(configuration: Configuration, data: Dataset) -> dict[str, str]:
+    """What makes this run the same as or another than any other, as tags."""
+    code = config.code_sha256(_OWN_CODE, configuration.cfg)
+    return {
+        "variant": configuration.variant,
+        "fingerprint": configuration.fingerprint(data.sha256, code),
+        "data.sha256": data.sha256,
+        "data.validation_sha256": data.validation_sha256,
+        "data.test_sha256": data.test_sha256,
+        "code.sha256": code,
+    }
+
+
+def _opened(
+    configuration: Configuration, parts: _Parts, tags: Mapping[str, str]
+) -> contextlib.AbstractContextManager[tracking.Run]:
+    cfg = configuration.cfg
+    where = ["--config-dir", configuration.config_dir] if configuration.config_dir else []
+    command = shlex.join(["experiments", "train", *where, *configuration.overrides])
+    own = {"experiment": configuration.experiment} if configuration.experiment else {}
+    return tracking.open_run(
+        experiment=str(cfg.tracking.experiment or configuration.choices["data"]),
+        name=configuration.title,
+        params=configuration.parameters,
+        tags={**OmegaConf.to_container(cfg.tracking.tags), **own, **tags, "command": command},
+        files={"config.yaml": OmegaConf.to_yaml(cfg, resolve=True), "environment.txt": tracking.environment()},
+    )
+
+
+def _warn_of_scale(model: keras.Model, data: Dataset) -> None:
+    scaled = np.abs(np.asarray(model.layers[0](data.train_images[:256].astype("float32"))))
+    largest = float(scaled.max())
+    if not 0.01 <= largest <= 100:
+        _log.warning(
+            "What leaves the scaling is %s: its largest size is %.2g. Most nets learn badly from that; try scale=unit.",
+            "tiny" if largest < 1 else "huge",
+            largest,
+        )
+
+
+def _warn_of_idle_cores(cfg: Any) -> None:
+    import psutil
+
+    cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count()
+    if (cores or 1) >= 4 * cfg.threads:
+        _log.info("This machine has %d cores: threads=8 would be faster, and another result.", cores)
+
+
+def _training_batches(cfg: Any, data: Dataset, parts: _Parts) -> tf.data.Dataset:
+    return training.training_batches(
+        data.train_images,
+        data.train_labels,
+        data.num_classes,
+        batch_size=cfg.batch_size,
+        epochs=cfg.epochs,
+        seed=cfg.seed,
+        augmentation=parts.augmentation,
+    )
+
+
+# The training
+
+
+def _fit(
+    cfg: Any, data: Dataset, parts: _Parts, batches: tf.data.Dataset, record: tracking.Run
+) -> TrainingResult:
+    terminal = sys.stdout.isatty()
+
+    def on_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
+        record.log_metrics(metrics, step=epoch)
+        values = "  ".join(f"{name} {metrics[name]:.4f}" for name in config.EPOCH_METRICS)
+        # On a terminal Keras's progress bar says the same; job.log has the line in any case.
+        level = logging.DEBUG if terminal else logging.INFO
+        _log.log(level, "Epoch %d/%d  %s  %.1f s", epoch, cfg.epochs, values, metrics["epoch_seconds"])
+
+    return training.fit(
+        parts.model,
+        batches,
+        (data.validation_images, data.validation_labels),
+        num_images=len(data.train_images),
+        epochs=cfg.epochs,
+        batch_size=cfg.batch_size,
+        optimizer=parts.optimizer,
+        schedule=parts.schedule,
+        label_smoothing=cfg.label_smoothing,
+        metric=cfg.objective.metric,
+        mode=cfg.objective.mode,
+        callbacks=parts.callbacks,
+        on_epoch=on_epoch,
+        progress_bar=terminal,
+    )
+
+
+def _diverged(record: tracking.Run, diverged: Diverged) -> RunResult:
+    record.fail(str(diverged), {"diverged": "true", "diverged_epoch": diverged.epoch})
+    return RunResult(record.id, record.name, "FAILED", None, {}, {}, record.artifacts)
+
+
+# After the training
+
+
+def _metrics(cfg: Any, model: keras.Model, result: TrainingResult, test: Evaluation) -> dict[str, float]:
+    best = {name: result.best[name] for name in ("val_loss", "val_accuracy")}
+    return {
+        "best/epoch": result.best_epoch,
+        **{f"best/{name}": value for name, value in best.items()},
+        **{f"test/{name}": value for name, value in test.metrics().items()},
+        "cost/train_seconds": result.seconds,
+        "cost/images_per_second": result.images_per_second,
+        "cost/parameters": model.count_params(),
+    }
+
+
+def _write_tables(record: tracking.Run, data: Dataset, validation: Evaluation, test: Evaluation) -> None:
+    for part, said in (("validation", validation), ("test", test)):
+        np.savez(record.folder / f"{part}_predictions.npz", labels=said.labels, probabilities=said.probabilities)
+    worst = test.wrong[:_MOST_MISTAKES]
+    np.savez_compressed(record.folder / "mistakes.npz", index=data.test_index[worst], image=data.test_images[worst])
+    (record.folder / "classification_report.txt").write_text(test.report(data.class_names))
+    (record.folder / "classification_report.json").write_text(
+        json.dumps(test.report_values(data.class_names), indent=2)
+    )
+
+
+def _draw(record: tracking.Run, cfg: Any, data: Dataset, result: TrainingResult, test: Evaluation) -> None:
+    def gallery(positions: Any) -> tuple[np.ndarray, ...]:
+        return data.test_images[positions], test.labels[positions], test.predicted[positions], test.confidences[positions]
+
+    names = data.class_names
+    _save(record, "curves.png", plots.curves(result.history, result.best_epoch, cfg.objective.metric))
+    _save(record, "confusion_matrix.png", plots.confusion_matrix(test.confusion_matrix(), names))
+    _save(record, "predictions.png", plots.predictions(*gallery(slice(_PREDICTIONS)), names))
+    _save(record, "mistakes.png", plots.mistakes(*gallery(test.wrong), names, len(test.labels)))
+
+
+def _samples_figure(batches: tf.data.Dataset, model: keras.Model, data: Dataset) -> Any:
+    images, labels = next(iter(batches.take(1)))
+    scaled = np.asarray(model.layers[0](tf.cast(images[:_SAMPLES], "float32")))
+    # A mixed image has several labels.
+    captions = [" + ".join(data.class_names[label] for label in np.flatnonzero(row > 0.05)) for row in labels[:_SAMPLES]]
+    return plots.samples(scaled, captions)
+
+
+def _save(record: tracking.Run, name: str, figure: Any) -> None:
+    figure.savefig(record.folder / name)
+
+
+def _log_model(record: tracking.Run, cfg: Any, model: keras.Model, data: Dataset, result: TrainingResult) -> None:
+    if cfg.tracking.model:
+        # Without the training's own state, the model loads anywhere; given as lists it would ask for lists.
+        bare = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+        record.log_model(
+            bare, image_shape=data.image_shape, num_classes=data.num_classes, step=result.best_epoch
+        )
+
+
+def _summarise(
+    record: tracking.Run, cfg: Any, data: Dataset, result: TrainingResult, metrics: Mapping[str, float]
+) -> None:
+    """The head of the run's page, and the last lines on the console."""
+    trained = len(result.history["loss"])
+    sizes = " / ".join(f"{len(part):,}" for part in (data.train_labels, data.validation_labels, data.test_labels))
+    rows = {
+        "test accuracy": f"**{metrics['test/accuracy']:.2%}** (macro F1 {metrics['test/macro_f1']:.4f}, "
+        f"loss {metrics['test/loss']:.4f}, calibration error {metrics['test/calibration_error']:.4f})",
+        "validation accuracy": f"{metrics['best/val_accuracy']:.2%} (loss {metrics['best/val_loss']:.4f})",
+        "best epoch": f"{result.best_epoch} of {trained}, by {cfg.objective.metric}",
+        "parameters": f"{metrics['cost/parameters']:,}",
+        "training": f"{result.seconds:.1f} s, {result.images_per_second:,.0f} images a second",
+        "data": f"{data.name}: {sizes} images to train, validate and test",
+    }
+    table = "".join(f"| {key} | {value} |\n" for key, value in rows.items())
+    user = f"{cfg.tracking.note}\n\n" if cfg.tracking.note else ""
+    record.set_tags({"mlflow.note.content": f"{user}| | |\n|---|---|\n{table}"})
+    _log.info(
+        "Test accuracy %.2f %%, best epoch %d of %d, %.1f s",
+        100 * metrics["test/accuracy"],
+        result.best_epoch,
+        trained,
+        result.seconds,
+    )
+    _log.info("Recorded as %s (%s)", record.name, record.id)
+    _log.info("Look at it with: %s", _ui_command())
+
+
+def _ui_command() -> str:
+    """The words that start the UI from here: in an environment that is not activated, with the command's place."""
+    if shutil.which("experiments"):
+        return "experiments ui"
+    command = Path(sys.executable).parent / "experiments"
+    here = Path.cwd()
+    return f"{command.relative_to(here) if command.is_relative_to(here) else command} ui"
+
+
+@contextlib.contextmanager
+def _console() -> Iterator[None]:
+    """Shows the log of this package on standard output while a run lasts."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setLevel(logging.INFO)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    _log.addHandler(handler)
+    _log.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        _log.removeHandler(handler)

@@ -1,0 +1,230 @@
+"""Compile and fit a model, epoch by epoch; knows neither the configuration nor where its metrics go."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from experiments.errors import ExperimentError
+
+#: Called at an epoch's end with its number, counted from 1, and its metrics.
+EpochFunction = Callable[[int, Mapping[str, float]], None]
+
+#: Images that are only predicted go through the model in batches of this size: bigger ones are free.
+PREDICTION_BATCH_SIZE = 1000
+
+_runtime: tuple[int, bool] | None = None
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training measured; the model holds the weights of `best_epoch`."""
+
+    history: Mapping[str, Sequence[float]]  # metric -> one value an epoch
+    best_epoch: int  # counted from 1
+    seconds: float
+    images_per_second: float  # training images, validation time included
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The metrics of the best epoch."""
+        return {name: values[self.best_epoch - 1] for name, values in self.history.items()}
+
+
+class Diverged(Exception):
+    """The loss became NaN or infinite."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+        super().__init__(f"the loss is no finite number after epoch {epoch}; try a smaller optimizer.learning_rate")
+
+
+def start_runtime(*, seed: int, threads: int, deterministic: bool, precision: str) -> None:
+    """Sets threads, determinism, precision and every random generator, and forgets earlier models.
+
+    Raises:
+        ExperimentError: TensorFlow runs in this process with other threads or another determinism already.
+    """
+    global _runtime
+    wanted = (threads, deterministic)
+    if _runtime is None:
+        try:
+            tf.config.threading.set_intra_op_parallelism_threads(threads)
+        except RuntimeError:  # already running: fine if it runs as asked
+            if tf.config.threading.get_intra_op_parallelism_threads() != threads:
+                raise _cannot_change(f"threads={threads}", "other threads") from None
+        if deterministic:
+            tf.config.experimental.enable_op_determinism()
+        _runtime = wanted
+    elif _runtime != wanted:
+        asked, runs = (f"threads={t} deterministic={str(d).lower()}" for t, d in (wanted, _runtime))
+        raise _cannot_change(asked, runs)
+    keras.backend.clear_session()
+    keras.config.set_dtype_policy(precision)
+    keras.utils.set_random_seed(seed)
+
+
+def _cannot_change(asked: str, runs: str) -> ExperimentError:
+    return ExperimentError(
+        f"{asked}: TensorFlow runs in this process with {runs} and cannot change it.",
+        advice="Start a new process (in a notebook: restart the kernel).",
+    )
+
+
+def training_batches(
+    images: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    *,
+    batch_size: int,
+    epochs: int,
+    seed: int,
+    augmentation: Sequence[keras.Layer] = (),
+) -> tf.data.Dataset:
+    """Batches of augmented images and one-hot labels for all epochs, one after another.
+
+    The order of an epoch follows from `seed` and its number alone, so any epoch can be had without those before it.
+
+    Args:
+        images: raw pixels of shape (images, height, width, channels).
+        labels: classes of shape (images,).
+        num_classes: length of a one-hot label.
+        batch_size: images a batch; an epoch's last batch may be smaller.
+        epochs: how many times every image comes.
+        seed: of the order.
+        augmentation: Keras image layers, applied in order to whole batches.
+    """
+    total = len(images)
+    steps = math.ceil(total / batch_size)
+    all_images, all_labels = tf.constant(images), tf.constant(labels)
+
+    def batch(position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        epoch, step = position // steps, position % steps
+        places = tf.range(step * batch_size, tf.minimum((step + 1) * batch_size, total))
+        shuffled = tf.random.experimental.index_shuffle(places, seed=[seed, epoch], max_index=total - 1)
+        return tf.gather(all_images, shuffled), tf.one_hot(tf.gather(all_labels, shuffled), num_classes)
+
+    def augment(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        for layer in augmentation:
+            if hasattr(layer, "transform_labels"):  # an image layer, which may change labels too, as MixUp does
+                both = layer({"images": images, "labels": labels}, training=True)
+                images, labels = both["images"], both["labels"]
+            else:
+                images = layer(images, training=True)
+        return images, labels
+
+    batches = tf.data.Dataset.range(epochs * steps).map(batch)
+    return (batches.map(augment) if augmentation else batches).prefetch(2)
+
+
+def fit(
+    model: keras.Model,
+    batches: tf.data.Dataset,
+    validation: tuple[np.ndarray, np.ndarray],
+    *,
+    num_images: int,
+    epochs: int,
+    batch_size: int,
+    optimizer: keras.optimizers.Optimizer,
+    schedule: float | keras.optimizers.schedules.LearningRateSchedule,
+    label_smoothing: float,
+    metric: str,
+    mode: str,
+    callbacks: Sequence[keras.callbacks.Callback],
+    on_epoch: EpochFunction,
+    progress_bar: bool,
+) -> TrainingResult:
+    """Trains `model` and leaves the weights of its best epoch in it.
+
+    Args:
+        model: uncompiled; takes raw pixels, gives probabilities.
+        batches: of all epochs, from `training_batches`.
+        validation: raw pixels and classes.
+        num_images: training images of an epoch.
+        epochs: how many at the most.
+        batch_size: images a training batch.
+        optimizer: with `schedule` as its learning rate.
+        schedule: a number, or a function of the step.
+        label_smoothing: of the training and validation loss.
+        metric: what chooses the best epoch, the first of equal ones.
+        mode: `max` or `min`.
+        callbacks: of Keras, such as early stopping.
+        on_epoch: called at every epoch's end.
+        progress_bar: show Keras's own, with the time left.
+
+    Raises:
+        Diverged: at the end of the epoch whose loss is no finite number.
+    """
+    images, labels = validation
+    num_classes = model.output_shape[-1]
+    model.compile(
+        optimizer,
+        loss=keras.losses.CategoricalCrossentropy(label_smoothing=label_smoothing),
+        metrics=["accuracy"],
+    )
+    record = _Record(schedule, metric, mode, on_epoch)
+    # Averaged weights must be in place before anything reads weights.
+    averaging = [callback for callback in callbacks if isinstance(callback, keras.callbacks.SwapEMAWeights)]
+    others = [callback for callback in callbacks if callback not in averaging]
+    started = time.perf_counter()
+    model.fit(
+        batches,
+        epochs=epochs,
+        steps_per_epoch=math.ceil(num_images / batch_size),
+        validation_data=(images, keras.utils.to_categorical(labels, num_classes)),
+        validation_batch_size=PREDICTION_BATCH_SIZE,
+        callbacks=[*averaging, record, *others],
+        shuffle=False,  # the batches are
+        verbose=1 if progress_bar else 0,
+    )
+    seconds = time.perf_counter() - started
+    model.set_weights(record.best_weights)
+    trained = len(record.history["loss"])
+    return TrainingResult(record.history, record.best_epoch, seconds, num_images * trained / seconds)
+
+
+class _Record(keras.callbacks.Callback):
+    """Keeps every epoch's metrics and the best epoch's weights; passes the metrics on; ends a diverged training."""
+
+    def __init__(
+        self,
+        schedule: float | keras.optimizers.schedules.LearningRateSchedule,
+        metric: str,
+        mode: str,
+        on_epoch: EpochFunction,
+    ) -> None:
+        super().__init__()
+        self.schedule = schedule
+        self.metric = metric
+        self.sign = 1 if mode == "max" else -1
+        self.on_epoch = on_epoch
+        self.history: dict[str, list[float]] = {}
+        self.best_epoch = 0
+        self.best_weights: list[np.ndarray] = []
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        self.begun = time.perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        metrics = {name: float(value) for name, value in (logs or {}).items()}
+        if not all(math.isfinite(value) for value in metrics.values()):
+            raise Diverged(epoch + 1)
+        metrics["learning_rate"] = self._last_learning_rate()
+        metrics["epoch_seconds"] = time.perf_counter() - self.begun
+        for name, value in metrics.items():
+            self.history.setdefault(name, []).append(value)
+        scores = [self.sign * value for value in self.history[self.metric]]
+        if scores[-1] > max(scores[:-1], default=-math.inf):
+            self.best_epoch = epoch + 1
+            self.best_weights = self.model.get_weights()
+        self.on_epoch(epoch + 1, metrics)
+
+    def _last_learning_rate(self) -> float:
+        optimizer = self.model.optimizer
+        if callable(self.schedule):
+            return float(self.schedule(optimizer.iterations - 1))
+        return float(optimizer.learning_rate)

