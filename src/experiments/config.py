@@ -4,9 +4,8 @@ import hashlib
 import importlib
 import inspect
 import json
-import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -22,8 +21,9 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 
+from experiments import schema
 from experiments.errors import ExperimentError, did_you_mean
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -58,6 +58,7 @@ _ROOT: dict[str, Any] = {
     "tracking.model": bool,
 }
 _FREE = "tracking.tags."
+_MISSING = object()
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Configuration:
     def choices(self) -> dict[str, str]:
         """The choice of every group; `callbacks` are their sorted names in Hydra's list grammar."""
         callbacks = ",".join(sorted(self.cfg.get("callbacks") or {}))
-        return {group: self.options[group] for group in GROUPS if group != "callbacks"} | {"callbacks": f"[{callbacks}]"}
+        return {**self.options, "callbacks": f"[{callbacks}]"}
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -130,32 +131,32 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> Configur
         if not Path(config_dir).is_dir():
             raise ExperimentError(f"--config-dir {config_dir}: no such folder.")
         search = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"]
-    parse(overrides)
+    _check_additions(overrides, config_dir)
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR), job_name="experiments"):
             cfg = hydra_compose("config", overrides=[*search, *overrides], return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise _explain(error, overrides, config_dir) from error
-    _check_targets(OmegaConf.to_container(cfg.hydra), "hydra", _is_hydra_target, "hydra. and hydra_plugins.")
+    schema.check_targets(OmegaConf.to_container(cfg.hydra), "hydra")
     choices = cfg.hydra.runtime.choices
-    with_hydra_left_out = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
-    return _checked(with_hydra_left_out, choices, overrides, config_dir)
+    without_hydra = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    return _checked(without_hydra, choices, overrides, config_dir)
 
 
 def current_job(cfg: DictConfig, config_dir: str | None) -> Configuration:
     """The job that Hydra is running, checked (for the task function of `hydra.main`)."""
     job = HydraConfig.get()
+    _check_additions(job.overrides.task, config_dir)
     return _checked(cfg, job.runtime.choices, job.overrides.task, config_dir)
 
 
 def _checked(
     cfg: DictConfig, choices: Mapping[str, str], overrides: Sequence[str], config_dir: str | None
 ) -> Configuration:
-    options = {group: str(choice) for group, choice in choices.items() if group in GROUPS}
+    options = {group: str(choices[group]) for group in GROUPS if group in choices}
     configuration = Configuration(cfg, tuple(overrides), choices.get("experiment"), options, config_dir)
-    _check_additions(cfg, overrides)
     values = _container(cfg)
-    _check_targets(values, "", _is_target, "see the names in conf/")
+    schema.check_targets(values)
     _check_root(values)
     _check_callbacks(values)
     return configuration
@@ -171,12 +172,20 @@ def parse(overrides: Sequence[str]) -> list[Override]:
         ExperimentError: one that breaks the grammar.
     """
     try:
-        return OverridesParser.create().parse_overrides(list(overrides))
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
         culprit = getattr(error, "override", None) or " ".join(overrides)
-        raise ExperimentError(
-            f"{culprit}: this is no override.", advice="Write key=value; quote a value with special characters."
-        ) from error
+        raise _no_override(culprit) from error
+    for text, override in zip(overrides, parsed, strict=True):
+        if not override.key_or_group:
+            raise _no_override(text)
+    return parsed
+
+
+def _no_override(text: str) -> ExperimentError:
+    return ExperimentError(
+        f"{text}: this is no override.", advice="Write key=value; quote a value with special characters."
+    )
 
 
 def _explain(error: Exception, overrides: Sequence[str], config_dir: str | None) -> ExperimentError:
@@ -204,7 +213,7 @@ def _choices_alone(overrides: Sequence[str]) -> list[str]:
 
 def _unknown_key(key: str, cfg: DictConfig, advice: str = "") -> ExperimentError:
     """Names the nearest key anywhere, and the keys that stand beside the unknown one."""
-    keys = [name for name, _ in _leaves(OmegaConf.to_container(cfg))]
+    keys = [name for name, _ in _leaves(_container(cfg))]
     prefixes = {".".join(name.split(".")[:depth]) for name in keys for depth in range(1, name.count(".") + 2)}
     known = {name for name in prefixes | set(GROUPS) | {"experiment"} if name != key and not name.startswith(f"{key}.")}
     parent = key.rpartition(".")[0]
@@ -213,13 +222,19 @@ def _unknown_key(key: str, cfg: DictConfig, advice: str = "") -> ExperimentError
     return ExperimentError(problem, allowed=beside, advice=advice)
 
 
-def _check_additions(cfg: DictConfig, overrides: Sequence[str]) -> None:
-    """Refuses `+key=…`, by which Hydra would take any misspelt key."""
-    for override in parse(overrides):
-        added = override.is_add() or override.is_force_add()
-        if added and not override.key_or_group.startswith(_FREE):
-            advice = f"Only {_FREE}* may be added with +; every other key is changed by key=value."
-            raise _unknown_key(override.key_or_group, cfg, advice)
+def _check_additions(overrides: Sequence[str], config_dir: str | None) -> None:
+    """Refuses `+key=…`, by which Hydra would take any misspelt key; `++key=…` may change a key that is there."""
+    for text, override in zip(overrides, parse(overrides), strict=True):
+        key = override.key_or_group
+        if not (override.is_add() or override.is_force_add()) or key.startswith(_FREE):
+            continue
+        known = compose(_choices_alone(overrides), config_dir).cfg
+        if key not in (*GROUPS, "experiment") and OmegaConf.select(known, key, default=_MISSING) is _MISSING:
+            raise _unknown_key(
+                key, known, f"Only {_FREE}* may be added with +; every other key is changed by key=value."
+            )
+        if override.is_add():
+            raise ExperimentError(f"{text}: {key} is there already.", advice=f"Write it without +: {text.lstrip('+')}")
 
 
 # What the values must be
@@ -239,9 +254,9 @@ def _check_root(values: dict[str, Any]) -> None:
         value: Any = values
         for part in key.split("."):
             if not isinstance(value, dict) or part not in value:
-                raise ExperimentError(f"{key} is missing.", advice=f"It must be {_describe(annotation)}.")
+                raise ExperimentError(f"{key} is missing.", advice=f"It must be {schema.in_words(annotation)}.")
             value = value[part]
-        _check_value(key, value, annotation)
+        schema.check_value(key, value, annotation)
     metric, mode = values["objective"]["metric"], values["objective"]["mode"]
     right = "min" if metric.endswith("loss") else "max"
     if mode != right:
@@ -266,113 +281,6 @@ def _check_callbacks(values: dict[str, Any]) -> None:
             )
 
 
-def _check_value(key: str, value: Any, annotation: Any) -> None:
-    try:
-        TypeAdapter(annotation).validate_python(value, strict=True)
-    except ValidationError as error:
-        choices = TypeAdapter(annotation).json_schema().get("enum", ())
-        raise ExperimentError(
-            f"{key}={_as_typed(value)} is refused: it must be {_describe(annotation)}.",
-            given=str(value),
-            allowed=choices,
-        ) from error
-
-
-def _as_typed(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _describe(annotation: Any) -> str:
-    """The values that `annotation` allows, in words."""
-
-    def words(schema: Mapping[str, Any]) -> str:
-        if "anyOf" in schema:
-            return " or ".join(words(option) for option in schema["anyOf"])
-        if "enum" in schema:
-            return "one of the allowed names"
-        if schema["type"] == "array":
-            least = "non-empty " if schema.get("minItems") else ""
-            items = f", each {words(schema['items'])}" if schema.get("items") else ""
-            return f"a {least}list{items}"
-        bounds = [
-            f"{word} {schema[bound]:g}"
-            for bound, word in (
-                ("minimum", "at least"),
-                ("exclusiveMinimum", "above"),
-                ("maximum", "at most"),
-                ("exclusiveMaximum", "below"),
-            )
-            if bound in schema
-        ]
-        name = {
-            "integer": "a whole number",
-            "number": "a number",
-            "string": "text",
-            "boolean": "true or false",
-            "null": "null",
-            "object": "a mapping of names to plain values",
-        }[schema["type"]]
-        return f"{name} {' and '.join(bounds)}".strip()
-
-    return words(TypeAdapter(annotation).json_schema())
-
-
-# What a configuration may call
-
-_KERAS_CLASS = re.compile(
-    r"keras\.(layers|optimizers(\.schedules)?|callbacks|regularizers|initializers|constraints)\.[A-Z]\w*"
-)
-_OWN_FUNCTION = re.compile(r"experiments\.(data|models|schedules)\.[a-z]\w*")
-#: Run code from strings, write to places of their own, need another backend, or do what the run itself does.
-_REFUSED_CLASSES = {
-    "Lambda", "RemoteMonitor", "CSVLogger", "TensorBoard", "ModelCheckpoint", "BackupAndRestore", "LambdaCallback",
-    "OrbaxCheckpoint", "TFSMLayer", "JaxLayer", "FlaxLayer", "TorchModuleWrapper",
-}  # fmt: skip
-
-
-def _is_target(target: str) -> bool:
-    if _KERAS_CLASS.fullmatch(target):
-        return target.rpartition(".")[2] not in _REFUSED_CLASSES
-    allowed = [prefix.strip().rstrip(".") for prefix in os.environ.get("EXPERIMENTS_ALLOW_TARGETS", "").split(",")]
-    by_user = any(target == prefix or target.startswith(f"{prefix}.") for prefix in allowed if prefix)
-    return by_user or _OWN_FUNCTION.fullmatch(target) is not None
-
-
-def _is_hydra_target(target: str) -> bool:
-    return target.startswith(("hydra.", "hydra_plugins."))
-
-
-def _check_targets(node: Any, key: str, is_allowed: Callable[[str], bool], allowed: str) -> None:
-    """Holds every `_target_` in `node` to the rule before anything is imported."""
-    for path, mapping in _mappings(node, key):
-        # A mapping with class_name is Keras's own serialised form, by which a layer inside a layer could be anything.
-        for name in ("_target_", "class_name"):
-            target = mapping.get(name)
-            if target is None or (name == "_target_" and isinstance(target, str) and is_allowed(target)):
-                continue
-            where = f"{path}.{name}" if path else name
-            advice = f"Allowed are {allowed}."
-            if is_allowed is _is_target:
-                module = str(target).rpartition(".")[0] or target
-                advice = (
-                    "Allowed are the public classes of keras.layers, .optimizers, .callbacks, .regularizers, "
-                    ".initializers and .constraints that run no code of their own, the functions of "
-                    f"experiments.data, .models and .schedules, and yours: export EXPERIMENTS_ALLOW_TARGETS={module}"
-                )
-            raise ExperimentError(f"{where}={target} is refused: a configuration may not call it.", advice=advice)
-
-
-def _mappings(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every mapping inside `node`, with its dotted path."""
-    if isinstance(node, dict):
-        yield key, node
-        for name, value in node.items():
-            yield from _mappings(value, f"{key}.{name}" if key else str(name))
-    elif isinstance(node, list):
-        for position, value in enumerate(node):
-            yield from _mappings(value, f"{key}[{position}]")
-
-
 # Building what the configuration describes
 
 
@@ -389,68 +297,21 @@ def instantiate(cfg: DictConfig, key: str, **run_values: Any) -> Any:
             refuses.
     """
     node = OmegaConf.select(cfg, key)
-    for path, mapping in _mappings(_container(node), key):
+    for path, mapping in schema.mappings(_container(node), key):
         if "_target_" in mapping:
-            _check_arguments(path, mapping, run_values if path == key else {})
+            schema.check_arguments(path, mapping, run_values if path == key else {})
     target = node["_target_"]
-    named = inspect.signature(_locate(key, target)).parameters
+    named = inspect.signature(schema.locate(key, target)).parameters
     try:
         build = hydra.utils.instantiate(node, _partial_=True, _convert_="all")
         return build(**{name: value for name, value in run_values.items() if name in named})
-    except InstantiationException as error:
-        raise ExperimentError(f"{key}: {str(error.__cause__ or error).splitlines()[0]}") from error
+    except InstantiationException as error:  # of a part inside the node
+        part = re.search(r"full_key: (\S+)", str(error))
+        raise ExperimentError(f"{part[1] if part else key}: {error.__cause__ or error}") from error
     except (TypeError, ValueError) as error:
         if not target.startswith("keras."):
             raise
         raise ExperimentError(f"{key}: {target} refuses it: {error}") from error
-
-
-def _locate(key: str, target: str) -> Callable[..., Any]:
-    module_name, _, name = target.rpartition(".")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ExperimentError(
-            f"{key}._target_={target}: Python finds no module {error.name}.",
-            advice="Put the folder that holds it on PYTHONPATH.",
-        ) from error
-    found = getattr(module, name, None)
-    own = not target.startswith("experiments.") or getattr(found, "__module__", None) == module_name
-    if not callable(found) or not own:
-        names = [name for name in dir(module) if not name.startswith("_") and _is_target(f"{module_name}.{name}")]
-        raise ExperimentError(f"{key}._target_={target}: {module_name} has no {name}.", given=name, allowed=names)
-    return found
-
-
-def _check_arguments(path: str, node: dict[str, Any], run_values: Mapping[str, Any]) -> None:
-    target = _locate(path, node["_target_"])
-    signature = inspect.signature(target)
-    known = _parameters(target)
-    given = {name: value for name, value in node.items() if not (name.startswith("_") and name.endswith("_"))}
-    for name in given:
-        if known is not None and name not in known:
-            raise ExperimentError(
-                f"{path}.{name}: {node['_target_']} has no such parameter.",
-                given=name,
-                allowed=[name for name in known if name not in run_values],
-            )
-    for name, parameter in signature.parameters.items():
-        keyword = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        if keyword and parameter.default is parameter.empty and name not in {*given, *run_values}:
-            raise ExperimentError(f"{path}.{name} is missing: {node['_target_']} needs it.")
-        if name in given and node["_target_"].startswith("experiments."):
-            _check_value(f"{path}.{name}", given[name], parameter.annotation)
-
-
-def _parameters(target: Callable[..., Any]) -> set[str] | None:
-    """The names that `target` takes; a class of Keras passes **kwargs on to its bases. None: any."""
-    callables = [base.__init__ for base in inspect.getmro(target)[:-1]] if inspect.isclass(target) else [target]
-    names: set[str] = set()
-    for function in callables:
-        parameters = inspect.signature(function).parameters.values()
-        names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {"self"}
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(target).parameters.values())
-    return None if takes_any and not inspect.isclass(target) else names
 
 
 # Reading values
@@ -485,7 +346,8 @@ def read_own_code() -> str:
 
 def code_sha256(own_code: str, cfg: DictConfig) -> str:
     """`own_code` and the source of every module of the user that a `_target_` names."""
-    targets = {node["_target_"].rpartition(".")[0] for _, node in _mappings(_container(cfg), "") if "_target_" in node}
-    foreign = sorted(name for name in targets if not name.startswith(("keras.", "experiments.")))
+    nodes = [node for _, node in schema.mappings(_container(cfg), "") if "_target_" in node]
+    modules = {node["_target_"].rpartition(".")[0] for node in nodes}
+    foreign = sorted(module for module in modules if not module.startswith(("keras.", "experiments.")))
     sources = [Path(str(importlib.import_module(name).__file__)).read_text() for name in foreign]
     return digest([own_code, *sources]) if sources else own_code

@@ -69,9 +69,7 @@ def convnet(
     layers: list[keras.Layer] = []
     for block, (width, kernel, pool) in enumerate(zip(filters, kernel_sizes, pool_sizes, strict=True), start=1):
         name = f"block{block}"
-        layers.append(
-            keras.layers.Conv2D(width, kernel, padding=padding, use_bias=not batch_norm, name=f"{name}_conv")
-        )
+        layers.append(keras.layers.Conv2D(width, kernel, padding=padding, use_bias=not batch_norm, name=f"{name}_conv"))
         if batch_norm:
             layers.append(keras.layers.BatchNormalization(name=f"{name}_batch_norm"))
         activate = keras.layers.Activation(activation, name=f"{name}_{activation}")
@@ -144,9 +142,7 @@ def with_scaling(net: keras.Model, scaling: keras.Layer, input_shape: Shape) -> 
 _NOT_ACTIVATIONS = {"deserialize", "get", "serialize"}
 
 
-def _stack(
-    layers: Iterable[keras.Layer], input_shape: Shape, num_classes: int, classifier: bool
-) -> keras.Sequential:
+def _stack(layers: Iterable[keras.Layer], input_shape: Shape, num_classes: int, classifier: bool) -> keras.Sequential:
     """`layers` on an input of `input_shape`, ended by a softmax; names the layer that does not fit."""
     net = keras.Sequential([keras.Input(input_shape)], name="net")
     shape: tuple[int | None, ...] = (None, *input_shape)
@@ -162,8 +158,7 @@ def _stack(
             fits = False
         if not fits:
             raise ExperimentError(
-                f"model: layer {layer.name} shrinks its input of {' x '.join(map(str, before[1:-1]))} "
-                "below one pixel.",
+                f"model: layer {layer.name} shrinks its input of {' x '.join(map(str, before[1:-1]))} below one pixel.",
                 advice="Take fewer or smaller pools and kernels, or padding: same.",
             )
     if classifier:

@@ -7,7 +7,7 @@ import platform
 import shutil
 import signal
 import socket
-import subprocess  # noqa: S404 (git and the MLflow server, never a shell)
+import subprocess
 import sys
 import traceback
 import webbrowser
@@ -242,7 +242,8 @@ def _status(run: Run) -> Iterator[None]:
         tags = {"reason": "signal" if terminated else "exit", "failure": "SIGTERM" if terminated else f"{error!r}"}
         raise
     except BaseException as error:
-        tags = {"reason": "error", "failure": traceback.format_exception_only(error)[-1].strip().splitlines()[-1].strip()}
+        last_line = traceback.format_exception_only(error)[-1].strip().splitlines()[-1].strip()
+        tags = {"reason": "error", "failure": last_line}
         (run.folder / "traceback.txt").write_text(traceback.format_exc())
         raise
     finally:
@@ -269,7 +270,8 @@ def _experiment_id(client: mlflow.MlflowClient, name: str, uri: str) -> str:
     if found.lifecycle_stage == "deleted":
         raise ExperimentError(
             f"The MLflow experiment {name} was deleted.",
-            advice=f"Choose another one with tracking.experiment=…, or: mlflow experiments restore -x {found.experiment_id}",
+            advice="Choose another one with tracking.experiment=…, or: "
+            f"mlflow experiments restore -x {found.experiment_id}",
         )
     return found.experiment_id
 
@@ -336,10 +338,11 @@ def serve_ui(host: str, port: int) -> int:
             probe.bind((host, port))
         except OSError as error:
             raise ExperimentError(f"Port {port} of {host} is taken.", advice=f"Try: --port {port + 1}") from error
-    words = ["-m", "mlflow", "server", "--backend-store-uri", uri, "--host", host, "--port", str(port), "--workers", "1"]
+    listen = ["--host", host, "--port", str(port), "--workers", "1"]
+    words = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, *listen]
     # Its job runners serve features that nobody needs here, and would outlive it.
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    server = subprocess.Popen([sys.executable, *words], env=os.environ | quiet, start_new_session=True)  # noqa: S603
+    server = subprocess.Popen(words, env=os.environ | quiet, start_new_session=True)  # noqa: S603
     url = f"http://{host}:{port}/{_training_runs_page(uri)}"
     try:
         while server.poll() is None and not _answers(host, port):

@@ -26,7 +26,6 @@ from experiments.training import Diverged, TrainingResult
 _log = logging.getLogger("experiments")
 _OWN_CODE = config.read_own_code()  # as it was when it was imported
 _SAMPLES = 16
-_PREDICTIONS = 24
 _MOST_MISTAKES = 500
 
 
@@ -159,7 +158,7 @@ def _opened(
         experiment=str(cfg.tracking.experiment or configuration.choices["data"]),
         name=configuration.title,
         params=configuration.parameters,
-        tags={**OmegaConf.to_container(cfg.tracking.tags), **own, **tags, "command": command},
+        tags={**dict(cfg.tracking.tags), **own, **tags, "command": command},
         files={"config.yaml": OmegaConf.to_yaml(cfg, resolve=True), "environment.txt": tracking.environment()},
     )
 
@@ -198,9 +197,7 @@ def _training_batches(cfg: Any, data: Dataset, parts: _Parts) -> tf.data.Dataset
 # The training
 
 
-def _fit(
-    cfg: Any, data: Dataset, parts: _Parts, batches: tf.data.Dataset, record: tracking.Run
-) -> TrainingResult:
+def _fit(cfg: Any, data: Dataset, parts: _Parts, batches: tf.data.Dataset, record: tracking.Run) -> TrainingResult:
     terminal = sys.stdout.isatty()
 
     def on_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
@@ -254,27 +251,28 @@ def _write_tables(record: tracking.Run, data: Dataset, validation: Evaluation, t
     worst = test.wrong[:_MOST_MISTAKES]
     np.savez_compressed(record.folder / "mistakes.npz", index=data.test_index[worst], image=data.test_images[worst])
     (record.folder / "classification_report.txt").write_text(test.report(data.class_names))
-    (record.folder / "classification_report.json").write_text(
-        json.dumps(test.report_values(data.class_names), indent=2)
-    )
+    report = json.dumps(test.report_values(data.class_names), indent=2)
+    (record.folder / "classification_report.json").write_text(report)
 
 
 def _draw(record: tracking.Run, cfg: Any, data: Dataset, result: TrainingResult, test: Evaluation) -> None:
-    def gallery(positions: Any) -> tuple[np.ndarray, ...]:
-        return data.test_images[positions], test.labels[positions], test.predicted[positions], test.confidences[positions]
-
-    names = data.class_names
+    names, wrong = data.class_names, test.wrong
+    labels, predicted, confidences = test.labels, test.predicted, test.confidences
     _save(record, "curves.png", plots.curves(result.history, result.best_epoch, cfg.objective.metric))
     _save(record, "confusion_matrix.png", plots.confusion_matrix(test.confusion_matrix(), names))
-    _save(record, "predictions.png", plots.predictions(*gallery(slice(_PREDICTIONS)), names))
-    _save(record, "mistakes.png", plots.mistakes(*gallery(test.wrong), names, len(test.labels)))
+    _save(record, "predictions.png", plots.predictions(data.test_images, labels, predicted, confidences, names))
+    mistakes = plots.mistakes(
+        data.test_images[wrong], labels[wrong], predicted[wrong], confidences[wrong], names, len(labels)
+    )
+    _save(record, "mistakes.png", mistakes)
 
 
 def _samples_figure(batches: tf.data.Dataset, model: keras.Model, data: Dataset) -> Any:
     images, labels = next(iter(batches.take(1)))
     scaled = np.asarray(model.layers[0](tf.cast(images[:_SAMPLES], "float32")))
     # A mixed image has several labels.
-    captions = [" + ".join(data.class_names[label] for label in np.flatnonzero(row > 0.05)) for row in labels[:_SAMPLES]]
+    shares = np.asarray(labels[:_SAMPLES])
+    captions = [" + ".join(data.class_names[label] for label in np.flatnonzero(row > 0.05)) for row in shares]
     return plots.samples(scaled, captions)
 
 
@@ -286,9 +284,7 @@ def _log_model(record: tracking.Run, cfg: Any, model: keras.Model, data: Dataset
     if cfg.tracking.model:
         # Without the training's own state, the model loads anywhere; given as lists it would ask for lists.
         bare = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
-        record.log_model(
-            bare, image_shape=data.image_shape, num_classes=data.num_classes, step=result.best_epoch
-        )
+        record.log_model(bare, image_shape=data.image_shape, num_classes=data.num_classes, step=result.best_epoch)
 
 
 def _summarise(

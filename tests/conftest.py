@@ -1,0 +1,78 @@
+"""What the tests share: compose(), a throw-away MLflow store, and small files of real digits."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import config, quiet_import
+
+with quiet_import():
+    import keras
+    import mlflow
+
+# Tests never touch the user's cache, store or settings.
+os.environ.pop("MLFLOW_TRACKING_URI", None)
+os.environ.pop("MLFLOW_RUN_ID", None)
+os.environ.pop("EXPERIMENTS_ALLOW_TARGETS", None)
+
+
+@pytest.fixture
+def compose():
+    """Composes and checks a configuration from overrides."""
+    return lambda *overrides, **options: config.compose(list(overrides), **options)
+
+
+@pytest.fixture(scope="session")
+def new_store(tmp_path_factory):
+    """An MLflow store without runs; making its tables takes seconds, so it is made once."""
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
+
+
+@pytest.fixture
+def store(new_store, tmp_path, monkeypatch):
+    """A client of a store of the test's own, which every run of the test goes to."""
+    file = tmp_path / "store" / "mlflow.db"
+    file.parent.mkdir()
+    shutil.copy(new_store, file)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{file}")
+    return mlflow.MlflowClient(f"sqlite:///{file}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """A Keras cache of the tests' own."""
+    folder = tmp_path_factory.mktemp("keras")
+    before = os.environ.get("KERAS_HOME")
+    os.environ["KERAS_HOME"] = str(folder)
+    yield folder
+    os.environ.pop("KERAS_HOME") if before is None else os.environ.update(KERAS_HOME=before)
+
+
+@pytest.fixture(scope="session")
+def digits(cache, tmp_path_factory) -> Path:
+    """A file like MNIST's: 400 training and 100 test images, real digits."""
+    from experiments.data import mnist_5k
+
+    data = mnist_5k(validation_fraction=0.1111, split_seed=0, limit=400)
+    file = tmp_path_factory.mktemp("data") / "digits.npz"
+    np.savez(
+        file,
+        x_train=data.train_images[..., 0],
+        y_train=data.train_labels,
+        x_test=data.test_images[:100, ..., 0],
+        y_test=data.test_labels[:100],
+    )
+    return file
+
+
+@pytest.fixture(autouse=True)
+def fresh_keras():
+    """Layer names and dtype policy as in a new process."""
+    keras.backend.clear_session()
+    yield
+    keras.config.set_dtype_policy("float32")
