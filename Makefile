@@ -1,0 +1,34 @@
+# make train, make test: everything else is installed on the way. Overrides: make train ARGS="model=conv3 epochs=3"
+.PHONY: setup train test check ui bench
+
+# The first of these that TensorFlow has a wheel for.
+PYTHONS := python3 python3.13 python3.12 python3.11
+FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+PYTHON ?= $(firstword $(foreach python,$(PYTHONS),$(shell $(python) -c "$(FITS)" 2>/dev/null && echo $(python))))
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+setup: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "make: needs Python 3.11, 3.12 or 3.13 with venv (TensorFlow has no wheel for others)" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+train: $(INSTALLED)
+	@$(BIN)/experiments train $(ARGS)
+
+test: $(INSTALLED)
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+ui: $(INSTALLED)
+	@$(BIN)/experiments ui $(ARGS)
+
+bench: $(INSTALLED)
+	@$(BIN)/python benchmarks/overhead.py $(ARGS)
