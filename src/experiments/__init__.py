@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from experiments.errors import ExperimentError
+
 if TYPE_CHECKING:
     from experiments.train import RunResult
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
-__all__ = ["run"]
+__all__ = ["ExperimentError", "run"]
 
 
 def run(overrides: Sequence[str] = (), *, config_dir: str | None = None) -> "RunResult":

@@ -4,7 +4,6 @@ import argparse
 import os
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 
 from experiments import quiet_import
@@ -83,16 +82,16 @@ def _train(arguments: list[str]) -> int:
     try:
         hydra.main(config_path=str(config.CONF_DIR), config_name="config", version_base="1.3")(task)()
     except (HydraException, OmegaConfBaseException) as error:
-        raise ExperimentError(str(error).splitlines()[0]) from error
+        raise ExperimentError(config.first_line(error)) from error
     if refused:
         raise refused[0]
     return 1 if failed else 0
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from experiments.config import CONF_DIR
+    from experiments import config
 
-    folders = [CONF_DIR, *([Path(arguments.config_dir)] if arguments.config_dir else [])]
+    folders = config.folders(arguments.config_dir)
     files = [file for folder in folders for file in sorted(folder.glob("*/*.yaml"))]
     groups = sorted({file.parent.name for file in files})
     if arguments.group and arguments.group not in groups:
@@ -111,3 +110,7 @@ def _ui(arguments: argparse.Namespace) -> int:
     from experiments import tracking
 
     return tracking.serve_ui(arguments.host, arguments.port)
+
+
+if __name__ == "__main__":
+    main()

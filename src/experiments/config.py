@@ -1,18 +1,19 @@
 """Compose, check, identify and instantiate a configuration; knows neither Keras nor MLflow."""
 
 import hashlib
-import importlib
 import inspect
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, cast
 
 import hydra.utils
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
@@ -21,7 +22,6 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import Field
 
 from experiments import schema
 from experiments.errors import ExperimentError, did_you_mean
@@ -33,32 +33,9 @@ CHECKOUT = _CHECKOUT if (_CHECKOUT / "conf" / "config.yaml").exists() else None
 #: The options of this package: the checkout's, for a wheel its own copy.
 CONF_DIR = (CHECKOUT or _PACKAGE) / "conf"
 
-#: The groups that make a run, each with exactly one option, but `callbacks` with any number.
-GROUPS = ("data", "scale", "augment", "model", "optimizer", "schedule", "callbacks")
-#: What an epoch measures, and so what a callback may monitor.
-EPOCH_METRICS = ("loss", "accuracy", "val_loss", "val_accuracy")
-
-_Count = Annotated[int, Field(ge=1)]
-_Scalar = str | int | float | bool
-#: Every key outside the groups, and the one key inside them that the run itself reads.
-_ROOT: dict[str, Any] = {
-    "epochs": _Count,
-    "batch_size": _Count,
-    "label_smoothing": Annotated[float, Field(ge=0, lt=1)],
-    "precision": Literal["float32", "mixed_float16", "mixed_bfloat16"],
-    "seed": Annotated[int, Field(ge=0, lt=2**32)],
-    "threads": _Count,
-    "deterministic": bool,
-    "objective.metric": Literal["val_accuracy", "val_loss"],
-    "objective.mode": Literal["max", "min"],
-    "optimizer.learning_rate": Annotated[float, Field(gt=0, allow_inf_nan=False)],
-    "tracking.experiment": _Scalar | None,
-    "tracking.note": _Scalar | None,
-    "tracking.tags": dict[str, _Scalar],
-    "tracking.model": bool,
-}
+GROUPS, EPOCH_METRICS = schema.GROUPS, schema.EPOCH_METRICS
+_CHOOSABLE = (*GROUPS, "experiment")
 _FREE = "tracking.tags."
-_MISSING = object()
 
 
 @dataclass(frozen=True)
@@ -96,15 +73,15 @@ class Configuration:
     @property
     def parameters(self) -> dict[str, str]:
         """Every choice and every identity key, dotted, as text: what a run is filtered and compared by."""
-        return self.choices | {
-            key: value if isinstance(value, str) else json.dumps(value) for key, value in _leaves(self.identity)
-        }
+        leaves = _leaves(self.identity)
+        return {key: value if isinstance(value, str) else json.dumps(value) for key, value in leaves} | self.choices
 
     @property
     def title(self) -> str:
         """Model, what the user changed, seed: at most 80 characters."""
         told = ("model=", "seed=", "tracking.", "+tracking.", "hydra.", "data.path=", "data.test_path=")
-        changed = [override for override in self.overrides if not override.startswith(told)]
+        last = {override.partition("=")[0]: override for override in self.overrides}  # of two for a key
+        changed = [override for override in last.values() if not override.startswith(told)]
         seed = f" seed={self.cfg.seed}"
         head = " ".join([self.choices["model"], *changed])
         room = 80 - len(seed)
@@ -126,39 +103,59 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> Configur
     Raises:
         ExperimentError: an override or a value that cannot work.
     """
-    search = []
-    if config_dir is not None:
-        if not Path(config_dir).is_dir():
-            raise ExperimentError(f"--config-dir {config_dir}: no such folder.")
-        search = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"]
-    _check_additions(overrides, config_dir)
-    try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR), job_name="experiments"):
-            cfg = hydra_compose("config", overrides=[*search, *overrides], return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise _explain(error, overrides, config_dir) from error
+    swept = [text for text, override in _parsed(overrides) if override.is_sweep_override()]
+    if swept:
+        where = ["--config-dir", config_dir] if config_dir else []
+        raise ExperimentError(
+            f"{' '.join(swept)}: this is a sweep of several runs.",
+            advice=f"Start it with: {shlex.join(['experiments', 'train', '-m', *where, *overrides])}",
+        )
+    _check_overrides(overrides, config_dir)
+    cfg = _composed(overrides, config_dir)
     schema.check_targets(OmegaConf.to_container(cfg.hydra), "hydra")
-    choices = cfg.hydra.runtime.choices
-    without_hydra = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    return _checked(without_hydra, choices, overrides, config_dir)
+    return _checked(_configuration(cfg, cfg.hydra.runtime.choices, overrides, config_dir))
 
 
 def current_job(cfg: DictConfig, config_dir: str | None) -> Configuration:
     """The job that Hydra is running, checked (for the task function of `hydra.main`)."""
     job = HydraConfig.get()
-    _check_additions(job.overrides.task, config_dir)
-    return _checked(cfg, job.runtime.choices, job.overrides.task, config_dir)
+    _check_overrides(job.overrides.task, config_dir)
+    return _checked(_configuration(cfg, job.runtime.choices, job.overrides.task, config_dir))
 
 
-def _checked(
+def folders(config_dir: str | None) -> list[Path]:
+    """Where options are looked for: in this package, then in the user's folder.
+
+    Raises:
+        ExperimentError: the user's folder does not exist.
+    """
+    if config_dir is not None and not Path(config_dir).is_dir():
+        raise ExperimentError(f"--config-dir {config_dir}: there is no such folder.")
+    return [CONF_DIR, *([Path(config_dir)] if config_dir else [])]
+
+
+def _composed(overrides: Sequence[str], config_dir: str | None) -> DictConfig:
+    places = [json.dumps(f"file://{folder.resolve()}") for folder in folders(config_dir)[1:]]
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR), job_name="experiments"):
+            search = f"hydra.searchpath=[{','.join(places)}]"
+            return hydra_compose("config", overrides=[search, *overrides], return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
+        raise _explain(error, overrides, config_dir) from error
+
+
+def _configuration(
     cfg: DictConfig, choices: Mapping[str, str], overrides: Sequence[str], config_dir: str | None
 ) -> Configuration:
+    without_hydra = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     options = {group: str(choices[group]) for group in GROUPS if group in choices}
-    configuration = Configuration(cfg, tuple(overrides), choices.get("experiment"), options, config_dir)
-    values = _container(cfg)
+    return Configuration(without_hydra, tuple(overrides), choices.get("experiment"), options, config_dir)
+
+
+def _checked(configuration: Configuration) -> Configuration:
+    values = _container(configuration.cfg)
     schema.check_targets(values)
-    _check_root(values)
-    _check_callbacks(values)
+    schema.check_run(values, configuration.options)
     return configuration
 
 
@@ -182,103 +179,109 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     return parsed
 
 
+def _parsed(overrides: Sequence[str]) -> Iterator[tuple[str, Override]]:
+    return zip(overrides, parse(overrides), strict=True)
+
+
 def _no_override(text: str) -> ExperimentError:
     return ExperimentError(
         f"{text}: this is no override.", advice="Write key=value; quote a value with special characters."
     )
 
 
-def _explain(error: Exception, overrides: Sequence[str], config_dir: str | None) -> ExperimentError:
-    """Hydra's or OmegaConf's complaint in one short message with the nearest name."""
-    first_line = str(error).splitlines()[0]
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, option = error.missing_cfg_file.rpartition("/")
-        folders = [CONF_DIR / group, *([Path(config_dir) / group] if config_dir else [])]
-        names = error.options or [file.stem for folder in folders for file in folder.glob("*.yaml")]
-        return ExperimentError(f"{group}={option}: there is no such option.", given=option, allowed=names)
-    if unknown := re.match(r"Could not (?:override|delete) '(.+?)'", first_line):
-        key = unknown[1]
-        advice = f"A free tag is added with +{key}=…" if key.startswith(_FREE) else ""
-        return _unknown_key(key, compose(_choices_alone(overrides), config_dir).cfg, advice)
-    if "--multirun" in str(error):
-        return ExperimentError(
-            f"{' '.join(overrides)}: this is a sweep of several runs.", advice="Start it with: experiments train -m …"
-        )
-    return ExperimentError(first_line)
-
-
-def _choices_alone(overrides: Sequence[str]) -> list[str]:
-    return [override for override in overrides if override.partition("=")[0] in (*GROUPS, "experiment")]
-
-
-def _unknown_key(key: str, cfg: DictConfig, advice: str = "") -> ExperimentError:
-    """Names the nearest key anywhere, and the keys that stand beside the unknown one."""
-    keys = [name for name, _ in _leaves(_container(cfg))]
-    prefixes = {".".join(name.split(".")[:depth]) for name in keys for depth in range(1, name.count(".") + 2)}
-    known = {name for name in prefixes | set(GROUPS) | {"experiment"} if name != key and not name.startswith(f"{key}.")}
-    parent = key.rpartition(".")[0]
-    beside = {name for name in known if name.rpartition(".")[0] == parent}
-    problem = f"{key}: there is no such key. {did_you_mean(key, known)}".strip()
-    return ExperimentError(problem, allowed=beside, advice=advice)
-
-
-def _check_additions(overrides: Sequence[str], config_dir: str | None) -> None:
-    """Refuses `+key=…`, by which Hydra would take any misspelt key; `++key=…` may change a key that is there."""
-    for text, override in zip(overrides, parse(overrides), strict=True):
+def _check_overrides(overrides: Sequence[str], config_dir: str | None) -> None:
+    """Refuses what Hydra would take, such as any misspelt key after `+`, and what it would not explain."""
+    for text, override in _parsed(overrides):
         key = override.key_or_group
-        if not (override.is_add() or override.is_force_add()) or key.startswith(_FREE):
+        if key in GROUPS and (override.is_delete() or not _is_choice(key, override.value())):
+            advice = "For none write callbacks=[]." if key == "callbacks" else ""
+            raise ExperimentError(f"{text}: {key} needs an option.", allowed=_options(key, config_dir), advice=advice)
+        if not (override.is_add() or override.is_force_add()) or f"{key}.".startswith((_FREE, "hydra.")):
             continue
-        known = compose(_choices_alone(overrides), config_dir).cfg
-        if key not in (*GROUPS, "experiment") and OmegaConf.select(known, key, default=_MISSING) is _MISSING:
-            raise _unknown_key(
-                key, known, f"Only {_FREE}* may be added with +; every other key is changed by key=value."
-            )
-        if override.is_add():
+        known = _known(overrides, config_dir)
+        if key not in _keys(known):
+            raise _unknown_key(key, known, f"Only free tags are added with +, as in +{_FREE}idea=x.")
+        if override.is_add() or key in _CHOOSABLE:
             raise ExperimentError(f"{text}: {key} is there already.", advice=f"Write it without +: {text.lstrip('+')}")
 
 
-# What the values must be
+def _is_choice(group: str, value: Any) -> bool:
+    """Whether `group=value` chooses an option, or as a mapping changes keys of the option chosen elsewhere."""
+    if group == "callbacks" and isinstance(value, list):
+        return all(isinstance(name, str) for name in value)
+    return isinstance(value, str | dict)
 
 
-def _check_root(values: dict[str, Any]) -> None:
-    known = {*GROUPS, *(key.partition(".")[0] for key in _ROOT)}
-    for key in values:
-        if key not in known:
-            raise ExperimentError(f"{key}: there is no such key.", given=key, allowed=known)
-    for section in ("objective", "tracking"):
-        allowed = [key.partition(".")[2] for key in _ROOT if key.startswith(f"{section}.")]
-        for key in values.get(section) or {}:
-            if key not in allowed:
-                raise ExperimentError(f"{section}.{key}: there is no such key.", given=key, allowed=allowed)
-    for key, annotation in _ROOT.items():
-        value: Any = values
-        for part in key.split("."):
-            if not isinstance(value, dict) or part not in value:
-                raise ExperimentError(f"{key} is missing.", advice=f"It must be {schema.in_words(annotation)}.")
-            value = value[part]
-        schema.check_value(key, value, annotation)
-    metric, mode = values["objective"]["metric"], values["objective"]["mode"]
-    right = "min" if metric.endswith("loss") else "max"
-    if mode != right:
-        raise ExperimentError(
-            f"objective.mode={mode} with objective.metric={metric} would keep the worst epoch.",
-            advice=f"Add objective.mode={right}.",
-        )
+def _options(group: str, config_dir: str | None) -> set[str]:
+    return {file.stem for folder in folders(config_dir) for file in (folder / group).glob("*.yaml")}
 
 
-def _check_callbacks(values: dict[str, Any]) -> None:
-    for name, callback in (values.get("callbacks") or {}).items():
-        monitor = callback.get("monitor", EPOCH_METRICS[0])
-        if monitor not in EPOCH_METRICS:
-            raise ExperimentError(
-                f"callbacks.{name}.monitor={monitor}: no epoch measures it.", given=str(monitor), allowed=EPOCH_METRICS
-            )
-        schedule = values["schedule"]["_target_"]
-        if callback.get("_target_") == "keras.callbacks.ReduceLROnPlateau" and not schedule.endswith(".constant"):
-            raise ExperimentError(
-                f"callbacks.{name} sets the learning rate, and so does schedule ({schedule}).",
-                advice=f"Take schedule=constant or leave {name} out of callbacks.",
-            )
+def _known(overrides: Sequence[str], config_dir: str | None) -> Configuration:
+    """The keys that there are with the options that `overrides` choose."""
+    chosen = [
+        text
+        for text, override in _parsed(overrides)
+        if text.partition("=")[0] in _CHOOSABLE and not isinstance(override.value(), dict)
+    ]
+    cfg = _composed(chosen, config_dir)
+    return _configuration(cfg, cfg.hydra.runtime.choices, chosen, config_dir)
+
+
+def _keys(known: Configuration) -> set[str]:
+    """Every dotted key that may be given a value."""
+    leaves = [str(key) for key, _ in _leaves(_container(known.cfg))]
+    inner = {".".join(key.split(".")[:depth]) for key in leaves for depth in range(1, key.count(".") + 1)}
+    return {*leaves, *inner, *_CHOOSABLE}
+
+
+def _explain(error: Exception, overrides: Sequence[str], config_dir: str | None) -> ExperimentError:
+    """Hydra's, OmegaConf's or YAML's complaint in one short message with the nearest name."""
+    problem = first_line(error)
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        return ExperimentError(f"{mark.name}, line {mark.line + 1}: {error.problem}.")
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        names = error.options or _options(group, config_dir)
+        return ExperimentError(f"{group}={option}: there is no such option.", given=option, allowed=names)
+    if unknown := re.match(r"Could not (?:override|delete|delete from config\.) '(.+?)'", problem):
+        known = _known(overrides, config_dir)
+        return _unknown_inside(unknown[1], overrides, known)
+    if problem.startswith("Error merging override "):
+        text = problem.removeprefix("Error merging override ")
+        return ExperimentError(f"{text} is refused: {first_line(error.__cause__)}.")
+    return ExperimentError(f"{problem.rstrip('.')}.")
+
+
+def _unknown_inside(key: str, overrides: Sequence[str], known: Configuration) -> ExperimentError:
+    """The refusal of `key`, or of an unknown key in the mapping that it was given."""
+    given = [override.value() for override in parse(overrides) if override.key_or_group == key]
+    inside = [name for value in given if isinstance(value, dict) for name, _ in _leaves(value, f"{key}.")]
+    name = next((name for name in [*inside, key] if name not in _keys(known)), None)
+    if name is None:
+        return ExperimentError(f"~{key}: {key} cannot be left out.")
+    return _unknown_key(name, known, f"A free tag is added with +{name}=…" if name.startswith(_FREE) else "")
+
+
+def first_line(error: BaseException | None) -> str:
+    """What an exception of Hydra or OmegaConf says, without the lines about their insides."""
+    said = re.sub(r"\w+ raised while (composing config|resolving interpolation):\s", "", str(error))
+    plain = said.replace("DictConfig", "a mapping").replace("ListConfig", "a list")
+    return plain.partition("\n")[0] or first_line(error and error.__cause__)
+
+
+def _unknown_key(key: str, known: Configuration, advice: str = "") -> ExperimentError:
+    """Names the keys that stand beside the unknown one, and the nearest of them or of all."""
+    names = {name for name in _keys(known) if not name.endswith("_target_")}
+    parent, _, last = key.rpartition(".")
+    beside = {name.rpartition(".")[2] for name in names if name.rpartition(".")[0] == parent}
+    elsewhere = {name.rpartition(".")[2]: name for name in names}
+    group = key.partition(".")[0]
+    option = f"{group}={known.choices[group]} has" if parent and group in known.choices else "there is"
+    problem = f"{key}: {option} no such key."
+    if group != "hydra" and last in elsewhere and not did_you_mean(last, beside):
+        problem += f" Did you mean {elsewhere[last]}?"
+    return ExperimentError(problem, given=last, allowed=beside, advice=advice)
 
 
 # Building what the configuration describes
@@ -297,21 +300,29 @@ def instantiate(cfg: DictConfig, key: str, **run_values: Any) -> Any:
             refuses.
     """
     node = OmegaConf.select(cfg, key)
-    for path, mapping in schema.mappings(_container(node), key):
-        if "_target_" in mapping:
-            schema.check_arguments(path, mapping, run_values if path == key else {})
+    parts = {path: part for path, part in schema.mappings(_container(node), key) if "_target_" in part}
+    for path, part in parts.items():
+        schema.check_arguments(path, part, run_values if path == key else {})
     target = node["_target_"]
     named = inspect.signature(schema.locate(key, target)).parameters
     try:
         build = hydra.utils.instantiate(node, _partial_=True, _convert_="all")
         return build(**{name: value for name, value in run_values.items() if name in named})
     except InstantiationException as error:  # of a part inside the node
-        part = re.search(r"full_key: (\S+)", str(error))
-        raise ExperimentError(f"{part[1] if part else key}: {error.__cause__ or error}") from error
-    except (TypeError, ValueError) as error:
-        if not target.startswith("keras."):
-            raise
-        raise ExperimentError(f"{key}: {target} refuses it: {error}") from error
+        named_by_hydra = re.search(r"full_key: (\S+)", str(error))
+        # Hydra writes layers1 for an entry of a list, but layers[1].x for what is in it.
+        paths = {re.sub(r"[][]", "", path): path for path in parts}
+        path = paths[re.sub(r"[][]", "", named_by_hydra[1])] if named_by_hydra else key
+        raise _refused_part(path, parts[path]["_target_"], error.__cause__ or error) from error
+    except Exception as error:
+        raise _refused_part(key, target, error) from error
+
+
+def _refused_part(key: str, target: str, error: BaseException) -> BaseException:
+    """What a class of Keras refuses is a mistake in the configuration, anything else is shown as it is."""
+    if isinstance(error, ExperimentError) or not target.startswith("keras."):
+        return error
+    return ExperimentError(f"{key}: {target} refuses it: {' '.join(str(error).split())}")
 
 
 # Reading values
@@ -321,7 +332,11 @@ def _container(cfg: DictConfig) -> Any:
     try:
         return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise ExperimentError(str(error).splitlines()[0]) from error
+        problem = first_line(error)
+        unknown = re.fullmatch("Interpolation key '(.+)' not found", problem)
+        names = [name for name, _ in _leaves(cast(dict[str, Any], OmegaConf.to_container(cfg)))]
+        question = did_you_mean(unknown[1], names) if unknown else ""
+        raise ExperimentError(f"{error.full_key}: {problem}.", advice=question) from error
 
 
 def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -346,8 +361,8 @@ def read_own_code() -> str:
 
 def code_sha256(own_code: str, cfg: DictConfig) -> str:
     """`own_code` and the source of every module of the user that a `_target_` names."""
-    nodes = [node for _, node in schema.mappings(_container(cfg), "") if "_target_" in node]
-    modules = {node["_target_"].rpartition(".")[0] for node in nodes}
-    foreign = sorted(module for module in modules if not module.startswith(("keras.", "experiments.")))
-    sources = [Path(str(importlib.import_module(name).__file__)).read_text() for name in foreign]
+    targets = {node["_target_"]: key for key, node in schema.mappings(_container(cfg), "") if "_target_" in node}
+    foreign = sorted(target for target in targets if not target.startswith(("keras.", "experiments.")))
+    files = sorted({str(inspect.getsourcefile(schema.locate(targets[target], target))) for target in foreign})
+    sources = [Path(file).read_text() for file in files]
     return digest([own_code, *sources]) if sources else own_code

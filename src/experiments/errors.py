@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+_MOST_LISTED = 20  # names beside the nearest one, and twice as many when none is near
+
 
 class ExperimentError(Exception):
     """A mistake that its author can mend: what was given, what is allowed, the nearest name, what to do.
@@ -12,14 +14,16 @@ class ExperimentError(Exception):
     Args:
         problem: what was given and why it cannot work; a full sentence.
         given: the unknown name, when `allowed` lists the known ones.
-        allowed: every name that would have worked.
+        allowed: every name that would have worked; too long a list is left out.
         advice: what to do instead; a full sentence.
     """
 
     def __init__(self, problem: str, *, given: str = "", allowed: Iterable[str] = (), advice: str = "") -> None:
         names = sorted(allowed)
-        listed = f"Allowed: {', '.join(names)}." if names else ""
-        super().__init__(" ".join(part for part in (problem, did_you_mean(given, names), listed, advice) if part))
+        question = did_you_mean(given, names)
+        most = _MOST_LISTED if question else 2 * _MOST_LISTED
+        listed = f"Allowed: {', '.join(names)}." if 0 < len(names) <= most else ""
+        super().__init__(" ".join(part for part in (problem, question, listed, advice) if part))
 
 
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ A builder gets `input_shape` and `num_classes` from the run and everything else 
 softmax over the classes, computed in float32 whatever the precision of the run.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
@@ -60,11 +61,10 @@ def convnet(
                 f"model.{key}={sizes} has {len(sizes)} entries and model.filters={filters} has {len(filters)}.",
                 advice=f"Give model.{key} one entry a block.",
             )
-    if not callable(getattr(keras.activations, activation, None)):
+    activations = [name for name in dir(keras.activations) if name[0] != "_" and name not in _NOT_ACTIVATIONS]
+    if activation not in activations:
         raise ExperimentError(
-            f"model.activation={activation}: Keras has no such activation.",
-            given=activation,
-            allowed=[name for name in dir(keras.activations) if name[0] != "_" and name not in _NOT_ACTIVATIONS],
+            f"model.activation={activation}: Keras has no such activation.", given=activation, allowed=activations
         )
     layers: list[keras.Layer] = []
     for block, (width, kernel, pool) in enumerate(zip(filters, kernel_sizes, pool_sizes, strict=True), start=1):
@@ -102,8 +102,21 @@ def sequential(
             a class.
 
     Raises:
-        ExperimentError: an image that shrinks below one pixel, or an output that is not one logit a class.
+        ExperimentError: an entry that is no layer or has a name of our own layers, an image that shrinks below one
+            pixel, or an output that is not one logit a class.
     """
+    own_names = ("classifier", "softmax") if classifier else ("softmax",)
+    for position, layer in enumerate(layers):
+        if not isinstance(layer, keras.Layer):
+            raise ExperimentError(
+                f"model.layers[{position}]={layer}: this is no layer.",
+                advice="Write {_target_: keras.layers.Dense, units: 64} or another layer of Keras.",
+            )
+        if layer.name in own_names:
+            raise ExperimentError(
+                f"model.layers[{position}]: every net ends in a layer {layer.name} of our own.",
+                advice="Leave yours out or give it another name.",
+            )
     return _stack(layers, input_shape, num_classes, classifier)
 
 
@@ -134,42 +147,48 @@ def with_scaling(net: keras.Model, scaling: keras.Layer, input_shape: Shape) -> 
     The input is float32: a uint8 input would truncate augmented pixels.
     """
     pixels = keras.Input(input_shape, dtype="float32", name="image")
+    scaling.dtype_policy = "float32"  # in half precision a sum of squared pixels overflows
     if isinstance(net, keras.Sequential):
         return keras.Sequential([pixels, scaling, *net.layers], name=net.name)
     return keras.Model(pixels, net(scaling(pixels)), name=net.name)
 
 
-_NOT_ACTIVATIONS = {"deserialize", "get", "serialize"}
+#: Helpers, one that needs arguments, and one that halves the channels.
+_NOT_ACTIVATIONS = {"deserialize", "get", "serialize", "threshold", "glu"}
 
 
 def _stack(layers: Iterable[keras.Layer], input_shape: Shape, num_classes: int, classifier: bool) -> keras.Sequential:
     """`layers` on an input of `input_shape`, ended by a softmax; names the layer that does not fit."""
-    net = keras.Sequential([keras.Input(input_shape)], name="net")
-    shape: tuple[int | None, ...] = (None, *input_shape)
+    layers = [*layers, keras.layers.Dense(num_classes, name="classifier")] if classifier else list(layers)
+    outputs = keras.Input(input_shape)
     for layer in layers:
-        before = shape
+        before = outputs.shape
         try:
-            net.add(layer)
-            shape = net.output_shape
-            fits = all(size is None or size >= 1 for size in shape)
+            outputs = layer(outputs)
+            fits = all(size is None or size >= 1 for size in outputs.shape)
         except ValueError as error:
             if "negative" not in str(error):
-                raise ExperimentError(f"model: layer {layer.name} refuses its input {before[1:]}: {error}") from error
+                raise ExperimentError(
+                    f"model: layer {layer.name} refuses its input {before[1:]}: {_reason(error)}"
+                ) from error
             fits = False
         if not fits:
             raise ExperimentError(
                 f"model: layer {layer.name} shrinks its input of {' x '.join(map(str, before[1:-1]))} below one pixel.",
                 advice="Take fewer or smaller pools and kernels, or padding: same.",
             )
-    if classifier:
-        net.add(keras.layers.Dense(num_classes, name="classifier"))
-        shape = net.output_shape
-    if shape != (None, num_classes):
+    if outputs.shape != (None, num_classes):
         raise ExperimentError(
-            f"model: the layers end in shape {shape[1:]}, and one logit for each of the {num_classes} "
+            f"model: the layers end in shape {outputs.shape[1:]}, and one logit for each of the {num_classes} "
             f"classes is needed.",
             advice="Add a Flatten or pooling layer, or set classifier: true.",
         )
     # Half precision is too coarse for probabilities.
-    net.add(keras.layers.Activation("softmax", dtype="float32", name="softmax"))
-    return net
+    softmax = keras.layers.Activation("softmax", dtype="float32", name="softmax")
+    return keras.Sequential([keras.Input(input_shape), *layers, softmax], name="net")
+
+
+def _reason(error: ValueError) -> str:
+    """What Keras says, without the call around it and without its bold type."""
+    bold = re.search(r"\x1b\[1m(.+?)\x1b\[0m", str(error), re.DOTALL)
+    return bold[1] if bold else str(error)

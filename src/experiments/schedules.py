@@ -1,7 +1,7 @@
 """Learning-rate schedules that know the run's number of steps: what YAML says in epochs, Keras counts in steps.
 
 Each takes the peak `learning_rate` (it stands under `optimizer`), and of `total_steps` and `steps_per_epoch` what it
-needs, from the run.
+needs, from the run. A whole number must become a float: Keras computes in the type of the rate.
 """
 
 from typing import Annotated
@@ -15,7 +15,7 @@ _Fraction = Annotated[float, Field(ge=0, le=1)]
 
 def constant(*, learning_rate: _Rate) -> float:
     """The learning rate itself."""
-    return learning_rate
+    return float(learning_rate)
 
 
 def cosine(
@@ -67,20 +67,20 @@ def step(
     every_epochs: Annotated[int, Field(ge=1)],
 ) -> schedules.ExponentialDecay:
     """The learning rate times `factor`, again and again after `every_epochs` epochs."""
-    return schedules.ExponentialDecay(learning_rate, every_epochs * steps_per_epoch, factor, staircase=True)
+    return schedules.ExponentialDecay(float(learning_rate), every_epochs * steps_per_epoch, factor, staircase=True)
 
 
 def exponential(
     *, learning_rate: _Rate, steps_per_epoch: int, factor: Annotated[float, Field(gt=0, le=1)]
 ) -> schedules.ExponentialDecay:
     """A smooth decay that multiplies the learning rate by `factor` in every epoch."""
-    return schedules.ExponentialDecay(learning_rate, steps_per_epoch, factor)
+    return schedules.ExponentialDecay(float(learning_rate), steps_per_epoch, factor)
 
 
 def _rise_and_fall(
     initial: float, peak: float, final_fraction: float, rise: int, total_steps: int
 ) -> schedules.CosineDecay:
     if rise == 0:
-        return schedules.CosineDecay(peak, total_steps, alpha=final_fraction)
+        return schedules.CosineDecay(float(peak), total_steps, alpha=final_fraction)
     fall = max(total_steps - rise, 1)
     return schedules.CosineDecay(initial, fall, alpha=final_fraction, warmup_target=peak, warmup_steps=rise)

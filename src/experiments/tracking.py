@@ -93,13 +93,14 @@ class Run:
         """The page of this run in the MLflow UI, without host and port."""
         return f"#/experiments/{self.experiment_id}/runs/{self.id}"
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Logs all `metrics` of a step in one call."""
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0, model_id: str | None = None) -> None:
+        """Logs all `metrics` of a step in one call; with `model_id` they are the model's too."""
         now = int(time() * 1000)
-        self.client.log_batch(self.id, metrics=[Metric(name, value, now, step) for name, value in metrics.items()])
+        points = [Metric(name, value, now, step, model_id, run_id=self.id) for name, value in metrics.items()]
+        self.client.log_batch(self.id, metrics=points)
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
-        """Sets tags, all but the first word of which the UI shows as they are."""
+        """Sets tags of the run."""
         for name, value in tags.items():
             self.client.set_tag(self.id, name, value)
 
@@ -113,7 +114,7 @@ class Run:
         """Sends every file of the run's folder."""
         self.client.log_artifacts(self.id, str(self.folder))
 
-    def log_model(self, model: Any, *, image_shape: tuple[int, ...], num_classes: int, step: int) -> None:
+    def log_model(self, model: Any, *, image_shape: tuple[int, ...], num_classes: int, step: int) -> str:
         """Logs a Keras model that takes raw pixels, tied to the metrics of `step`.
 
         Args:
@@ -121,6 +122,9 @@ class Run:
             image_shape: height, width and channels.
             num_classes: length of a row of probabilities.
             step: the epoch whose weights it holds.
+
+        Returns:
+            The id of the logged model.
         """
         # Imported here: they cost half a second that no other command needs.
         import mlflow.keras
@@ -132,9 +136,14 @@ class Run:
             inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, *image_shape), "image")]),
             outputs=Schema([TensorSpec(np.dtype("float32"), (-1, num_classes))]),
         )
+        # Left to itself, Model.log takes the experiment of an active run, which we never have, or else number 0.
+        logged = self.client.create_logged_model(
+            self.experiment_id, name="model", source_run_id=self.id, params=self.client.get_run(self.id).data.params
+        )
         Model.log(
             artifact_path=None,
             name="model",
+            model_id=logged.model_id,
             flavor=mlflow.keras,
             run_id=self.id,
             step=step,
@@ -142,6 +151,7 @@ class Run:
             signature=signature,
             pip_requirements=[f"{name}=={version(name)}" for name in ("keras", "tensorflow", "mlflow")],
         )
+        return logged.model_id
 
 
 def check_store() -> None:
@@ -204,6 +214,8 @@ def open_run(
         client = mlflow.MlflowClient(uri)
         experiment_id = _experiment_id(client, experiment, uri)
         opened = client.create_run(experiment_id, tags=_provenance() | dict(tags), run_name=name)
+    except ExperimentError:
+        raise
     except Exception as error:
         raise _store_error(uri, error) from error
     info = opened.info
@@ -338,10 +350,10 @@ def serve_ui(host: str, port: int) -> int:
             probe.bind((host, port))
         except OSError as error:
             raise ExperimentError(f"Port {port} of {host} is taken.", advice=f"Try: --port {port + 1}") from error
-    listen = ["--host", host, "--port", str(port), "--workers", "1"]
+    listen = ["--host", host, "--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level warning"]
     words = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, *listen]
     # Its job runners serve features that nobody needs here, and would outlive it.
-    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
     server = subprocess.Popen(words, env=os.environ | quiet, start_new_session=True)  # noqa: S603
     url = f"http://{host}:{port}/{_training_runs_page(uri)}"
     try:

@@ -65,6 +65,8 @@ def run(configuration: Configuration) -> RunResult:
             seed=cfg.seed, threads=cfg.threads, deterministic=cfg.deterministic, precision=cfg.precision
         )
         _check_free_tags(cfg)
+        if config.CHECKOUT is None:
+            _log.info("Recording in %s", tracking.store_uri())
         tracking.check_store()
         data: Dataset = config.instantiate(cfg, "data")
         tags = _identify(configuration, data)
@@ -82,10 +84,10 @@ def run(configuration: Configuration) -> RunResult:
             validation = evaluate(parts.model, data.validation_images, data.validation_labels)
             test = evaluate(parts.model, data.test_images, data.test_labels)
             metrics = _metrics(cfg, parts.model, result, test)
-            record.log_metrics(metrics, step=result.best_epoch)
             _write_tables(record, data, validation, test)
             _draw(record, cfg, data, result, test)
-            _log_model(record, cfg, parts.model, data, result)
+            # At step 0 the UI draws single values as bars beside each other.
+            record.log_metrics(metrics, model_id=_log_model(record, cfg, parts.model, data, result))
             _summarise(record, cfg, data, result, metrics)
     return RunResult(
         record.id, record.name, "FINISHED", result.best[cfg.objective.metric], metrics, result.history, record.artifacts
@@ -280,11 +282,12 @@ def _save(record: tracking.Run, name: str, figure: Any) -> None:
     figure.savefig(record.folder / name)
 
 
-def _log_model(record: tracking.Run, cfg: Any, model: keras.Model, data: Dataset, result: TrainingResult) -> None:
-    if cfg.tracking.model:
-        # Without the training's own state, the model loads anywhere; given as lists it would ask for lists.
-        bare = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
-        record.log_model(bare, image_shape=data.image_shape, num_classes=data.num_classes, step=result.best_epoch)
+def _log_model(record: tracking.Run, cfg: Any, model: keras.Model, data: Dataset, result: TrainingResult) -> str | None:
+    if not cfg.tracking.model:
+        return None
+    # Without the training's own state, the model loads anywhere; given as lists it would ask for lists.
+    bare = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+    return record.log_model(bare, image_shape=data.image_shape, num_classes=data.num_classes, step=result.best_epoch)
 
 
 def _summarise(

@@ -1,0 +1,239 @@
+"""The store: where it is, what is refused, how it is shown."""
+
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import psutil
+import pytest
+
+from experiments import ExperimentError, run, tracking
+from experiments.config import CHECKOUT
+
+COMMAND = str(Path(sys.executable).parent / "experiments")
+QUICK = ["data.limit=20", "epochs=1", "tracking.model=false"]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_the_store_is_the_checkouts_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert tracking.store_uri() == f"sqlite:///{CHECKOUT}/mlruns/mlflow.db"
+
+
+def test_an_installed_package_records_where_it_is_told_or_in_this_folder(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(tracking, "CHECKOUT", None)
+    monkeypatch.chdir(tmp_path)
+    assert tracking.store_uri() == f"sqlite:///{tmp_path}/mlruns/mlflow.db"
+    monkeypatch.setenv("EXPERIMENTS_HOME", str(tmp_path / "home"))
+    assert tracking.store_uri() == f"sqlite:///{tmp_path}/home/mlruns/mlflow.db"
+
+
+def test_a_relative_store_is_made_absolute(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///runs.db")
+    monkeypatch.chdir(tmp_path)
+    assert tracking.store_uri() == f"sqlite:///{tmp_path}/runs.db"
+
+
+@pytest.mark.slow
+def test_a_store_is_made_by_the_first_run_with_its_artifacts_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/new/mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    result = run(QUICK)
+    assert Path(result.artifacts).is_relative_to(tmp_path / "new" / "artifacts" / "mnist_5k")
+    assert {file.name for file in tmp_path.iterdir()} == {"new"}
+
+
+def test_an_experiment_of_ones_own_name(store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)  # left over from another program: of no interest
+    result = run([*QUICK, "tracking.experiment=ideas/first"])
+    experiment = store.get_experiment(store.get_run(result.run_id).info.experiment_id)
+    assert experiment.name == "ideas/first"
+    assert store.search_runs(["0"]) == []
+
+
+def test_a_deleted_experiment_is_refused(store):
+    experiment = store.create_experiment("gone")
+    store.delete_experiment(experiment)
+    with pytest.raises(ExperimentError) as error:
+        run([*QUICK, "tracking.experiment=gone"])
+    assert str(error.value) == (
+        "The MLflow experiment gone was deleted. Choose another one with tracking.experiment=…, or: "
+        f"mlflow experiments restore -x {experiment}"
+    )
+
+
+def test_a_long_parameter_is_cut_and_says_so(store, tmp_path):
+    (tmp_path / "model").mkdir()
+    layer = "  - {_target_: keras.layers.Dense, units: 2, activation: relu}\n"
+    text = "_target_: experiments.models.sequential\nclassifier: true\nlayers:\n  - {_target_: keras.layers.Flatten}\n"
+    (tmp_path / "model" / "deep.yaml").write_text(text + 120 * layer)
+    result = run([*QUICK, "model=deep"], config_dir=str(tmp_path))
+    layers = store.get_run(result.run_id).data.params["model.layers"]
+    assert len(layers) == 6000 and layers.endswith(" … see config.yaml")
+
+
+def test_an_unreachable_server_is_refused_within_20_seconds(tmp_path, monkeypatch):
+    port = free_port()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://someone:secret@127.0.0.1:{port}")
+    monkeypatch.chdir(tmp_path)
+    started = time.monotonic()
+    with pytest.raises(ExperimentError) as error:
+        run(QUICK)
+    assert time.monotonic() - started < 20
+    message = str(error.value)
+    assert message.startswith(f"The tracking store http://someone:***@127.0.0.1:{port} cannot be reached: ")
+    assert message.endswith("Start its server, or unset MLFLOW_TRACKING_URI to record in a local file.")
+    assert "secret" not in message
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_server_that_never_answers_is_refused_within_20_seconds(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        started = time.monotonic()
+        with pytest.raises(ExperimentError, match="cannot be reached"):
+            tracking.check_store()
+    assert time.monotonic() - started < 20
+
+
+def test_a_store_of_another_version_is_refused_with_the_command_that_mends_it(store, tmp_path):
+    file = tmp_path / "store" / "mlflow.db"
+    with sqlite3.connect(file) as database:
+        database.execute("UPDATE alembic_version SET version_num = 'bd07f7e963c5'")
+    database.close()
+    before = file.read_bytes()
+    # A store that this process has opened already is not looked at again.
+    done = subprocess.run([COMMAND, "train", *QUICK], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"experiments: The tracking store sqlite:///{file} was made by another version of MLflow than this one "
+        f"({mlflow.__version__}). Copy the file first, then: mlflow db upgrade sqlite:///{file}\n"
+    )
+    assert file.read_bytes() == before
+
+
+def test_a_file_that_is_no_store_is_refused(tmp_path, monkeypatch):
+    file = tmp_path / "mlflow.db"
+    file.write_text("no database")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{file}")
+    with pytest.raises(
+        ExperimentError, match=f"^The tracking store sqlite:///{file} cannot be reached: .*not a database"
+    ):
+        tracking.check_store()
+
+
+def test_a_store_that_cannot_be_made_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/file/mlflow.db")
+    with pytest.raises(ExperimentError) as error:
+        tracking.check_store()
+    assert str(error.value) == (
+        f"The tracking store sqlite:///{tmp_path}/file/mlflow.db cannot be made: {tmp_path}/file is not writable."
+    )
+
+
+def test_nothing_of_a_finished_run_is_left_outside_the_store(store):
+    before = set((tracking.home() / "mlruns" / "jobs").glob("*"))
+    result = run(QUICK)
+    assert set((tracking.home() / "mlruns" / "jobs").glob("*")) == before
+    assert result.run_id not in {path.name for path in before}
+
+
+def test_the_ui_without_runs_says_how_to_start(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
+    with pytest.raises(
+        ExperimentError, match=r"Nothing is recorded in .*none\.db yet\. Start with: experiments train$"
+    ):
+        tracking.serve_ui("127.0.0.1", free_port())
+
+
+def test_the_ui_on_a_taken_port_names_the_next_one(store):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ExperimentError, match=rf"^Port {port} of 127\.0\.0\.1 is taken\. Try: --port {port + 1}$"):
+            tracking.serve_ui("127.0.0.1", port)
+
+
+@pytest.mark.slow
+def test_the_ui_opens_on_the_runs_and_leaves_no_process(store, tmp_path):
+    if shutil.which("chromium") is None and not os.environ.get("CI"):
+        pytest.skip("needs chromium (apt-get install chromium)")
+    result = run([*QUICK, "model=conv3"])
+    words = [COMMAND, "ui", "--port", str(free_port())]
+    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as ui:
+        looks_at(ui, result.name, shutil.which("chromium"), tmp_path)
+
+
+def looks_at(ui, run_name, chromium, tmp_path):
+    try:
+        lines = iter(ui.stdout.readline, "")
+        link = next(line for line in lines if line.startswith("The runs: ")).removeprefix("The runs: ").strip()
+        processes = [ui, *psutil.Process(ui.pid).children(recursive=True)]
+        listening = {c.laddr.ip for p in processes[1:] for c in p.net_connections() if c.status == psutil.CONN_LISTEN}
+        assert listening == {"127.0.0.1"}
+        page = page_of(chromium, link, tmp_path)
+        assert run_name in page
+        assert "GenAI" in page and "best/val_accuracy" in page
+    finally:
+        ui.send_signal(signal.SIGINT)
+        assert ui.wait(20) == 130
+    _, alive = psutil.wait_procs(processes[1:], timeout=10)
+    assert alive == []
+    said = ui.stderr.read()
+    assert said.endswith("experiments: interrupted\n") and "Traceback" not in said
+
+
+def page_of(chromium, link, tmp_path):
+    """The page as a browser shows it, once its scripts have run."""
+    words = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    words += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    words += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1600,1000", "--virtual-time-budget=60000"]
+    done = subprocess.run([*words, "--dump-dom", link], capture_output=True, text=True, timeout=180, check=True)
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_plain_installation_brings_its_options_and_records_in_this_folder(tmp_path, cache):
+    """Away from the checkout, from its wheel."""
+    target = tmp_path / "site"
+    words = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    source = tmp_path / "source"
+    tracked = subprocess.run(["git", "ls-files"], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
+    for name in tracked.splitlines():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(CHECKOUT / name, source / name)
+    subprocess.run([*words, "--target", str(target), str(source)], check=True, capture_output=True)
+    shutil.rmtree(source)
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "mine" / "model").mkdir(parents=True)
+    (home / "mine" / "model" / "tiny.yaml").write_text(
+        "# conv2, smaller.\ndefaults: [conv2, _self_]\nfilters: [2, 4]\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.cli", "train", "--config-dir", "mine", "model=tiny", *QUICK],
+        env=environment | {"PYTHONPATH": str(target)},
+        cwd=home,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"Recording in sqlite:///{home}/mlruns/mlflow.db\n")
+    assert "Test accuracy" in done.stdout
+    assert {path.name for path in home.iterdir()} == {"mine", "mlruns"}

@@ -1,0 +1,367 @@
+"""One run, from its configuration to its complete record."""
+
+import json
+import logging
+import math
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import keras
+import mlflow
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from experiments import ExperimentError, run
+from experiments.config import CONF_DIR
+
+EPOCH_METRICS = {"loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "epoch_seconds"}
+RUN_METRICS = {
+    *(f"best/{name}" for name in ("epoch", "val_loss", "val_accuracy")),
+    *(f"test/{name}" for name in ("accuracy", "loss", "macro_f1", "weighted_f1", "calibration_error")),
+    *(f"cost/{name}" for name in ("train_seconds", "images_per_second", "parameters")),
+}
+ARTIFACTS = {
+    "config.yaml", "environment.txt", "samples.png", "curves.png", "confusion_matrix.png", "predictions.png",
+    "mistakes.png", "classification_report.txt", "classification_report.json", "validation_predictions.npz",
+    "test_predictions.npz", "mistakes.npz", "job.log",
+}  # fmt: skip
+CALLBACKS = sorted(file.stem for file in (CONF_DIR / "callbacks").glob("*.yaml"))
+EXPERIMENTS = sorted(file.stem for file in (CONF_DIR / "experiment").glob("*.yaml"))
+
+
+def small(digits, *more):
+    return ["data=mnist", f"data.path={digits}", "epochs=1", *more]
+
+
+def text(client, run_id, name):
+    return Path(client.download_artifacts(run_id, name)).read_text()
+
+
+def arrays(client, run_id, name):
+    with np.load(client.download_artifacts(run_id, name)) as file:
+        return {key: file[key] for key in file.files}
+
+
+@pytest.mark.slow
+def test_a_run_leaves_a_complete_record(store, digits, tmp_path):
+    overrides = small(digits, "epochs=5", "model=conv3", "callbacks=early_stopping", "+tracking.tags.idea=deeper")
+    result = run([*overrides, "tracking.note=Is deeper *better*?", "callbacks.early_stopping.patience=9"])
+    record = store.get_run(result.run_id)
+
+    assert record.info.status == "FINISHED" and result.status == "FINISHED"
+    assert record.info.run_name == result.name
+    assert result.name.startswith("conv3 data=mnist epochs=5 callbacks=early_stopping")
+    assert result.name.endswith(" seed=0") and len(result.name) <= 80
+    experiment = store.get_experiment(record.info.experiment_id)
+    assert experiment.name == "mnist"
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+
+    assert record.data.params == {
+        "data": "mnist",
+        "scale": "unit",
+        "augment": "none",
+        "model": "conv3",
+        "optimizer": "adam",
+        "schedule": "constant",
+        "callbacks": "[early_stopping]",
+        "epochs": "5",
+        "batch_size": "32",
+        "label_smoothing": "0.0",
+        "precision": "float32",
+        "seed": "0",
+        "threads": "2",
+        "deterministic": "true",
+        "objective.metric": "val_accuracy",
+        "objective.mode": "max",
+        "data._target_": "experiments.data.mnist",
+        "data.validation_fraction": "0.1",
+        "data.split_seed": "0",
+        "data.limit": "null",
+        "scale._target_": "keras.layers.Rescaling",
+        "scale.scale": "0.00392156862745098",
+        "model._target_": "experiments.models.convnet",
+        "model.filters": "[32, 64, 128]",
+        "model.kernel_size": "3",
+        "model.pool_sizes": "[2, 2, 1]",
+        "model.batch_norm": "false",
+        "model.conv_dropout": "0.0",
+        "model.dense_units": "[128]",
+        "model.dropout": "0.0",
+        "model.activation": "relu",
+        "model.padding": "valid",
+        "optimizer._target_": "keras.optimizers.Adam",
+        "optimizer.learning_rate": "0.001",
+        "optimizer.beta_1": "0.9",
+        "optimizer.beta_2": "0.999",
+        "schedule._target_": "experiments.schedules.constant",
+        "callbacks.early_stopping._target_": "keras.callbacks.EarlyStopping",
+        "callbacks.early_stopping.monitor": "val_accuracy",
+        "callbacks.early_stopping.mode": "max",
+        "callbacks.early_stopping.patience": "9",
+        "callbacks.early_stopping.min_delta": "0.0",
+    }
+
+    assert set(record.data.metrics) == EPOCH_METRICS | RUN_METRICS
+    for name in EPOCH_METRICS:
+        points = store.get_metric_history(result.run_id, name)
+        assert [point.step for point in points] == [1, 2, 3, 4, 5]
+        assert [point.value for point in points] == list(result.history[name])
+    for name in RUN_METRICS:
+        (point,) = store.get_metric_history(result.run_id, name)
+        assert point.value == result.metrics[name]
+    best = record.data.metrics["best/epoch"]
+    assert best == 1 + np.argmax(result.history["val_accuracy"])
+    assert record.data.metrics["cost/parameters"] == 241546
+
+    own = {tag: value for tag, value in record.data.tags.items() if not tag.startswith("mlflow.")}
+    assert set(own) - {"git.commit", "git.dirty"} == {
+        "variant", "fingerprint", "command", "data.sha256", "data.validation_sha256", "data.test_sha256", "code.sha256",
+        "host", "pid", "python", "tensorflow", "keras", "mlflow", "idea",
+    }  # fmt: skip
+    assert own["idea"] == "deeper"
+    assert own["command"].startswith("experiments train data=mnist data.path=")
+    note = record.data.tags["mlflow.note.content"]
+    assert note.startswith("Is deeper *better*?\n\n| | |\n|---|---|\n| test accuracy | **")
+
+    assert {file.path for file in store.list_artifacts(result.run_id)} == ARTIFACTS
+    config = OmegaConf.load(store.download_artifacts(result.run_id, "config.yaml"))
+    assert config.model.filters == [32, 64, 128]
+    log = text(store, result.run_id, "job.log")
+    assert [line.split()[4] for line in log.splitlines() if " Epoch " in line] == ["1/5", "2/5", "3/5", "4/5", "5/5"]
+    wrong = arrays(store, result.run_id, "mistakes.npz")
+    test = arrays(store, result.run_id, "test_predictions.npz")
+    assert set(wrong["index"]) == set(np.flatnonzero(test["probabilities"].argmax(axis=1) != test["labels"]))
+    report = json.loads(text(store, result.run_id, "classification_report.json"))
+    assert report["macro avg"]["f1-score"] == pytest.approx(record.data.metrics["test/macro_f1"])
+
+    (model,) = store.search_logged_models([record.info.experiment_id])
+    assert model.name == "model" and model.source_run_id == result.run_id
+    (output,) = record.outputs.model_outputs
+    assert output.step == best
+    assert predicted_elsewhere(model.model_uri, digits, tmp_path) == pytest.approx(test["probabilities"], abs=1e-6)
+    right = (test["probabilities"].argmax(axis=1) == test["labels"]).mean()
+    assert record.data.metrics["test/accuracy"] == right
+
+
+def predicted_elsewhere(uri, digits, tmp_path):
+    """What the logged model says in a process that does not know this package."""
+    program = f"""
+import sys, mlflow, numpy as np
+images = np.load({str(digits)!r})["x_test"][..., np.newaxis]
+model = mlflow.pyfunc.load_model({uri!r})
+assert model.metadata.signature.inputs.inputs[0].shape == (-1, 28, 28, 1)
+np.save({str(tmp_path / "elsewhere.npy")!r}, model.predict(images))
+assert not any(name.split(".")[0] == "experiments" for name in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    return np.load(tmp_path / "elsewhere.npy")
+
+
+@pytest.mark.slow
+def test_the_same_configuration_twice_in_one_process_gives_the_same_bits(store, digits):
+    results = [run(small(digits, "epochs=2", "augment=shift_rotate", "model=conv3_dropout")) for _ in range(2)]
+    first, second = ({k: v for k, v in result.history.items() if k != "epoch_seconds"} for result in results)
+    assert first == second
+    for name in ("validation_predictions.npz", "test_predictions.npz"):
+        a, b = (arrays(store, result.run_id, name)["probabilities"] for result in results)
+        assert np.array_equal(a, b)
+    a, b = (store.get_run(result.run_id).data.tags for result in results)
+    assert a["fingerprint"] == b["fingerprint"]
+    other = store.get_run(run(small(digits, "seed=1")).run_id).data.tags
+    assert other["fingerprint"] != a["fingerprint"]
+
+
+def test_the_result_is_frozen(store, digits):
+    result = run(small(digits, "data.limit=20", "tracking.model=false"))
+    with pytest.raises(FrozenInstanceError):
+        result.status = "FAILED"
+    assert result.objective == result.metrics["best/val_accuracy"] == result.history["val_accuracy"][0]
+    assert store.search_logged_models([store.get_run(result.run_id).info.experiment_id]) == []
+
+
+def test_seed_note_tags_and_paths_are_no_part_of_a_variant(store, digits, tmp_path):
+    other = tmp_path / "elsewhere.npz"
+    other.write_bytes(digits.read_bytes())
+    quick = ["data.limit=20", "tracking.model=false"]
+    plain = run(small(digits, *quick))
+    same = run(small(other, *quick, "+tracking.tags.idea=x", "tracking.note=why"))
+    seeded = run(small(digits, *quick, "seed=1"))
+    a, b, c = (store.get_run(result.run_id).data.tags for result in (plain, same, seeded))
+    assert a["variant"] == b["variant"] == c["variant"]
+    assert a["fingerprint"] == b["fingerprint"] != c["fingerprint"]
+    assert plain.history["loss"] == same.history["loss"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("callbacks", [[], *([name] for name in CALLBACKS), CALLBACKS])
+def test_record_and_logged_model_speak_of_the_same_epoch(store, digits, callbacks):
+    result = run(small(digits, "epochs=3", f"callbacks=[{','.join(callbacks)}]", "optimizer.learning_rate=0.01"))
+    saved = keras_model(store, result)
+    saved.compile(loss="categorical_crossentropy", metrics=["accuracy"])
+    said = arrays(store, result.run_id, "validation_predictions.npz")
+    images = validation_images(digits)
+    loss, accuracy = saved.evaluate(images, keras.utils.to_categorical(said["labels"], 10), verbose=0)
+    assert loss == pytest.approx(result.metrics["best/val_loss"], abs=1e-6)
+    assert accuracy == pytest.approx(result.metrics["best/val_accuracy"], abs=1e-6)
+
+
+def keras_model(store, result):
+    (model,) = store.search_logged_models([store.get_run(result.run_id).info.experiment_id])
+    return mlflow.keras.load_model(model.model_uri)
+
+
+def validation_images(digits):
+    from experiments.data import mnist
+
+    return mnist(path=str(digits), validation_fraction=0.1, split_seed=0, limit=None).validation_images
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_trains(store, digits, experiment):
+    result = run([f"experiment={experiment}", f"data.path={digits}", "data.limit=100", "epochs=1"])
+    assert result.status == "FINISHED" and list(result.history["val_accuracy"])
+    assert store.get_run(result.run_id).data.tags["experiment"] == experiment
+
+
+def test_the_experiments_are_all_found():
+    assert len(EXPERIMENTS) >= 6 and len(CALLBACKS) >= 3
+
+
+@pytest.mark.slow
+def test_an_architecture_is_a_yaml_file(store, digits, tmp_path):
+    folder = tmp_path / "mine"
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "tiny_vgg.yaml").write_text(
+        """# Two 3x3 convolutions, global pooling.
+_target_: experiments.models.sequential
+layers:
+  - {_target_: keras.layers.Conv2D, filters: 4, kernel_size: 3, kernel_regularizer: {_target_: keras.regularizers.L2}}
+  - {_target_: keras.layers.ReLU}
+  - {_target_: keras.layers.Conv2D, filters: 10, kernel_size: 3}
+  - {_target_: keras.layers.GlobalAveragePooling2D}
+classifier: false
+"""
+    )
+    result = run(small(digits, "model=tiny_vgg", "data.limit=50"), config_dir=str(folder))
+    assert result.metrics["cost/parameters"] == (9 + 1) * 4 + (4 * 9 + 1) * 10
+    record = store.get_run(result.run_id)
+    assert record.data.params["model"] == "tiny_vgg"
+    assert record.data.tags["command"].startswith(f"experiments train --config-dir {folder} ")
+
+
+BUILDER = """
+import keras
+
+def linear(input_shape, num_classes, l2):
+    return keras.Sequential([
+        keras.Input(input_shape), keras.layers.Flatten(),
+        keras.layers.Dense(num_classes, kernel_regularizer=keras.regularizers.L2(l2)), keras.layers.Softmax(),
+    ])
+"""
+
+
+@pytest.mark.slow
+def test_a_builder_of_ones_own_in_python(store, digits, tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "my_nets.py").write_text(BUILDER)
+    (tmp_path / "model" / "linear.yaml").write_text("# Softmax regression.\n_target_: my_nets.linear\nl2: 0.001\n")
+    overrides = small(digits, "model=linear", "data.limit=50")
+    with pytest.raises(ExperimentError, match=r"export EXPERIMENTS_ALLOW_TARGETS=my_nets\.linear$"):
+        run(overrides, config_dir=str(tmp_path))
+    monkeypatch.setenv("EXPERIMENTS_ALLOW_TARGETS", "my_nets")
+    with pytest.raises(ExperimentError, match="Put the folder that holds it on PYTHONPATH"):
+        run(overrides, config_dir=str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    result = run(overrides, config_dir=str(tmp_path))
+    assert result.metrics["cost/parameters"] == 7850
+    with pytest.raises(ExperimentError, match=r"model.l3: my_nets.linear has no such argument\. Allowed: l2\."):
+        (tmp_path / "model" / "linear.yaml").write_text("_target_: my_nets.linear\nl3: 0.001\n")
+        run(overrides, config_dir=str(tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", ["unit", "standard", "l2_columns"])
+def test_colour_images(store, tmp_path, scale):
+    random = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    images = (random.integers(0, 100, (60, 32, 32, 3)) + 50 * np.eye(3, dtype=int)[labels][:, None, None]).astype(
+        "uint8"
+    )
+    np.savez(tmp_path / "rgb.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    result = run(["data=npz", f"data.path={tmp_path / 'rgb.npz'}", f"scale={scale}", "epochs=2", "augment=mixup"])
+    saved = keras_model(store, result)
+    assert saved.input_shape == (None, 32, 32, 3)
+    said = arrays(store, result.run_id, "test_predictions.npz")["probabilities"]
+    assert saved.predict(images, verbose=0) == pytest.approx(said, abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
+def test_half_precision(store, digits, precision):
+    result = run(small(digits, f"precision={precision}", "epochs=2", "schedule=cosine"))
+    assert result.status == "FINISHED"
+    probabilities = arrays(store, result.run_id, "test_predictions.npz")["probabilities"]
+    assert probabilities.dtype == np.float32 and probabilities.sum(axis=1) == pytest.approx(1, abs=1e-5)
+    rates = result.history["learning_rate"]  # one epoch up to the peak, one down
+    assert rates[0] == pytest.approx(0.001, rel=0.1) and rates[1] < 0.0001
+
+
+def test_a_diverged_training_is_failed_and_has_no_result(store, digits):
+    result = run(small(digits, "epochs=3", "optimizer=sgd", "optimizer.learning_rate=1e38"))
+    record = store.get_run(result.run_id)
+    assert result.status == record.info.status == "FAILED" and result.objective is None
+    assert record.data.tags["diverged"] == "true" and record.data.tags["diverged_epoch"] == "1"
+    assert record.data.tags["failure"].startswith("the loss is no finite number after epoch 1")
+    assert all(math.isfinite(value) for value in record.data.metrics.values())
+    assert store.search_logged_models([record.info.experiment_id]) == []
+
+
+def test_a_crash_is_failed_and_keeps_its_traceback(store, digits, tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    program = (
+        "import keras\n\nclass Broken(keras.layers.Layer):\n    def call(self, inputs):\n        return inputs\n\n"
+    )
+    program += "    def get_config(self):\n        raise RuntimeError('cannot be saved')\n\n"
+    program += "def net(input_shape, num_classes):\n    return keras.Sequential([keras.Input(input_shape), Broken(), "
+    program += "keras.layers.Flatten(), keras.layers.Dense(num_classes, 'softmax')])\n"
+    (tmp_path / "broken_nets.py").write_text(program)
+    (tmp_path / "model" / "broken.yaml").write_text("_target_: broken_nets.net\n")
+    monkeypatch.setenv("EXPERIMENTS_ALLOW_TARGETS", "broken_nets")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(RuntimeError, match="cannot be saved"):
+        run(small(digits, "model=broken", "data.limit=20"), config_dir=str(tmp_path))
+    (record,) = store.search_runs([store.get_experiment_by_name("mnist").experiment_id])
+    assert record.info.status == "FAILED" and record.info.end_time is not None
+    assert record.data.tags["reason"] == "error"
+    assert record.data.tags["failure"] == "RuntimeError: cannot be saved"
+    names = {file.path for file in store.list_artifacts(record.info.run_id)}
+    assert names == ARTIFACTS | {"traceback.txt"}
+    assert "in get_config" in text(store, record.info.run_id, "traceback.txt")
+    assert "FAILED: RuntimeError: cannot be saved" in text(store, record.info.run_id, "job.log")
+
+
+def test_a_scaling_that_makes_pixels_tiny_is_warned_of(store, digits, caplog):
+    with caplog.at_level(logging.WARNING, "experiments"):
+        run(small(digits, "scale=unit_twice", "data.limit=20", "tracking.model=false"))
+    (warning,) = (record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
+    assert warning == (
+        "What leaves the scaling is tiny: its largest size is 0.0039. Most nets learn badly from that; try scale=unit."
+    )
+    caplog.clear()
+    run(small(digits, "scale=standard", "data.limit=20", "tracking.model=false"))
+    assert not [record for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def test_a_sweep_is_refused_in_python():
+    with pytest.raises(ExperimentError, match=r"^seed=range\(3\): this is a sweep of several runs\. Start it with: "):
+        run(["seed=range(3)"])
+
+
+def test_other_threads_in_the_same_process_are_refused(store, digits):
+    run(small(digits, "data.limit=20", "tracking.model=false"))
+    with pytest.raises(ExperimentError, match=r"^threads=4 deterministic=true: TensorFlow runs in this process with"):
+        run(small(digits, "threads=4"))
