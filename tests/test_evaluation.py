@@ -1,6 +1,5 @@
 """Metrics of small cases counted by hand."""
 
-import gc
 import math
 
 import keras
@@ -14,7 +13,6 @@ from experiments.evaluation import Evaluation, calibration_error, evaluate
 @pytest.fixture(scope="module", autouse=True)
 def runtime():
     """The threads and determinism of every test that computes: one process can have only one of each."""
-    gc.freeze()  # or every clear_session() walks through all that was imported, 0.2 s a test
     training.start_runtime(seed=0, threads=2, deterministic=True, precision="float32")
 
 

@@ -1,6 +1,5 @@
 """Architectures and scalings: hand-counted parameters, layer order, refusals, and files that load anywhere."""
 
-import gc
 import re
 
 import keras
@@ -52,7 +51,6 @@ def option_files(group):
 @pytest.fixture(scope="module", autouse=True)
 def runtime():
     """The threads and determinism of every test that computes: one process can have only one of each."""
-    gc.freeze()  # or every clear_session() walks through all that was imported, 0.2 s a test
     training.start_runtime(seed=0, threads=2, deterministic=True, precision="float32")
 
 
@@ -378,9 +376,18 @@ def test_a_list_may_end_in_the_logits_itself(build):
 def test_an_output_that_is_not_one_logit_a_class_is_refused(build, overrides, shape):
     with pytest.raises(ExperimentError) as refused:
         build(*overrides)
+    end = ", or set classifier: true." if "model.classifier=false" in overrides else "."
     assert str(refused.value) == (
         f"model: the layers end in shape {shape}, and one logit for each of the 10 classes is needed. "
-        "Add a Flatten or pooling layer, or set classifier: true."
+        f"Add a Flatten or pooling layer{end}"
+    )
+
+
+def test_a_second_softmax_is_refused(build):
+    with pytest.raises(ExperimentError) as refused:
+        build(*listed("Flatten", "Dense, units: 10, activation: softmax", classifier="false"))
+    assert str(refused.value) == (
+        "model.layers[1]: every net ends in a softmax of our own, and two learn badly. Leave its activation out."
     )
 
 

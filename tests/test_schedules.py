@@ -1,6 +1,5 @@
 """Learning rates at the steps that users reason about, derived by hand."""
 
-import gc
 import math
 
 import keras
@@ -15,7 +14,6 @@ STEPS = {"total_steps": 40, "steps_per_epoch": 10}
 @pytest.fixture(scope="module", autouse=True)
 def runtime():
     """The threads and determinism of every test that computes: one process can have only one of each."""
-    gc.freeze()  # or every clear_session() walks through all that was imported, 0.2 s a test
     training.start_runtime(seed=0, threads=2, deterministic=True, precision="float32")
 
 

@@ -12,12 +12,13 @@ from experiments import config, quiet_import
 from experiments.errors import ExperimentError
 
 with quiet_import():
-    from experiments import train
+    from experiments import train, training
 
 
 @pytest.fixture(scope="module")
 def images(digits):
-    """A small data set of real digits: all that a build needs to know."""
+    """A small data set of real digits: all that a build needs to know, once TensorFlow runs as in a run."""
+    training.start_runtime(seed=0, threads=2, deterministic=True, precision="float32")
     cfg = config.compose(["data=npz", f"data.path={digits}", "data.limit=20"]).cfg
     return config.instantiate(cfg, "data")
 
@@ -166,12 +167,42 @@ LAYERS = {
         "keras.layers.MaxPooling2D, pool_size: 29",
         "keras.layers.Flatten",
     ): f"model: layer max_pooling2d shrinks its input of 28 x 28 {ONE_PIXEL}",
+    (
+        "keras.layers.MultiHeadAttention, num_heads: 1, key_dim: 1",
+    ): "model: layer multi_head_attention refuses its input (28, 28, 1): missing a required argument: 'value'",
 }
 
 
 @pytest.mark.parametrize("lines", LAYERS)
 def test_list_of_layers(refusal, lines):
     assert refusal("model=mine", model__mine=layers(*lines)) == LAYERS[lines]
+
+
+OWN_SCALING = {
+    "keras.callbacks.TerminateOnNaN": "scale._target_=keras.callbacks.TerminateOnNaN: a keras Layer is needed here.",
+    "keras.layers.Dense\nunits: 3": "scale: layer dense turns images (28, 28, 1) into (28, 28, 3).",
+    "keras.layers.UnitNormalization\naxis: 7": "scale: layer unit_normalization refuses images (28, 28, 1): "
+    "Invalid reduction dimension (7 for input with 4 dimension(s)",
+    "keras.layers.Rescaling\nscale: abc": "scale: layer rescaling refuses images (28, 28, 1): "
+    "Cast string to float is not supported",
+}
+
+
+@pytest.mark.parametrize("target", OWN_SCALING)
+def test_scaling_that_does_not_work(refusal, target):
+    assert refusal("scale=mine", scale__mine=f"_target_: {target}\n") == OWN_SCALING[target]
+
+
+@pytest.mark.parametrize(
+    ("group", "target", "kind"),
+    [
+        ("augment", "keras.callbacks.TerminateOnNaN", "Layer"),
+        ("callbacks", "keras.layers.Flatten", "Callback"),
+    ],
+)
+def test_part_of_another_kind(refusal, group, target, kind):
+    message = refusal(f"{group}=mine", **{f"{group}__mine": f"x: {{_target_: {target}}}\n"})
+    assert message == f"{group}.x._target_={target}: a keras {kind} is needed here."
 
 
 FILES = {

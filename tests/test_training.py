@@ -1,6 +1,5 @@
 """Real trainings of small nets: batches, best epochs, learning rates, equal bits, and what is refused."""
 
-import gc
 import itertools
 import math
 import subprocess
@@ -35,7 +34,6 @@ def start(seed=0, precision="float32"):
 @pytest.fixture(scope="module", autouse=True)
 def runtime():
     """The threads and determinism of every test that computes: one process can have only one of each."""
-    gc.freeze()  # or every clear_session() walks through all that was imported, 0.2 s a test
     start()
 
 

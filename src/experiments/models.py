@@ -117,6 +117,11 @@ def sequential(
                 f"model.layers[{position}]: every net ends in a layer {layer.name} of our own.",
                 advice="Leave yours out or give it another name.",
             )
+    if not classifier and getattr(layers[-1], "activation", None) is keras.activations.softmax:
+        raise ExperimentError(
+            f"model.layers[{len(layers) - 1}]: every net ends in a softmax of our own, and two learn badly.",
+            advice="Leave its activation out.",
+        )
     return _stack(layers, input_shape, num_classes, classifier)
 
 
@@ -145,12 +150,26 @@ def with_scaling(net: keras.Model, scaling: keras.Layer, input_shape: Shape) -> 
     """`net` with `scaling` as its first layer: a model that takes raw pixels 0 to 255.
 
     The input is float32: a uint8 input would truncate augmented pixels.
+
+    Raises:
+        ExperimentError: a scaling that does not work on images of this shape, or changes it.
     """
     pixels = keras.Input(input_shape, dtype="float32", name="image")
     scaling.dtype_policy = "float32"  # in half precision a sum of squared pixels overflows
+    _check_scaling(scaling, input_shape)
     if isinstance(net, keras.Sequential):
         return keras.Sequential([pixels, scaling, *net.layers], name=net.name)
     return keras.Model(pixels, net(scaling(pixels)), name=net.name)
+
+
+def _check_scaling(scaling: keras.Layer, input_shape: Shape) -> None:
+    """Scales one image, because Keras finds most wrong values in a call only."""
+    try:
+        scaled = scaling(keras.ops.zeros((1, *input_shape)))
+    except Exception as error:  # TensorFlow has types of its own
+        raise ExperimentError(f"scale: layer {scaling.name} refuses images {input_shape}: {_reason(error)}") from error
+    if tuple(scaled.shape[1:]) != tuple(input_shape):
+        raise ExperimentError(f"scale: layer {scaling.name} turns images {input_shape} into {tuple(scaled.shape[1:])}.")
 
 
 #: Helpers, one that needs arguments, and one that halves the channels.
@@ -166,7 +185,7 @@ def _stack(layers: Iterable[keras.Layer], input_shape: Shape, num_classes: int, 
         try:
             outputs = layer(outputs)
             fits = all(size is None or size >= 1 for size in outputs.shape)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             if "negative" not in str(error):
                 raise ExperimentError(
                     f"model: layer {layer.name} refuses its input {before[1:]}: {_reason(error)}"
@@ -181,14 +200,14 @@ def _stack(layers: Iterable[keras.Layer], input_shape: Shape, num_classes: int, 
         raise ExperimentError(
             f"model: the layers end in shape {outputs.shape[1:]}, and one logit for each of the {num_classes} "
             f"classes is needed.",
-            advice="Add a Flatten or pooling layer, or set classifier: true.",
+            advice="Add a Flatten or pooling layer" + ("." if classifier else ", or set classifier: true."),
         )
     # Half precision is too coarse for probabilities.
     softmax = keras.layers.Activation("softmax", dtype="float32", name="softmax")
     return keras.Sequential([keras.Input(input_shape), *layers, softmax], name="net")
 
 
-def _reason(error: ValueError) -> str:
-    """What Keras says, without the call around it and without its bold type."""
+def _reason(error: Exception) -> str:
+    """What Keras or TensorFlow says, without the call around it and without its bold type."""
     bold = re.search(r"\x1b\[1m(.+?)\x1b\[0m", str(error), re.DOTALL)
-    return bold[1] if bold else str(error)
+    return re.sub(r"\{\{.*?\}\} | \[Op:.*", "", bold[1] if bold else str(error))

@@ -53,7 +53,7 @@ def one_cycle(
         total_steps: optimizer steps of the whole run.
         warmup_fraction: part of the steps that rise.
         initial_divisor: the first learning rate is the peak divided by this.
-        final_divisor: the last learning rate is the peak divided by this.
+        final_divisor: the learning rate falls towards the peak divided by this.
     """
     rise = round(warmup_fraction * total_steps)
     return _rise_and_fall(learning_rate / initial_divisor, learning_rate, 1 / final_divisor, rise, total_steps)

@@ -102,7 +102,7 @@ def build(cfg: Any, data: Dataset) -> _Parts:
     """
     input_shape, num_classes = data.image_shape, data.num_classes
     steps_per_epoch = -(-len(data.train_images) // cfg.batch_size)
-    scaling = config.instantiate(cfg, "scale", train_images=data.train_images)
+    scaling = _part(cfg, "scale", keras.Layer, train_images=data.train_images)
     net = config.instantiate(cfg, "model", input_shape=input_shape, num_classes=num_classes)
     if not isinstance(net, keras.Model) or net.output_shape != (None, num_classes):
         raise ExperimentError(
@@ -118,11 +118,21 @@ def build(cfg: Any, data: Dataset) -> _Parts:
     )
     return _Parts(
         model=models.with_scaling(net, scaling, input_shape),
-        optimizer=config.instantiate(cfg, "optimizer", learning_rate=schedule),
+        optimizer=_part(cfg, "optimizer", keras.Optimizer, learning_rate=schedule),
         schedule=schedule,
-        callbacks=[config.instantiate(cfg, f"callbacks.{name}") for name in sorted(cfg.get("callbacks") or {})],
-        augmentation=[config.instantiate(cfg, f"augment.{name}") for name in cfg.get("augment") or {}],
+        callbacks=[
+            _part(cfg, f"callbacks.{name}", keras.callbacks.Callback) for name in sorted(cfg.get("callbacks") or {})
+        ],
+        augmentation=[_part(cfg, f"augment.{name}", keras.Layer) for name in cfg.get("augment") or {}],
     )
+
+
+def _part(cfg: Any, key: str, kind: type, **run_values: Any) -> Any:
+    part = config.instantiate(cfg, key, **run_values)
+    if not isinstance(part, kind):
+        target = OmegaConf.select(cfg, f"{key}._target_")
+        raise ExperimentError(f"{key}._target_={target}: a keras {kind.__name__} is needed here.")
+    return part
 
 
 # Before the training

@@ -1,0 +1,285 @@
+"""The command `experiments`, in processes of its own: what it prints, its exit status, and what it leaves behind."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.config import CONF_DIR
+
+EXPERIMENTS = str(Path(sys.executable).parent / "experiments")
+HEAVY = ["keras", "matplotlib", "mlflow", "sklearn", "tensorflow"]
+ROOT = (
+    "augment, batch_size, callbacks, data, deterministic, epochs, experiment, label_smoothing, model, objective, "
+    "optimizer, precision, scale, schedule, seed, threads, tracking"
+)
+
+
+@pytest.fixture(autouse=True)
+def fresh_keras():
+    """Nothing here builds a net in this process."""
+
+
+@pytest.fixture
+def here(tmp_path):
+    """An empty working directory."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    return folder
+
+
+def experiments(*words, cwd, **env):
+    return subprocess.run(
+        [EXPERIMENTS, *words], cwd=cwd, env=os.environ | env, capture_output=True, text=True, check=False
+    )
+
+
+# Commands that import nothing heavy
+
+LIGHT = """
+import json, sys
+from experiments import cli
+sys.argv = ["experiments", *json.loads(sys.argv[1])]
+try:
+    cli.main()
+finally:
+    loaded = sorted(set({heavy}) & set(sys.modules))
+    print(f"loaded {{loaded}}")
+"""
+
+
+def light(*words, cwd):
+    """Exit status, output and errors of a command that must not import what is heavy."""
+    script = LIGHT.format(heavy=HEAVY)
+    done = subprocess.run(
+        [sys.executable, "-c", script, json.dumps(words)], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    output, _, loaded = done.stdout.rpartition("loaded ")
+    assert loaded == "[]\n", done.stderr
+    assert not list(cwd.iterdir())
+    return done.returncode, output, done.stderr
+
+
+def test_help_names_every_command(here):
+    status, output, errors = light("--help", cwd=here)
+    assert (status, errors) == (0, "")
+    assert re.findall(r"^    (\w+) ", output, re.MULTILINE) == ["train", "list", "ui"]
+
+
+def test_no_command_is_refused(here):
+    status, output, errors = light(cwd=here)
+    assert (status, output) == (2, "")
+    assert errors.endswith("experiments: error: the following arguments are required: COMMAND\n")
+
+
+def test_list_shows_every_option_of_every_group(here):
+    status, output, errors = light("list", cwd=here)
+    assert (status, errors) == (0, "")
+    shown, group = [], ""
+    for line in output.splitlines():
+        if line.startswith("  "):
+            option, what = line.split(maxsplit=1)
+            assert len(what) > 10
+            shown.append(f"{group}/{option}")
+        else:
+            group = line
+    assert shown == sorted(str(file.relative_to(CONF_DIR).with_suffix("")) for file in CONF_DIR.glob("*/*.yaml"))
+
+
+def test_list_of_one_group_shows_the_first_comment_of_each_file(here):
+    status, output, errors = light("list", "scale", cwd=here)
+    assert (status, errors) == (0, "")
+    width = max(len(file.stem) for file in CONF_DIR.glob("*/*.yaml"))
+    first = {file.stem: file.read_text().splitlines()[0][2:] for file in sorted((CONF_DIR / "scale").glob("*.yaml"))}
+    assert output.splitlines() == ["scale", *(f"  {option:{width}}  {what}" for option, what in first.items())]
+    # The directive of a file that is packaged elsewhere is no description.
+    experiments = light("list", "experiment", cwd=here)[1]
+    assert "@package" not in experiments
+    assert re.search(r"^  two_conv +The small net of many MNIST tutorials", experiments, re.MULTILINE)
+
+
+def test_list_shows_options_of_the_users_own(here, tmp_path):
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    (tmp_path / "mine" / "model" / "tiny.yaml").write_text("# One layer.\ndefaults: [conv2, _self_]\n")
+    output = light("list", "model", "--config-dir", str(tmp_path / "mine"), cwd=here)[1]
+    assert re.search(r"^  tiny +One layer\.$", output, re.MULTILINE)
+
+
+GROUPS = "augment, callbacks, data, experiment, model, optimizer, scale, schedule"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["list", "nope"], f"nope: there is no such group. Allowed: {GROUPS}."),
+        (
+            ["list", "optimiser"],
+            f"optimiser: there is no such group. Did you mean optimizer? Allowed: {GROUPS}.",
+        ),
+        (["list", "--config-dir", "/no/such"], "--config-dir /no/such: there is no such folder."),
+    ],
+)
+def test_list_of_what_is_not_there(here, words, message):
+    assert light(*words, cwd=here) == (2, "", f"experiments: {message}\n")
+
+
+def test_cfg_job_prints_the_configuration(here):
+    status, output, errors = light("train", "--cfg", "job", "model=conv3", "epochs=2", cwd=here)
+    assert (status, errors) == (0, "")
+    assert output.startswith("epochs: 2\nbatch_size: 32\n")
+    assert "\nmodel:\n  _target_: experiments.models.convnet\n  filters:\n  - 32\n  - 64\n  - 128\n" in output
+    assert "hydra" not in output
+
+
+def test_train_help_lists_groups_and_options(here):
+    status, output, errors = light("train", "--help", cwd=here)
+    assert (status, errors) == (0, "")
+    assert "\noptimizer: adam, adamw, nadam, rmsprop, sgd\n" in output
+    assert "\nlearning_rate" not in output
+
+
+# What is refused
+
+CONV3 = "conv2, conv2_batch_norm, conv3, conv3_batch_norm_dropout, conv3_dropout, conv3_wide, sequential"
+slow = pytest.mark.slow  # what only TensorFlow or the data can tell
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["modle=conv3"], f"modle: there is no such key. Did you mean model? Allowed: {ROOT}."),
+        (["model=conv4"], f"model=conv4: there is no such option. Did you mean conv3? Allowed: {CONV3}."),
+        (["epochs=0"], "epochs=0 is refused: it must be a whole number of at least 1."),
+        (["epochs=[1"], "epochs=[1: this is no override. Write key=value; quote a value with special characters."),
+        (
+            ["seed=1,2", "epochs=3"],
+            "seed=1,2: this is a sweep of several runs. Start it with: experiments train -m seed=1,2 epochs=3",
+        ),
+        (["--config-dir", "/no/such"], "--config-dir /no/such: there is no such folder."),
+        (
+            ["+hydra.callbacks.x._target_=os.system"],
+            "hydra.callbacks.x._target_=os.system is refused. Under hydra only hydra.* and hydra_plugins.* may stand.",
+        ),
+        (
+            ["--cfg", "job", "seed=-1"],
+            "seed=-1 is refused: it must be a whole number of at least 0 and below 4294967296.",
+        ),
+        (
+            ["--config-name", "other"],
+            "Cannot find primary config 'other'. Check that it's in your config search path.",
+        ),
+        pytest.param(
+            ["model.dropout=1.5"],
+            "model.dropout=1.5 is refused: it must be a number of at least 0 and below 1.",
+            marks=slow,
+        ),
+        pytest.param(
+            ["data.limit=9"],
+            "data.limit=9 is fewer than the 10 classes. Give data.limit=10 or more, or null for all images.",
+            marks=slow,
+        ),
+    ],
+)
+def test_refused_input(here, tmp_path, words, message):
+    store = tmp_path / "store" / "mlflow.db"
+    done = experiments("train", *words, cwd=here, MLFLOW_TRACKING_URI=f"sqlite:///{store}")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"experiments: {message}\n")
+    assert not store.parent.exists()
+    assert not list(here.iterdir())
+
+
+def test_unknown_flag_is_refused(here):
+    done = experiments("train", "--epochs", "3", cwd=here)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith("experiments train: error: unrecognized arguments: --epochs\n")
+
+
+# Trainings
+
+
+@pytest.fixture
+def digits_words(digits):
+    return ["data=npz", f"data.path={digits}", "tracking.model=false"]
+
+
+def only_run(store):
+    experiments = store.search_experiments()
+    (run,) = store.search_runs([experiment.experiment_id for experiment in experiments])
+    return run
+
+
+@pytest.mark.slow
+def test_output_that_goes_to_a_file(here, store, digits_words):
+    done = experiments("train", *digits_words, "epochs=2", cwd=here)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(r"[\x20-\x7e\n]+", done.stdout)
+    run = only_run(store)
+    name = "conv2 data=npz epochs=2 seed=0"
+    number = r"\d+\.\d+"
+    values = rf"loss {number}  accuracy {number}  val_loss {number}  val_accuracy {number}  {number} s"
+    expected = [
+        rf"{name} \({run.info.run_id}\)",
+        rf"Epoch 1/2  {values}",
+        rf"Epoch 2/2  {values}",
+        rf"Test accuracy {number} %, best epoch [12] of 2, {number} s",
+        rf"Recorded as {name} \({run.info.run_id}\)",
+        r"Look at it with: \S*experiments ui",
+    ]
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(expected)
+    for line, pattern in zip(lines, expected, strict=True):
+        assert re.fullmatch(pattern, line), line
+    assert not list(here.iterdir())
+    assert run.data.tags["command"] == f"experiments train {' '.join(digits_words)} epochs=2"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "status", "reason", "said"),
+    [
+        (signal.SIGINT, 130, "interrupted", "experiments: interrupted\n"),
+        (signal.SIGTERM, 143, "signal", ""),
+    ],
+)
+def test_signal_ends_a_training_as_killed(here, store, digits_words, number, status, reason, said):
+    words = [EXPERIMENTS, "train", *digits_words, "epochs=1000"]
+    with subprocess.Popen(words, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert any(line.startswith("Epoch 1/1000  ") for line in process.stdout)
+        process.send_signal(number)
+        errors = process.communicate(timeout=60)[1]
+    assert (process.returncode, errors) == (status, said)
+    run = only_run(store)
+    assert run.info.status == "KILLED"
+    assert run.info.end_time >= run.info.start_time
+    assert (run.data.tags["reason"], run.data.tags["failure"]) == (reason, number.name)
+
+
+@pytest.mark.slow
+def test_diverged_training_is_a_failed_run(here, store, digits_words):
+    done = experiments("train", *digits_words, "optimizer=sgd", "optimizer.learning_rate=1e30", "epochs=2", cwd=here)
+    assert (done.returncode, done.stderr) == (1, "")
+    run = only_run(store)
+    assert (run.info.status, run.data.tags["diverged"]) == ("FAILED", "true")
+    assert done.stdout.splitlines()[-1] == f"FAILED: {run.data.tags['failure']}"
+
+
+@pytest.mark.slow
+def test_crash_shows_its_traceback(here, tmp_path, store, digits_words):
+    (tmp_path / "my_nets.py").write_text("def build(**arguments):\n    raise RuntimeError('a bug of the user')\n")
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    (tmp_path / "mine" / "model" / "own.yaml").write_text("_target_: my_nets.build\n")
+    allowed = {"EXPERIMENTS_ALLOW_TARGETS": "my_nets", "PYTHONPATH": str(tmp_path)}
+    words = ["--config-dir", str(tmp_path / "mine"), "model=own", *digits_words]
+    done = experiments("train", *words, cwd=here, **allowed)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("Traceback (most recent call last):\n")
+    assert f'File "{tmp_path / "my_nets.py"}", line 2, in build' in done.stderr
+    assert done.stderr.endswith("RuntimeError: a bug of the user\n")
+    assert [experiment.name for experiment in store.search_experiments()] == ["Default"]
+    assert not list(here.iterdir())
