@@ -14,6 +14,8 @@ with quiet_import():
     import keras
     import mlflow
 
+    from experiments import tracking
+
 gc.freeze()  # or every clear_session() walks through all that was imported, 0.2 s a test
 
 # Tests never touch the user's cache, store or settings.
@@ -43,6 +45,7 @@ def store(new_store, tmp_path, monkeypatch):
     file.parent.mkdir()
     shutil.copy(new_store, file)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{file}")
+    monkeypatch.setattr(tracking, "home", lambda: tmp_path / "home")  # for what a failed run leaves behind
     return mlflow.MlflowClient(f"sqlite:///{file}")
 
 

@@ -39,6 +39,8 @@ UNKNOWN = {
     "++epoch=3": f"epoch: there is no such key. Did you mean epochs? Allowed: {ROOT}. {NO_OTHER}",
     "xyz=3": f"xyz: there is no such key. Allowed: {ROOT}.",
     "learning_rate=0.1": f"learning_rate: there is no such key. Did you mean optimizer.learning_rate? Allowed: {ROOT}.",
+    "callbacks=[early_stopping,reduce_on_plateau] patience=3": "patience: there is no such key. "
+    f"Did you mean callbacks.reduce_on_plateau.patience? Allowed: {ROOT}.",
     "model.dropuot=0.3": f"model.dropuot: model=conv2 has no such key. Did you mean dropout? Allowed: {CONV2}.",
     "+model.dropuot=0.3": "model.dropuot: model=conv2 has no such key. Did you mean dropout? "
     f"Allowed: {CONV2}. {NO_OTHER}",
@@ -95,10 +97,17 @@ def test_unknown_option(words):
     assert refusal(words) == f"{message} Allowed: {options(group)}."
 
 
-@pytest.mark.parametrize("words", ["callbacks=null", "~callbacks"])
-def test_no_callbacks_are_an_empty_list(words):
-    advice = f"Allowed: {options('callbacks')}. For none write callbacks=[]."
-    assert refusal(words) == f"{words}: callbacks needs an option. {advice}"
+NONE = {
+    "callbacks=null": "For none write callbacks=[].",
+    "~callbacks": "For none write callbacks=[].",
+    "experiment=null": "For none leave it out.",
+}
+
+
+@pytest.mark.parametrize("words", NONE)
+def test_no_option(words):
+    group = words.strip("~").partition("=")[0]
+    assert refusal(words) == f"{words}: {group} needs an option. Allowed: {options(group)}. {NONE[words]}"
 
 
 COUNT = "it must be a whole number of at least 1."

@@ -1,5 +1,6 @@
 """What a configuration may say: types, ranges, names and targets, held to what builds the parts."""
 
+import functools
 import math
 import shlex
 
@@ -354,6 +355,37 @@ def test_bug_in_the_users_code_is_shown_as_it_is(own_net, images, text):
         train.build(own_net(text), images)
 
 
+# The record
+
+NAMES_OF_THE_RECORD = {
+    "+tracking.tags.variant=mine": "tracking.tags.variant: the run sets this tag itself. Take another name for yours.",
+    "+tracking.tags={mlflow.source.name:x}": "tracking.tags.mlflow.source.name: the run sets this tag itself. "
+    "Take another name for yours.",
+}
+
+
+@pytest.mark.parametrize("words", NAMES_OF_THE_RECORD)
+def test_free_tag_with_a_name_of_the_record(store, words):
+    with pytest.raises(ExperimentError) as caught:
+        train.run(config.compose([words]))
+    assert str(caught.value) == NAMES_OF_THE_RECORD[words]
+    assert [experiment.name for experiment in store.search_experiments()] == ["Default"]
+    assert store.search_runs(["0"]) == []
+
+
+# Messages
+
+
+def test_message_lists_what_is_allowed_unless_that_is_long():
+    names = [f"name{number}" for number in range(10, 51)]
+    few, many, all_names = names[:20], names[:21], ", ".join(names[:40])
+    assert str(ExperimentError("No.", given="nam", allowed=few)).startswith("No. Did you mean name")
+    assert str(ExperimentError("No.", given="name11", allowed=few)).endswith(f" Allowed: {', '.join(few)}.")
+    assert str(ExperimentError("No.", given="name11", allowed=many)) == "No. Did you mean name11?"
+    assert str(ExperimentError("No.", given="x", allowed=names[:40])) == f"No. Allowed: {all_names}."
+    assert str(ExperimentError("No.", given="x", allowed=names, advice="Do this.")) == "No. Do this."
+
+
 # Whatever is typed
 
 NUMBERS = st.one_of(
@@ -376,6 +408,16 @@ FILES_OF_OPTIONS = {
 }
 
 
+@functools.cache
+def keys_of(option):
+    """Every dotted key that a file of conf/ sets, and its value as it is typed."""
+    file = FILES_OF_OPTIONS.get(option, config.CONF_DIR / "config.yaml")
+    group = f"{option.partition('=')[0]}." if option in FILES_OF_OPTIONS else ""
+    typed = {"None": "null", "True": "true", "False": "false"}
+    flat = dict(leaves(yaml.safe_load(file.read_text()) or {}, group))
+    return {key: typed.get(str(value), str(value)) for key, value in flat.items()}
+
+
 def leaves(mapping, prefix):
     for name, value in mapping.items():
         yield from leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
@@ -384,10 +426,10 @@ def leaves(mapping, prefix):
 @st.composite
 def command_lines(draw):
     """Some options, right and wrong values for their keys and others, with every prefix that Hydra has."""
-    chosen = draw(st.lists(st.sampled_from(sorted(FILES_OF_OPTIONS)), max_size=3))
-    known = dict(leaves(yaml.safe_load((config.CONF_DIR / "config.yaml").read_text()), ""))
-    for option in [*chosen, "model=conv2", "optimizer=adam", "scale=unit"]:
-        known |= leaves(yaml.safe_load(FILES_OF_OPTIONS[option].read_text()) or {}, f"{option.partition('=')[0]}.")
+    words = draw(st.lists(st.sampled_from(sorted(FILES_OF_OPTIONS)), max_size=3))
+    known = {}
+    for option in ["config", *words, "model=conv2", "optimizer=adam", "scale=unit"]:
+        known |= keys_of(option)
     others = [
         "model",
         "callbacks",
@@ -398,12 +440,10 @@ def command_lines(draw):
         "objective",
         "augment",
     ]
-    words = list(chosen)
     for key in draw(st.lists(st.sampled_from([*known, *others]), min_size=1, max_size=3, unique=True)):
         prefix = draw(st.sampled_from(["", "", "", "", "", "", "+", "++", "~"]))
-        right = str(known.get(key)).replace("None", "null").replace("True", "true").replace("False", "false")
-        value = draw(st.one_of(st.just(right), NUMBERS.map(str), VALUES))
-        words.append(f"~{key}" if prefix == "~" else f"{prefix}{key}={value}")
+        value = draw(st.one_of(st.just(known.get(key, "null")), NUMBERS.map(str), VALUES))
+        words = [*words, f"~{key}" if prefix == "~" else f"{prefix}{key}={value}"]
     return words
 
 

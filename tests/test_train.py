@@ -347,13 +347,18 @@ def test_a_crash_is_failed_and_keeps_its_traceback(store, digits, tmp_path, monk
 def test_a_scaling_that_makes_pixels_tiny_is_warned_of(store, digits, caplog):
     with caplog.at_level(logging.WARNING, "experiments"):
         run(small(digits, "scale=unit_twice", "data.limit=20", "tracking.model=false"))
-    (warning,) = (record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
+    (warning,) = warnings_of(caplog)
     assert warning == (
         "What leaves the scaling is tiny: its largest size is 0.0039. Most nets learn badly from that; try scale=unit."
     )
     caplog.clear()
     run(small(digits, "scale=standard", "data.limit=20", "tracking.model=false"))
-    assert not [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert warnings_of(caplog) == []
+
+
+def warnings_of(caplog):
+    ours = [record for record in caplog.records if record.name.startswith("experiments")]
+    return [record.getMessage() for record in ours if record.levelno == logging.WARNING]
 
 
 def test_a_sweep_is_refused_in_python():

@@ -89,8 +89,11 @@ class Configuration:
 
 
 def digest(values: Any) -> str:
-    """The SHA-256 of `values` in canonical JSON, in hex."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    """The SHA-256 of `values` in canonical JSON, in hex; 0.0 is the same as 0."""
+    canonical = json.loads(
+        json.dumps(values), parse_float=lambda text: int(float(text)) if float(text) % 1 == 0 else text
+    )
+    return hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).hexdigest()
 
 
 def compose(overrides: Sequence[str], config_dir: str | None = None) -> Configuration:
@@ -193,8 +196,8 @@ def _check_overrides(overrides: Sequence[str], config_dir: str | None) -> None:
     """Refuses what Hydra would take, such as any misspelt key after `+`, and what it would not explain."""
     for text, override in _parsed(overrides):
         key = override.key_or_group
-        if key in GROUPS and (override.is_delete() or not _is_choice(key, override.value())):
-            advice = "For none write callbacks=[]." if key == "callbacks" else ""
+        if (override.is_delete() and key in GROUPS) or (key in _CHOOSABLE and not _is_choice(override)):
+            advice = {"callbacks": "For none write callbacks=[].", "experiment": "For none leave it out."}.get(key, "")
             raise ExperimentError(f"{text}: {key} needs an option.", allowed=_options(key, config_dir), advice=advice)
         if not (override.is_add() or override.is_force_add()) or f"{key}.".startswith((_FREE, "hydra.")):
             continue
@@ -205,11 +208,12 @@ def _check_overrides(overrides: Sequence[str], config_dir: str | None) -> None:
             raise ExperimentError(f"{text}: {key} is there already.", advice=f"Write it without +: {text.lstrip('+')}")
 
 
-def _is_choice(group: str, value: Any) -> bool:
-    """Whether `group=value` chooses an option, or as a mapping changes keys of the option chosen elsewhere."""
-    if group == "callbacks" and isinstance(value, list):
+def _is_choice(override: Override) -> bool:
+    """Whether a group gets an option, or a mapping that changes keys of the option chosen elsewhere."""
+    value = override.value()
+    if override.key_or_group == "callbacks" and isinstance(value, list):
         return all(isinstance(name, str) for name in value)
-    return isinstance(value, str | dict)
+    return isinstance(value, str | dict) or override.is_delete()
 
 
 def _options(group: str, config_dir: str | None) -> set[str]:
@@ -275,7 +279,7 @@ def _unknown_key(key: str, known: Configuration, advice: str = "") -> Experiment
     names = {name for name in _keys(known) if not name.endswith("_target_")}
     parent, _, last = key.rpartition(".")
     beside = {name.rpartition(".")[2] for name in names if name.rpartition(".")[0] == parent}
-    elsewhere = {name.rpartition(".")[2]: name for name in names}
+    elsewhere = {name.rpartition(".")[2]: name for name in sorted(names)}
     group = key.partition(".")[0]
     option = f"{group}={known.choices[group]} has" if parent and group in known.choices else "there is"
     problem = f"{key}: {option} no such key."
