@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,9 @@ with quiet_import():
     from experiments import tracking
 
 gc.freeze()  # or every clear_session() walks through all that was imported, 0.2 s a test
+
+# Started in the background of a script, this process would hand its deafness to Ctrl-C on to the commands it tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tests never touch the user's cache, store or settings.
 os.environ.pop("MLFLOW_TRACKING_URI", None)

@@ -1,7 +1,9 @@
 """The command `experiments`, in processes of its own: what it prints, its exit status, and what it leaves behind."""
 
+import contextlib
 import json
 import os
+import pty
 import re
 import shutil
 import signal
@@ -172,7 +174,7 @@ CONV3 = "conv2, conv2_batch_norm, conv3, conv3_batch_norm_dropout, conv3_dropout
         ),
         (
             ["--config-name", "other"],
-            "Cannot find primary config 'other'. Check that it's in your config search path.",
+            "--config-name is not for this command. Use --config-dir.",
         ),
         pytest.param(
             ["data.limit=9"],
@@ -288,3 +290,23 @@ def test_crash_shows_its_traceback(here, tmp_path, store, digits_words):
     assert done.stderr.endswith("RuntimeError: a bug of the user\n")
     assert [experiment.name for experiment in store.search_experiments()] == ["Default"]
     assert not list(here.iterdir())
+
+
+@pytest.mark.slow
+def test_a_terminal_gets_a_progress_bar_and_every_epoch_once(here, tmp_path):
+    outer, inner = pty.openpty()
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/store/mlflow.db", "TERM": "xterm"}
+    words = [EXPERIMENTS, "train", "data.limit=100", "epochs=2", "tracking.model=false"]
+    with subprocess.Popen(words, cwd=here, stdout=inner, stderr=inner, env=environment) as training:
+        os.close(inner)
+        shown = b""
+        with contextlib.suppress(OSError):  # how Linux says that the other end is closed
+            while read := os.read(outer, 65536):
+                shown += read
+    os.close(outer)
+    text = shown.decode()
+    assert training.returncode == 0
+    assert text.startswith("Loading TensorFlow …\r\n")
+    assert re.findall(r"Epoch \d/\d", text) == ["Epoch 1/2", "Epoch 2/2"]
+    assert "4/4" in text and "━" in text and "ms/step" in text
+    assert "Test accuracy" in text

@@ -116,6 +116,7 @@ def test_a_store_of_another_version_is_refused_with_the_command_that_mends_it(st
     with sqlite3.connect(file) as database:
         database.execute("UPDATE alembic_version SET version_num = 'bd07f7e963c5'")
     database.close()
+    os.utime(file, (0, 0))  # a file just written may be one that another program is making
     before = file.read_bytes()
     # A store that this process has opened already is not looked at again.
     done = subprocess.run([COMMAND, "train", *QUICK], capture_output=True, text=True)
@@ -131,9 +132,7 @@ def test_a_file_that_is_no_store_is_refused(tmp_path, monkeypatch):
     file = tmp_path / "mlflow.db"
     file.write_text("no database")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{file}")
-    with pytest.raises(
-        ExperimentError, match=f"^The tracking store sqlite:///{file} cannot be reached: .*not a database"
-    ):
+    with pytest.raises(ExperimentError, match=f"^The tracking store sqlite:///{file} cannot be used: .*not a database"):
         tracking.check_store()
 
 
@@ -237,3 +236,25 @@ def test_a_plain_installation_brings_its_options_and_records_in_this_folder(tmp_
     assert done.stdout.startswith(f"Recording in sqlite:///{home}/mlruns/mlflow.db\n")
     assert "Test accuracy" in done.stdout
     assert {path.name for path in home.iterdir()} == {"mine", "mlruns"}
+
+
+def test_the_password_of_a_store_is_never_shown(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:secret@example.org/mlflow")
+    assert tracking.shown_uri() == "http://someone:***@example.org/mlflow"
+
+
+@pytest.mark.slow
+def test_first_runs_at_once_on_a_store_that_does_not_exist_yet(tmp_path):
+    """Making its tables is not safe from two processes at once; the one that loses tries again."""
+    file = tmp_path / "new" / "mlflow.db"
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{file}"}
+    words = [COMMAND, "train", *QUICK]
+    started = [
+        subprocess.Popen([*words, f"seed={seed}"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        for seed in range(3)
+    ]
+    errors = [process.communicate()[1].decode() for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], errors
+    client = mlflow.MlflowClient(f"sqlite:///{file}")
+    runs = client.search_runs([client.get_experiment_by_name("mnist_5k").experiment_id])
+    assert [found.info.status for found in runs] == ["FINISHED"] * 3

@@ -124,7 +124,8 @@ def test_a_run_leaves_a_complete_record(store, digits, tmp_path):
     assert own["idea"] == "deeper"
     assert own["command"].startswith("experiments train data=mnist data.path=")
     note = record.data.tags["mlflow.note.content"]
-    assert note.startswith("Is deeper *better*?\n\n| | |\n|---|---|\n| test accuracy | **")
+    assert note.startswith(f"Is deeper *better*?\n\n**Test accuracy {result.metrics['test/accuracy']:.2%}** (macro F1 ")
+    assert note.endswith("; digits: 360 / 40 / 100 images to train, validate and test".replace("digits", "mnist"))
 
     assert {file.path for file in store.list_artifacts(result.run_id)} == ARTIFACTS
     config = OmegaConf.load(store.download_artifacts(result.run_id, "config.yaml"))
@@ -370,3 +371,30 @@ def test_other_threads_in_the_same_process_are_refused(store, digits):
     run(small(digits, "data.limit=20", "tracking.model=false"))
     with pytest.raises(ExperimentError, match=r"^threads=4 deterministic=true: TensorFlow runs in this process with"):
         run(small(digits, "threads=4"))
+
+
+@pytest.mark.parametrize(
+    ("last", "message"),
+    [
+        ("keras.layers.Dense(num_classes)", "adds up to .*, and probabilities add up to 1. End the net in a softmax."),
+        ("keras.layers.Softmax()", r"with the output \(None, 784\). A Sequential or functional keras.Model that ends"),
+    ],
+)
+def test_a_builder_of_ones_own_must_give_probabilities(store, digits, tmp_path, monkeypatch, last, message):
+    (tmp_path / "model").mkdir()
+    net = f"keras.Sequential([keras.Input(input_shape), keras.layers.Flatten(), {last}])"
+    name = f"nets_{abs(hash(last))}"
+    (tmp_path / f"{name}.py").write_text(f"import keras\n\ndef net(input_shape, num_classes):\n    return {net}\n")
+    (tmp_path / "model" / "mine.yaml").write_text(f"_target_: {name}.net\n")
+    monkeypatch.setenv("EXPERIMENTS_ALLOW_TARGETS", name)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ExperimentError, match=message):
+        run(small(digits, "model=mine", "data.limit=20"), config_dir=str(tmp_path))
+    assert store.get_experiment_by_name("mnist") is None
+
+
+def test_averaged_weights_must_be_the_ones_that_are_kept(compose):
+    with pytest.raises(
+        ExperimentError, match=r"^callbacks\.swap_ema_weights\.swap_on_epoch must be true: the run would"
+    ):
+        compose("callbacks=swap_ema_weights", "callbacks.swap_ema_weights.swap_on_epoch=false")

@@ -29,7 +29,7 @@ def main() -> None:
     listing.set_defaults(function=_list)
     ui = commands.add_parser("ui", help="open the MLflow UI on the right store")
     ui.add_argument("--host", default="127.0.0.1")
-    ui.add_argument("--port", type=int, default=5000)
+    ui.add_argument("--port", type=int, default=5000, choices=range(1, 65536), metavar="PORT")
     ui.set_defaults(function=_ui)
     arguments = parser.parse_args()
     sys.exit(_spoken(arguments.function, arguments))
@@ -59,6 +59,9 @@ def _train(arguments: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of Hydra's own printer
     sys.argv = ["experiments train", *arguments]
     options = get_args_parser().parse_args(arguments)
+    for option in ("config_name", "config_path", "experimental_rerun"):
+        if getattr(options, option):  # they would run what nothing has checked
+            raise ExperimentError(f"--{option.replace('_', '-')} is not for this command.", advice="Use --config-dir.")
     if not (options.help or options.hydra_help or options.shell_completion):
         swept = options.multirun
         parsed = zip(options.overrides, config.parse(options.overrides), strict=True)
@@ -67,6 +70,8 @@ def _train(arguments: list[str]) -> int:
     failed: list[str] = []
 
     def task(cfg: DictConfig) -> float | None:
+        if sys.stdout.isatty():
+            print("Loading TensorFlow …", flush=True)
         with quiet_import():
             from experiments import train
 

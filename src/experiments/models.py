@@ -105,23 +105,27 @@ def sequential(
         ExperimentError: an entry that is no layer or has a name of our own layers, an image that shrinks below one
             pixel, or an output that is not one logit a class.
     """
-    own_names = ("classifier", "softmax") if classifier else ("softmax",)
+    own_names = {"image", "softmax", *(["classifier"] if classifier else [])}
+    names: set[str] = set()
     for position, layer in enumerate(layers):
         if not isinstance(layer, keras.Layer):
             raise ExperimentError(
                 f"model.layers[{position}]={layer}: this is no layer.",
                 advice="Write {_target_: keras.layers.Dense, units: 64} or another layer of Keras.",
             )
-        if layer.name in own_names:
+        last = position == len(layers) - 1
+        softmax = isinstance(layer, keras.layers.Softmax)
+        if last and (softmax or getattr(layer, "activation", None) is keras.activations.softmax):
             raise ExperimentError(
-                f"model.layers[{position}]: every net ends in a layer {layer.name} of our own.",
-                advice="Leave yours out or give it another name.",
+                f"model.layers[{position}]: every net ends in a softmax of our own, and two learn badly.",
+                advice="Leave the layer out." if softmax else "Leave its activation out.",
             )
-    if not classifier and getattr(layers[-1], "activation", None) is keras.activations.softmax:
-        raise ExperimentError(
-            f"model.layers[{len(layers) - 1}]: every net ends in a softmax of our own, and two learn badly.",
-            advice="Leave its activation out.",
-        )
+        if layer.name in own_names | names:
+            owner = "another layer of the list" if layer.name in names else "a layer of our own"
+            raise ExperimentError(
+                f"model.layers[{position}]: {layer.name} is the name of {owner}.", advice="Give it another name."
+            )
+        names.add(layer.name)
     return _stack(layers, input_shape, num_classes, classifier)
 
 
@@ -157,7 +161,7 @@ def with_scaling(net: keras.Model, scaling: keras.Layer, input_shape: Shape) -> 
     pixels = keras.Input(input_shape, dtype="float32", name="image")
     scaling.dtype_policy = "float32"  # in half precision a sum of squared pixels overflows
     _check_scaling(scaling, input_shape)
-    if isinstance(net, keras.Sequential):
+    if isinstance(net, keras.Sequential) and scaling.name not in {layer.name for layer in net.layers}:
         return keras.Sequential([pixels, scaling, *net.layers], name=net.name)
     return keras.Model(pixels, net(scaling(pixels)), name=net.name)
 

@@ -31,7 +31,7 @@ _ROOT: dict[str, Any] = {
     "objective.metric": Literal["val_accuracy", "val_loss"],
     "objective.mode": Literal["max", "min"],
     "optimizer.learning_rate": Annotated[float, Field(gt=0)],
-    "tracking.experiment": _Scalar | None,
+    "tracking.experiment": Annotated[str, Field(min_length=1, max_length=500)] | int | None,
     "tracking.note": _Scalar | None,
     "tracking.tags": dict[str, _Scalar],
     "tracking.model": bool,
@@ -123,6 +123,10 @@ def _check_callbacks(values: Mapping[str, Any], schedule: str) -> None:
                 )
             if callback.get("mode", "auto") != "auto":
                 _check_mode(f"{key}.mode", callback["mode"], f"{key}.monitor", monitor)
+        if callback["_target_"] == "keras.callbacks.SwapEMAWeights" and callback.get("swap_on_epoch") is not True:
+            raise ExperimentError(
+                f"{key}.swap_on_epoch must be true: the run would keep other weights than the validated ones."
+            )
         if callback["_target_"] == "keras.callbacks.ReduceLROnPlateau" and not constant:
             raise ExperimentError(
                 f"{key} sets the learning rate, and so does schedule={schedule}.",

@@ -11,12 +11,12 @@ import subprocess
 import sys
 import traceback
 import webbrowser
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import distributions, version
 from pathlib import Path
-from time import sleep, time
-from typing import Any
+from time import monotonic, sleep, time
+from typing import Any, TypeVar
 from urllib.parse import quote, urlparse
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -38,6 +38,8 @@ for _noisy in ("mlflow", "alembic"):
 _LONGEST_PARAM = 6000  # characters, MLflow's limit
 _PARAMS_A_BATCH = 100  # MLflow's limit
 _CUT = " … see config.yaml"
+_STILL_WRITTEN = 5  # seconds since the last change of a SQLite file that another program may be making
+T = TypeVar("T")
 
 #: Tags that the record itself sets; a user's free tags may not take their names.
 TAGS = {
@@ -64,6 +66,11 @@ def store_uri() -> str:
 
 def _sqlite_file(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def shown_uri() -> str:
+    """The store as it may be shown: without its password."""
+    return _without_password(store_uri())
 
 
 def _without_password(uri: str) -> str:
@@ -162,15 +169,54 @@ def check_store() -> None:
     """
     uri = store_uri()
     file = _sqlite_file(uri)
+    _check_writable(home() / "mlruns" / "jobs", "The files of a run")
     if file and (not file.exists() or file.stat().st_size == 0):
-        folder = next(parent for parent in file.parents if parent.exists())
-        if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise ExperimentError(f"The tracking store {uri} cannot be made: {folder} is not writable.")
+        _check_writable(file.parent, f"The tracking store {uri}")
         return
     try:
-        mlflow.MlflowClient(uri).search_experiments(max_results=1, view_type=ViewType.ALL)
+        _ask(lambda: mlflow.MlflowClient(uri).search_experiments(max_results=1, view_type=ViewType.ALL), file)
     except Exception as error:  # every kind of store has its own
         raise _store_error(uri, error) from error
+
+
+def _check_writable(folder: Path, what: str) -> None:
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ExperimentError(f"{what} cannot be made: {there} is not writable.")
+
+
+def _ask(ask: Callable[[], T], file: Path | None) -> T:
+    """The answer of a store whose tables may be being made just now.
+
+    Making a SQLite store is not safe from two processes at once: those of ours take turns, and other programs get 20 s.
+    """
+    deadline = monotonic() + 20
+    while True:
+        try:
+            with _alone_in(file.parent) if file else contextlib.nullcontext():
+                return ask()
+        except Exception:
+            being_made = file and file.exists() and time() - file.stat().st_mtime < _STILL_WRITTEN
+            if not being_made or monotonic() > deadline:
+                raise
+            sleep(0.5)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keeps other processes that ask for the same folder waiting."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if sys.platform == "win32":  # no locks on folders
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _store_error(uri: str, error: Exception) -> ExperimentError:
@@ -180,9 +226,11 @@ def _store_error(uri: str, error: Exception) -> ExperimentError:
             f"The tracking store {shown} was made by another version of MLflow than this one ({version('mlflow')}).",
             advice=f"Copy the file first, then: mlflow db upgrade {shown}",
         )
-    reason = str(error).replace(uri, shown).splitlines()[0][:300]
+    reason = str(error).replace(uri, shown).splitlines()[0][:300].rstrip(".")
+    if urlparse(uri).scheme not in ("http", "https"):
+        return ExperimentError(f"The tracking store {shown} cannot be used: {reason}.")
     return ExperimentError(
-        f"The tracking store {shown} cannot be reached: {reason}",
+        f"The tracking store {shown} cannot be reached: {reason}.",
         advice="Start its server, or unset MLFLOW_TRACKING_URI to record in a local file.",
     )
 
@@ -211,7 +259,7 @@ def open_run(
     uri = store_uri()
     mlflow.set_tracking_uri(uri)
     try:
-        client = mlflow.MlflowClient(uri)
+        client = _ask(lambda: mlflow.MlflowClient(uri), _sqlite_file(uri))
         experiment_id = _experiment_id(client, experiment, uri)
         opened = client.create_run(experiment_id, tags=_provenance() | dict(tags), run_name=name)
     except ExperimentError:
@@ -311,7 +359,7 @@ def _git(*arguments: str) -> str:
 
 def environment() -> str:
     """Every installed package with its version, as a file that pip can install."""
-    found = {dist.metadata["Name"]: dist.version for dist in distributions()}
+    found = {dist.metadata["Name"]: dist.version for dist in distributions() if dist.metadata["Name"]}
     return "".join(f"{name}=={found[name]}\n" for name in sorted(found, key=str.lower) if name != "experiments")
 
 
@@ -339,8 +387,9 @@ def serve_ui(host: str, port: int) -> int:
     file = _sqlite_file(uri)
     if file and not file.exists():
         raise ExperimentError(f"Nothing is recorded in {uri} yet.", advice="Start with: experiments train")
-    if file is None:
-        url = f"{_without_password(uri)}/{_training_runs_page(uri)}"
+    if urlparse(uri).scheme in ("http", "https"):
+        address = urlparse(uri)
+        url = f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}/{_training_runs_page(uri)}"
         print(f"The store is a server with a UI of its own: {url}")
         webbrowser.open(url)
         return 0
@@ -351,7 +400,8 @@ def serve_ui(host: str, port: int) -> int:
         except OSError as error:
             raise ExperimentError(f"Port {port} of {host} is taken.", advice=f"Try: --port {port + 1}") from error
     listen = ["--host", host, "--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level warning"]
-    words = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, *listen]
+    stores = ["--backend-store-uri", uri, "--registry-store-uri", uri]
+    words = [sys.executable, "-m", "mlflow", "server", *stores, *listen]
     # Its job runners serve features that nobody needs here, and would outlive it.
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
     server = subprocess.Popen(words, env=os.environ | quiet, start_new_session=True)  # noqa: S603
@@ -359,6 +409,8 @@ def serve_ui(host: str, port: int) -> int:
     try:
         while server.poll() is None and not _answers(host, port):
             sleep(0.2)
+        if server.poll() is not None:
+            return 1
         print(f"\nThe runs: {url}\nStop with Ctrl-C.", flush=True)
         if sys.stdout.isatty():
             webbrowser.open(url)

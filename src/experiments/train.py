@@ -66,9 +66,9 @@ def run(configuration: Configuration) -> RunResult:
         )
         _check_free_tags(cfg)
         if config.CHECKOUT is None:
-            _log.info("Recording in %s", tracking.store_uri())
+            _log.info("Recording in %s", tracking.shown_uri())
         tracking.check_store()
-        data: Dataset = config.instantiate(cfg, "data")
+        data: Dataset = _part(cfg, "data", Dataset)
         tags = _identify(configuration, data)
         parts = build(cfg, data)
         with _opened(configuration, parts, tags) as record:
@@ -104,11 +104,7 @@ def build(cfg: Any, data: Dataset) -> _Parts:
     steps_per_epoch = -(-len(data.train_images) // cfg.batch_size)
     scaling = _part(cfg, "scale", keras.Layer, train_images=data.train_images)
     net = config.instantiate(cfg, "model", input_shape=input_shape, num_classes=num_classes)
-    if not isinstance(net, keras.Model) or net.output_shape != (None, num_classes):
-        raise ExperimentError(
-            f"model: {cfg.model._target_} gave {getattr(net, 'output_shape', net)!r}; a keras.Model that ends in "
-            f"{num_classes} probabilities is needed."
-        )
+    _check_net(net, cfg.model._target_, input_shape, num_classes)
     schedule = config.instantiate(
         cfg,
         "schedule",
@@ -127,11 +123,27 @@ def build(cfg: Any, data: Dataset) -> _Parts:
     )
 
 
+def _check_net(net: Any, builder: str, input_shape: tuple[int, ...], num_classes: int) -> None:
+    """Holds a builder of the user's to what the run expects of its net."""
+    shape = getattr(net, "output_shape", None) if isinstance(net, keras.Model) else None
+    if shape != (None, num_classes):
+        raise ExperimentError(
+            f"model: {builder} gave {net!r} with the output {shape}.",
+            advice=f"A Sequential or functional keras.Model that ends in {num_classes} probabilities is needed.",
+        )
+    total = float(np.sum(net(np.zeros((1, *input_shape), "float32"))))
+    if abs(total - 1) > 0.01:
+        raise ExperimentError(
+            f"model: what {builder} gave for an image adds up to {total:.3g}, and probabilities add up to 1.",
+            advice="End the net in a softmax.",
+        )
+
+
 def _part(cfg: Any, key: str, kind: type, **run_values: Any) -> Any:
     part = config.instantiate(cfg, key, **run_values)
     if not isinstance(part, kind):
         target = OmegaConf.select(cfg, f"{key}._target_")
-        raise ExperimentError(f"{key}._target_={target}: a keras {kind.__name__} is needed here.")
+        raise ExperimentError(f"{key}._target_={target}: a {kind.__module__.split('.')[0]} {kind.__name__} is needed.")
     return part
 
 
@@ -190,7 +202,7 @@ def _warn_of_idle_cores(cfg: Any) -> None:
     import psutil
 
     cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count()
-    if (cores or 1) >= 4 * cfg.threads:
+    if cfg.threads < 8 <= (cores or 1):
         _log.info("This machine has %d cores: threads=8 would be faster, and another result.", cores)
 
 
@@ -239,7 +251,7 @@ def _fit(cfg: Any, data: Dataset, parts: _Parts, batches: tf.data.Dataset, recor
 
 def _diverged(record: tracking.Run, diverged: Diverged) -> RunResult:
     record.fail(str(diverged), {"diverged": "true", "diverged_epoch": diverged.epoch})
-    return RunResult(record.id, record.name, "FAILED", None, {}, {}, record.artifacts)
+    return RunResult(record.id, record.name, "FAILED", None, {}, diverged.history, record.artifacts)
 
 
 # After the training
@@ -306,18 +318,15 @@ def _summarise(
     """The head of the run's page, and the last lines on the console."""
     trained = len(result.history["loss"])
     sizes = " / ".join(f"{len(part):,}" for part in (data.train_labels, data.validation_labels, data.test_labels))
-    rows = {
-        "test accuracy": f"**{metrics['test/accuracy']:.2%}** (macro F1 {metrics['test/macro_f1']:.4f}, "
-        f"loss {metrics['test/loss']:.4f}, calibration error {metrics['test/calibration_error']:.4f})",
-        "validation accuracy": f"{metrics['best/val_accuracy']:.2%} (loss {metrics['best/val_loss']:.4f})",
-        "best epoch": f"{result.best_epoch} of {trained}, by {cfg.objective.metric}",
-        "parameters": f"{metrics['cost/parameters']:,}",
-        "training": f"{result.seconds:.1f} s, {result.images_per_second:,.0f} images a second",
-        "data": f"{data.name}: {sizes} images to train, validate and test",
-    }
-    table = "".join(f"| {key} | {value} |\n" for key, value in rows.items())
-    user = f"{cfg.tracking.note}\n\n" if cfg.tracking.note else ""
-    record.set_tags({"mlflow.note.content": f"{user}| | |\n|---|---|\n{table}"})
+    lines = [
+        f"**Test accuracy {metrics['test/accuracy']:.2%}** (macro F1 {metrics['test/macro_f1']:.4f}, loss "
+        f"{metrics['test/loss']:.4f}), validation {metrics['best/val_accuracy']:.2%}, "
+        f"best epoch {result.best_epoch} of {trained} by {cfg.objective.metric}",
+        f"{metrics['cost/parameters']:,} parameters, {result.seconds:.1f} s, {result.images_per_second:,.0f} images a "
+        f"second; {data.name}: {sizes} images to train, validate and test",
+    ]
+    user = [str(cfg.tracking.note)] if cfg.tracking.note else []
+    record.set_tags({"mlflow.note.content": "\n\n".join([*user, *lines])})
     _log.info(
         "Test accuracy %.2f %%, best epoch %d of %d, %.1f s",
         100 * metrics["test/accuracy"],
@@ -331,11 +340,11 @@ def _summarise(
 
 def _ui_command() -> str:
     """The words that start the UI from here: in an environment that is not activated, with the command's place."""
-    if shutil.which("experiments"):
-        return "experiments ui"
     command = Path(sys.executable).parent / "experiments"
+    if shutil.which("experiments") == str(command):
+        return "experiments ui"
     here = Path.cwd()
-    return f"{command.relative_to(here) if command.is_relative_to(here) else command} ui"
+    return shlex.join([str(command.relative_to(here) if command.is_relative_to(here) else command), "ui"])
 
 
 @contextlib.contextmanager

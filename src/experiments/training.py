@@ -36,10 +36,11 @@ class TrainingResult:
 
 
 class Diverged(Exception):
-    """The loss became NaN or infinite."""
+    """The loss became NaN or infinite; `history` holds the epochs before."""
 
-    def __init__(self, epoch: int) -> None:
+    def __init__(self, epoch: int, history: Mapping[str, Sequence[float]]) -> None:
         self.epoch = epoch
+        self.history = history
         super().__init__(f"the loss is no finite number after epoch {epoch}; try a smaller optimizer.learning_rate")
 
 
@@ -63,6 +64,7 @@ def start_runtime(*, seed: int, threads: int, deterministic: bool, precision: st
     elif _runtime != wanted:
         asked, runs = (f"threads={t} deterministic={str(d).lower()}" for t, d in (wanted, _runtime))
         raise _cannot_change(asked, runs)
+    tf.get_logger().setLevel("ERROR")  # a notebook's later runs are no mistake for making functions anew
     keras.backend.clear_session()
     keras.config.set_dtype_policy(precision)
     keras.utils.set_random_seed(seed)
@@ -212,7 +214,7 @@ class _Record(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         metrics = {name: float(value) for name, value in (logs or {}).items()}
         if not all(math.isfinite(value) for value in metrics.values()):
-            raise Diverged(epoch + 1)
+            raise Diverged(epoch + 1, self.history)
         metrics["learning_rate"] = self._last_learning_rate()
         metrics["epoch_seconds"] = time.perf_counter() - self.begun
         for name, value in metrics.items():
