@@ -71,7 +71,7 @@ def run(configuration: Configuration) -> RunResult:
         data: Dataset = _part(cfg, "data", Dataset)
         tags = _identify(configuration, data)
         parts = build(cfg, data)
-        with _opened(configuration, parts, tags) as record:
+        with _opened(configuration, tags) as record:
             _log.info("%s (%s)", record.name, record.id)
             _warn_of_scale(parts.model, data)
             _warn_of_idle_cores(cfg)
@@ -83,7 +83,7 @@ def run(configuration: Configuration) -> RunResult:
                 return _diverged(record, diverged)
             validation = evaluate(parts.model, data.validation_images, data.validation_labels)
             test = evaluate(parts.model, data.test_images, data.test_labels)
-            metrics = _metrics(cfg, parts.model, result, test)
+            metrics = _metrics(parts.model, result, test)
             _write_tables(record, data, validation, test)
             _draw(record, cfg, data, result, test)
             # At step 0 the UI draws single values as bars beside each other.
@@ -143,7 +143,9 @@ def _part(cfg: Any, key: str, kind: type, **run_values: Any) -> Any:
     part = config.instantiate(cfg, key, **run_values)
     if not isinstance(part, kind):
         target = OmegaConf.select(cfg, f"{key}._target_")
-        raise ExperimentError(f"{key}._target_={target}: a {kind.__module__.split('.')[0]} {kind.__name__} is needed.")
+        raise ExperimentError(
+            f"{key}._target_={target}: a {kind.__module__.split('.')[0]} {kind.__name__} is needed here."
+        )
     return part
 
 
@@ -171,9 +173,7 @@ def _identify(configuration: Configuration, data: Dataset) -> dict[str, str]:
     }
 
 
-def _opened(
-    configuration: Configuration, parts: _Parts, tags: Mapping[str, str]
-) -> contextlib.AbstractContextManager[tracking.Run]:
+def _opened(configuration: Configuration, tags: Mapping[str, str]) -> contextlib.AbstractContextManager[tracking.Run]:
     cfg = configuration.cfg
     where = ["--config-dir", configuration.config_dir] if configuration.config_dir else []
     command = shlex.join(["experiments", "train", *where, *configuration.overrides])
@@ -257,7 +257,7 @@ def _diverged(record: tracking.Run, diverged: Diverged) -> RunResult:
 # After the training
 
 
-def _metrics(cfg: Any, model: keras.Model, result: TrainingResult, test: Evaluation) -> dict[str, float]:
+def _metrics(model: keras.Model, result: TrainingResult, test: Evaluation) -> dict[str, float]:
     best = {name: result.best[name] for name in ("val_loss", "val_accuracy")}
     return {
         "best/epoch": result.best_epoch,
