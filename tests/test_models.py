@@ -403,20 +403,33 @@ def test_an_entry_that_is_no_layer_is_refused(build, entry):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "name"),
+    ("overrides", "message"),
     [
-        (listed("Flatten", "Dense, units: 10", "Softmax", classifier="false"), "softmax"),
-        (listed("Flatten", "Dense, units: 10", "Dense, units: 10, name: classifier"), "classifier"),
+        (
+            listed("Flatten", "Dense, units: 10", "Softmax", classifier="false"),
+            "model.layers[2]: every net ends in a softmax of our own, and two learn badly. Leave the layer out.",
+        ),
+        (
+            listed("Flatten", "Dense, units: 10, name: a", "Dense, units: 10, name: classifier"),
+            "model.layers[2]: classifier is the name of a layer of our own. Give it another name.",
+        ),
+        (
+            listed("Flatten, name: a", "Dense, units: 10, name: a"),
+            "model.layers[1]: a is the name of another layer of the list. Give it another name.",
+        ),
     ],
 )
-def test_the_names_of_our_own_last_layers_are_refused(build, overrides, name):
+def test_layers_that_stand_in_each_others_way_are_refused(build, overrides, message):
     with pytest.raises(ExperimentError) as refused:
         build(*overrides)
-    position = overrides[1].count("_target_") - 1
-    assert str(refused.value) == (
-        f"model.layers[{position}]: every net ends in a layer {name} of our own. "
-        "Leave yours out or give it another name."
-    )
+    assert str(refused.value) == message
+
+
+def test_a_layer_may_have_the_name_of_the_scaling_layer(build):
+    net = build(*listed("Flatten", "Dense, units: 10, name: rescaling"))
+    model = models.with_scaling(net, keras.layers.Rescaling(1 / 255, name="rescaling"), DIGIT)
+    images = pixels().astype("float32")
+    assert model.predict(images, verbose=0) == pytest.approx(net.predict(images / 255, verbose=0), abs=1e-6)
 
 
 def test_the_last_layer_may_be_named_classifier_where_we_add_none(build):

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from experiments import ExperimentError, run
 from experiments.config import CONF_DIR
+from experiments.data import mnist
 
 EPOCH_METRICS = {"loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "epoch_seconds"}
 RUN_METRICS = {
@@ -215,8 +216,6 @@ def keras_model(store, result):
 
 
 def validation_images(digits):
-    from experiments.data import mnist
-
     return mnist(path=str(digits), validation_fraction=0.1, split_seed=0, limit=None).validation_images
 
 
@@ -258,10 +257,11 @@ BUILDER = """
 import keras
 
 def linear(input_shape, num_classes, l2):
-    return keras.Sequential([
-        keras.Input(input_shape), keras.layers.Flatten(),
-        keras.layers.Dense(num_classes, kernel_regularizer=keras.regularizers.L2(l2)), keras.layers.Softmax(),
-    ])
+    image = keras.Input(input_shape)
+    pixels = keras.layers.Flatten()(image)
+    logits = keras.layers.Dense(num_classes, kernel_regularizer=keras.regularizers.L2(l2))(pixels)
+    residual = keras.layers.Dense(num_classes)(pixels)  # a branch, which no list of layers has
+    return keras.Model(image, keras.layers.Softmax()(logits + residual))
 """
 
 
@@ -278,7 +278,10 @@ def test_a_builder_of_ones_own_in_python(store, digits, tmp_path, monkeypatch):
         run(overrides, config_dir=str(tmp_path))
     monkeypatch.syspath_prepend(tmp_path)
     result = run(overrides, config_dir=str(tmp_path))
-    assert result.metrics["cost/parameters"] == 7850
+    assert result.metrics["cost/parameters"] == 2 * 7850
+    said = arrays(store, result.run_id, "validation_predictions.npz")["probabilities"]
+    images = mnist(path=str(digits), validation_fraction=0.1, split_seed=0, limit=50).validation_images
+    assert keras_model(store, result).predict(images, verbose=0) == pytest.approx(said, abs=1e-6)
     with pytest.raises(ExperimentError, match=r"model.l3: my_nets.linear has no such argument\. Allowed: l2\."):
         (tmp_path / "model" / "linear.yaml").write_text("_target_: my_nets.linear\nl3: 0.001\n")
         run(overrides, config_dir=str(tmp_path))

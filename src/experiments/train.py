@@ -46,6 +46,7 @@ class RunResult:
 class _Parts:
     """What a configuration builds, all of it before anything is recorded."""
 
+    scaling: keras.Layer  # the model's first layer
     model: keras.Model
     optimizer: keras.optimizers.Optimizer
     schedule: float | keras.optimizers.schedules.LearningRateSchedule
@@ -73,10 +74,10 @@ def run(configuration: Configuration) -> RunResult:
         parts = build(cfg, data)
         with _opened(configuration, tags) as record:
             _log.info("%s (%s)", record.name, record.id)
-            _warn_of_scale(parts.model, data)
+            _warn_of_scale(parts.scaling, data)
             _warn_of_idle_cores(cfg)
             batches = _training_batches(cfg, data, parts)
-            _save(record, "samples.png", _samples_figure(batches, parts.model, data))
+            _save(record, "samples.png", _samples_figure(batches, parts.scaling, data))
             try:
                 result = _fit(cfg, data, parts, batches, record)
             except Diverged as diverged:
@@ -113,6 +114,7 @@ def build(cfg: Any, data: Dataset) -> _Parts:
         steps_per_epoch=steps_per_epoch,
     )
     return _Parts(
+        scaling=scaling,
         model=models.with_scaling(net, scaling, input_shape),
         optimizer=_part(cfg, "optimizer", keras.Optimizer, learning_rate=schedule),
         schedule=schedule,
@@ -187,8 +189,8 @@ def _opened(configuration: Configuration, tags: Mapping[str, str]) -> contextlib
     )
 
 
-def _warn_of_scale(model: keras.Model, data: Dataset) -> None:
-    scaled = np.abs(np.asarray(model.layers[0](data.train_images[:256].astype("float32"))))
+def _warn_of_scale(scaling: keras.Layer, data: Dataset) -> None:
+    scaled = np.abs(np.asarray(scaling(data.train_images[:256].astype("float32"))))
     largest = float(scaled.max())
     if not 0.01 <= largest <= 100:
         _log.warning(
@@ -291,9 +293,9 @@ def _draw(record: tracking.Run, cfg: Any, data: Dataset, result: TrainingResult,
     _save(record, "mistakes.png", mistakes)
 
 
-def _samples_figure(batches: tf.data.Dataset, model: keras.Model, data: Dataset) -> Any:
+def _samples_figure(batches: tf.data.Dataset, scaling: keras.Layer, data: Dataset) -> Any:
     images, labels = next(iter(batches.take(1)))
-    scaled = np.asarray(model.layers[0](tf.cast(images[:_SAMPLES], "float32")))
+    scaled = np.asarray(scaling(tf.cast(images[:_SAMPLES], "float32")))
     # A mixed image has several labels.
     shares = np.asarray(labels[:_SAMPLES])
     captions = [" + ".join(data.class_names[label] for label in np.flatnonzero(row > 0.05)) for row in shares]
