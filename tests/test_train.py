@@ -268,12 +268,12 @@ def linear(input_shape, num_classes, l2):
 @pytest.mark.slow
 def test_a_builder_of_ones_own_in_python(store, digits, tmp_path, monkeypatch):
     (tmp_path / "model").mkdir()
-    (tmp_path / "my_nets.py").write_text(BUILDER)
-    (tmp_path / "model" / "linear.yaml").write_text("# Softmax regression.\n_target_: my_nets.linear\nl2: 0.001\n")
+    (tmp_path / "linear_nets.py").write_text(BUILDER)
+    (tmp_path / "model" / "linear.yaml").write_text("# Softmax regression.\n_target_: linear_nets.linear\nl2: 0.001\n")
     overrides = small(digits, "model=linear", "data.limit=50")
-    with pytest.raises(ExperimentError, match=r"export EXPERIMENTS_ALLOW_TARGETS=my_nets\.linear$"):
+    with pytest.raises(ExperimentError, match=r"export EXPERIMENTS_ALLOW_TARGETS=linear_nets\.linear$"):
         run(overrides, config_dir=str(tmp_path))
-    monkeypatch.setenv("EXPERIMENTS_ALLOW_TARGETS", "my_nets")
+    monkeypatch.setenv("EXPERIMENTS_ALLOW_TARGETS", "linear_nets")
     with pytest.raises(ExperimentError, match="Put the folder that holds it on PYTHONPATH"):
         run(overrides, config_dir=str(tmp_path))
     monkeypatch.syspath_prepend(tmp_path)
@@ -282,8 +282,8 @@ def test_a_builder_of_ones_own_in_python(store, digits, tmp_path, monkeypatch):
     said = arrays(store, result.run_id, "validation_predictions.npz")["probabilities"]
     images = mnist(path=str(digits), validation_fraction=0.1, split_seed=0, limit=50).validation_images
     assert keras_model(store, result).predict(images, verbose=0) == pytest.approx(said, abs=1e-6)
-    with pytest.raises(ExperimentError, match=r"model.l3: my_nets.linear has no such argument\. Allowed: l2\."):
-        (tmp_path / "model" / "linear.yaml").write_text("_target_: my_nets.linear\nl3: 0.001\n")
+    with pytest.raises(ExperimentError, match=r"model.l3: linear_nets.linear has no such argument\. Allowed: l2\."):
+        (tmp_path / "model" / "linear.yaml").write_text("_target_: linear_nets.linear\nl3: 0.001\n")
         run(overrides, config_dir=str(tmp_path))
 
 
