@@ -15,8 +15,6 @@ with quiet_import():
     import keras
     import mlflow
 
-    from experiments import tracking
-
 gc.freeze()  # or every clear_session() walks through all that was imported, 0.2 s a test
 
 # Started in the background of a script, this process would hand its deafness to Ctrl-C on to the commands it tests.
@@ -25,6 +23,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Tests never touch the user's cache, store or settings.
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ.pop("MLFLOW_RUN_ID", None)
+os.environ.pop("EXPERIMENTS_HOME", None)
 os.environ.pop("EXPERIMENTS_ALLOW_TARGETS", None)
 
 
@@ -49,7 +48,7 @@ def store(new_store, tmp_path, monkeypatch):
     file.parent.mkdir()
     shutil.copy(new_store, file)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{file}")
-    monkeypatch.setattr(tracking, "home", lambda: tmp_path / "home")  # for what a failed run leaves behind
+    monkeypatch.setenv("EXPERIMENTS_HOME", str(tmp_path / "home"))  # for what a failed run leaves behind
     return mlflow.MlflowClient(f"sqlite:///{file}")
 
 

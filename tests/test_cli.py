@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from experiments import cli
+from experiments import cli, tracking
 from experiments.config import CONF_DIR
 
 EXPERIMENTS = str(Path(sys.executable).parent / "experiments")
 HEAVY = ["keras", "matplotlib", "mlflow", "sklearn", "tensorflow"]
 ROOT = (
-    "augment, batch_size, callbacks, data, deterministic, epochs, experiment, label_smoothing, model, objective, "
-    "optimizer, precision, scale, schedule, seed, threads, tracking"
+    "augment, batch_size, callbacks, data, deterministic, dry_run, epochs, experiment, force, label_smoothing, model, "
+    "objective, optimizer, precision, scale, schedule, seed, sweep, threads, tracking"
 )
 
 
@@ -114,7 +114,7 @@ def test_list_shows_options_of_the_users_own(here, tmp_path):
     assert re.search(r"^  tiny +One layer\.$", output, re.MULTILINE)
 
 
-GROUPS = "augment, callbacks, data, experiment, model, optimizer, scale, schedule"
+GROUPS = "augment, callbacks, data, experiment, model, optimizer, scale, schedule, sweep"
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_signal_ends_a_training_as_killed(here, store, digits_words, number, sta
         errors = process.communicate(timeout=60)[1]
     assert (process.returncode, errors) == (status, said)
     run = only_run(store)
-    folder = CONF_DIR.parent / "mlruns" / "jobs" / run.info.run_id
+    folder = tracking.jobs_folder() / run.info.run_id
     assert (folder / "job.log").read_text().splitlines()[-1].endswith(f" ERROR KILLED: {number.name}")
     shutil.rmtree(folder)
     assert run.info.status == "KILLED"

@@ -18,7 +18,8 @@ with quiet_import():
 FILES = sorted(CONF_DIR.rglob("*.yaml"))
 OPTIONS = [str(file.relative_to(CONF_DIR).with_suffix("")) for file in FILES if file.parent != CONF_DIR]
 AT_LEAST = {
-    "data": 5, "scale": 4, "augment": 3, "model": 7, "optimizer": 5, "schedule": 5, "callbacks": 3, "experiment": 6
+    "data": 5, "scale": 4, "augment": 3, "model": 7, "optimizer": 5, "schedule": 5, "callbacks": 3, "experiment": 6,
+    "sweep": 7,
 }  # fmt: skip
 #: What builders get from the run instead of a file.
 RUN_VALUES = {"input_shape", "num_classes", "train_images", "learning_rate", "total_steps", "steps_per_epoch"}
@@ -75,7 +76,7 @@ def commands(file):
 
 def test_every_group_has_its_options():
     groups = {folder.name for folder in CONF_DIR.iterdir() if folder.is_dir()}
-    assert groups == set(AT_LEAST) == {*config.GROUPS, "experiment"}
+    assert groups == set(AT_LEAST) == {*config.GROUPS, "experiment", "sweep"}
     for group, number in AT_LEAST.items():
         assert len([option for option in OPTIONS if option.startswith(f"{group}/")]) >= number
 
@@ -90,6 +91,8 @@ def test_every_option_is_built(built, option):
     group, _, name = option.partition("/")
     if group == "experiment":
         assert configuration.experiment == name
+    elif group == "sweep":
+        assert configuration.overrides[0] == option.replace("/", "=")
     else:
         assert configuration.choices[group] == (f"[{name}]" if group == "callbacks" else name)
 

@@ -11,8 +11,8 @@ from experiments.config import CONF_DIR
 from experiments.errors import ExperimentError
 
 ROOT = (
-    "augment, batch_size, callbacks, data, deterministic, epochs, experiment, label_smoothing, model, objective, "
-    "optimizer, precision, scale, schedule, seed, threads, tracking"
+    "augment, batch_size, callbacks, data, deterministic, dry_run, epochs, experiment, force, label_smoothing, model, "
+    "objective, optimizer, precision, scale, schedule, seed, sweep, threads, tracking"
 )
 CONV2 = "activation, batch_norm, conv_dropout, dense_units, dropout, filters, kernel_size, padding, pool_sizes"
 NO_OTHER = "Only free tags are added with +, as in +tracking.tags.idea=x."
@@ -188,7 +188,8 @@ GRAMMAR = {
     "'model.dropout=${nope:3}'": "model.dropout: Unsupported interpolation type nope.",
     "'epochs=${oc.env:NOT_SET_ANYWHERE}'": "epochs: \"Environment variable 'NOT_SET_ANYWHERE' not found\".",
     "model.dropout=???": "model.dropout: Missing mandatory value: dropout.",
-    "hydra.callbacks={}  hydra/launcher=ray": "hydra/launcher=ray: there is no such option. Allowed: basic.",
+    "hydra/sweeper=gird": "hydra/sweeper=gird: there is no such option. Did you mean grid? "
+    "Allowed: basic, grid, optuna.",
     "+hydra.callbacks.x._target_=os.system": "hydra.callbacks.x._target_=os.system is refused. "
     "Under hydra only hydra.* and hydra_plugins.* may stand.",
     "hydra.sweeper._target_=os.system": "hydra.sweeper._target_=os.system is refused. "
@@ -246,7 +247,8 @@ def test_nearest_option_may_be_an_own_one(own):
 
 GLOBAL = "# @package _global_\n"
 OWN = {
-    "epoch: 3\n": f"epoch: there is no such key. Did you mean epochs? Allowed: {ROOT.replace('experiment, ', '')}.",
+    "epoch: 3\n": "epoch: there is no such key. Did you mean epochs? "
+    f"Allowed: {ROOT.replace('experiment, ', '').replace('sweep, ', '')}.",
     "tracking:\n  notes: x\n": "tracking.notes: there is no such key. Did you mean note? "
     "Allowed: experiment, model, note, tags.",
     "defaults:\n  - override /scale: unti\n": f"scale=unti: there is no such option. Did you mean unit? "
@@ -267,7 +269,7 @@ def test_refused_experiment_file(own, text):
 
 def test_experiment_file_without_its_first_line(own):
     assert own_refusal(own, "experiment=mine", experiment__mine="epochs: 3\n") == (
-        f"experiment: there is no such key. Allowed: {ROOT.replace('experiment, ', '')}. "
+        f"experiment: there is no such key. Allowed: {ROOT.replace('experiment, ', '').replace('sweep, ', '')}. "
         "A file in experiment/ begins with the line: # @package _global_"
     )
 

@@ -30,12 +30,13 @@ def free_port():
 def test_the_store_is_the_checkouts_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("EXPERIMENTS_HOME", raising=False)
     assert tracking.store_uri() == f"sqlite:///{CHECKOUT}/mlruns/mlflow.db"
 
 
 def test_an_installed_package_records_where_it_is_told_or_in_this_folder(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(tracking, "CHECKOUT", None)
+    monkeypatch.setattr(tracking.store, "CHECKOUT", None)
     monkeypatch.chdir(tmp_path)
     assert tracking.store_uri() == f"sqlite:///{tmp_path}/mlruns/mlflow.db"
     monkeypatch.setenv("EXPERIMENTS_HOME", str(tmp_path / "home"))

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from experiments import quiet_import
-from experiments.errors import ExperimentError
+from experiments.errors import ExperimentError, JobsFailed
 
 REFUSED = 2
 INTERRUPTED = 130
@@ -50,7 +50,9 @@ def _spoken(function: Any, arguments: Any) -> int:
 def _train(arguments: list[str]) -> int:
     import hydra
     from hydra._internal.utils import get_args_parser
+    from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
+    from hydra.types import RunMode
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
@@ -63,34 +65,65 @@ def _train(arguments: list[str]) -> int:
         if getattr(options, option):  # they would run what nothing has checked
             raise ExperimentError(f"--{option.replace('_', '-')} is not for this command.", advice="Use --config-dir.")
     if not (options.help or options.hydra_help or options.shell_completion):
-        swept = options.multirun
-        parsed = zip(options.overrides, config.parse(options.overrides), strict=True)
-        config.compose([text for text, part in parsed if not (swept and part.is_sweep_override())], options.config_dir)
+        config.check_command(options.overrides, options.config_dir, multirun=options.multirun)
     refused: list[ExperimentError] = []
     failed: list[str] = []
 
-    def task(cfg: DictConfig) -> float | None:
+    def task(cfg: DictConfig) -> Any:
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            return _run_job(cfg, options.config_dir)
         if sys.stdout.isatty():
             print("Loading TensorFlow …", flush=True)
-        with quiet_import():
-            from experiments import train
-
         try:
-            result = train.run(config.current_job(cfg, options.config_dir))
+            result = _run_one(cfg, options.config_dir)
         except ExperimentError as error:
             refused.append(error)  # raised here, it would reach the user through Hydra's own report
             return None
-        if result.status != "FINISHED":
+        if result and result.status != "FINISHED":
             failed.append(result.run_id)
-        return result.objective
+        return result.objective if result else None
 
     try:
         hydra.main(config_path=str(config.CONF_DIR), config_name="config", version_base="1.3")(task)()
     except (HydraException, OmegaConfBaseException) as error:
         raise ExperimentError(config.first_line(error)) from error
+    except JobsFailed:
+        return 1
     if refused:
         raise refused[0]
     return 1 if failed else 0
+
+
+def _run_one(cfg: Any, config_dir: str | None) -> Any:
+    """A single run, or with `dry_run=true` what it would be."""
+    from experiments import config
+
+    with quiet_import():
+        from experiments import train
+    configuration = config.current_job(cfg, config_dir)
+    if not cfg.dry_run:
+        return train.run(configuration)
+    plan = train.plan(configuration)
+    print(f"{configuration.title}: {plan.num_parameters:,} parameters; can be trained, nothing is recorded")
+    return None
+
+
+def _run_job(cfg: Any, config_dir: str | None) -> Any:
+    """A job of a sweep: its objective, or with `dry_run=true` its plan."""
+    from experiments import config
+
+    with quiet_import():
+        from experiments import tracking, train
+    configuration = config.current_job(cfg, config_dir)
+    if cfg.dry_run:
+        return train.plan(configuration)
+    if not cfg.tracking.parent:  # of a sweeper that is not ours
+        return train.run(configuration).objective
+    from experiments.sweeps import display
+    from experiments.sweeps.sweep import job_output
+
+    with tracking.own_output(job_output(cfg.tracking.parent, cfg.tracking.job)) as console:
+        return train.run(configuration, display.teller(configuration, console)).objective
 
 
 def _list(arguments: argparse.Namespace) -> int:

@@ -1,5 +1,6 @@
 """Compose, check, identify and instantiate a configuration; knows neither Keras nor MLflow."""
 
+import contextlib
 import hashlib
 import inspect
 import json
@@ -16,10 +17,13 @@ import hydra.utils
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -34,8 +38,10 @@ CHECKOUT = _CHECKOUT if (_CHECKOUT / "conf" / "config.yaml").exists() else None
 CONF_DIR = (CHECKOUT or _PACKAGE) / "conf"
 
 GROUPS, EPOCH_METRICS = schema.GROUPS, schema.EPOCH_METRICS
-_CHOOSABLE = (*GROUPS, "experiment")
+_CHOOSABLE = (*GROUPS, "experiment", "sweep")
 _FREE = "tracking.tags."
+#: Root keys that cannot change a result.
+_NO_IDENTITY = ("tracking", "force", "dry_run")
 
 
 @dataclass(frozen=True)
@@ -59,12 +65,17 @@ class Configuration:
         """All that can change a result, seed included: no tracking, no path of a data set."""
         values = _container(self.cfg)
         values["data"] = {key: value for key, value in values["data"].items() if not key.endswith("path")}
-        return {key: value for key, value in values.items() if key != "tracking"}
+        return {key: value for key, value in values.items() if key not in _NO_IDENTITY}
 
     @property
     def variant(self) -> str:
         """Hash of the identity without the seed: runs that differ in nothing but chance share it."""
         return digest({key: value for key, value in self.identity.items() if key != "seed"})[:16]
+
+    @property
+    def without_seed(self) -> str:
+        """Hash of all but the seed, paths and tracking too: what two jobs share that are built alike."""
+        return digest({key: value for key, value in _container(self.cfg).items() if key != "seed"})
 
     def fingerprint(self, data_sha256: str, code_sha256: str) -> str:
         """Hash of all that decides the numbers: equal fingerprints mean equal results on one kind of processor."""
@@ -76,16 +87,48 @@ class Configuration:
         leaves = _leaves(self.identity)
         return {key: value if isinstance(value, str) else json.dumps(value) for key, value in leaves} | self.choices
 
+    def value(self, key: str) -> Any:
+        """The choice of a group, or the plain value of a dotted key.
+
+        Raises:
+            ExperimentError: there is no such key.
+        """
+        if key in self.choices:
+            return self.choices[key]
+        if key not in _keys(self):
+            raise _unknown_key(key, self)
+        value = OmegaConf.select(self.cfg, key)
+        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+    @property
+    def command(self) -> str:
+        """The words that train this run alone."""
+        where = ["--config-dir", self.config_dir] if self.config_dir else []
+        alone = ["hydra.mode=RUN"] if self.cfg.tracking.parent else []
+        return shlex.join(["experiments", "train", *where, *self.overrides, *alone])
+
     @property
     def title(self) -> str:
         """Model, what the user changed, seed: at most 80 characters."""
-        told = ("model=", "seed=", "tracking.", "+tracking.", "hydra.", "data.path=", "data.test_path=")
+        places = ("data.path=", "data.test_path=")
+        told = ("model=", "seed=", "tracking.", "+tracking.", "hydra.", "sweep=", "force=", *places)
         last = {override.partition("=")[0]: override for override in self.overrides}  # of two for a key
         changed = [override for override in last.values() if not override.startswith(told)]
         seed = f" seed={self.cfg.seed}"
         head = " ".join([self.choices["model"], *changed])
         room = 80 - len(seed)
         return (head if len(head) <= room else head[: room - 1] + "…") + seed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would be: all that can be told without training it."""
+
+    variant: str
+    fingerprint: str
+    data_sha256: str
+    code_sha256: str
+    num_parameters: int
 
 
 def digest(values: Any) -> str:
@@ -106,24 +149,45 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> Configur
     Raises:
         ExperimentError: an override or a value that cannot work.
     """
-    swept = [text for text, override in _parsed(overrides) if override.is_sweep_override()]
-    if swept:
-        where = ["--config-dir", config_dir] if config_dir else []
-        raise ExperimentError(
-            f"{' '.join(swept)}: this is a sweep of several runs.",
-            advice=f"Start it with: {shlex.join(['experiments', 'train', '-m', *where, *overrides])}",
-        )
+    _refuse_sweep(_swept(overrides), overrides, config_dir)
     _check_overrides(overrides, config_dir)
     cfg = _composed(overrides, config_dir)
     schema.check_targets(OmegaConf.to_container(cfg.hydra), "hydra")
     return _checked(_configuration(cfg, cfg.hydra.runtime.choices, overrides, config_dir))
 
 
+def check_command(overrides: Sequence[str], config_dir: str | None, *, multirun: bool) -> None:
+    """Checks what can be told of a command line before Hydra acts on it, swept values left out.
+
+    Raises:
+        ExperimentError: an override or a value that cannot work, or a sweep that is not asked for as one.
+    """
+    swept = _swept(overrides)
+    fixed = [text for text in overrides if text not in swept]
+    compose(fixed, config_dir)
+    if swept and not multirun and _composed(fixed, config_dir).hydra.mode is not RunMode.MULTIRUN:
+        _refuse_sweep(swept, overrides, config_dir)
+
+
+def _swept(overrides: Sequence[str]) -> list[str]:
+    return [text for text, override in _parsed(overrides) if override.is_sweep_override()]
+
+
+def _refuse_sweep(swept: Sequence[str], overrides: Sequence[str], config_dir: str | None) -> None:
+    if swept:
+        where = ["--config-dir", config_dir] if config_dir else []
+        raise ExperimentError(
+            f"{' '.join(swept)}: this is a sweep of several runs.",
+            advice=f"Start it with: {shlex.join(['experiments', 'train', '-m', *where, *overrides])}",
+        )
+
+
 def current_job(cfg: DictConfig, config_dir: str | None) -> Configuration:
     """The job that Hydra is running, checked (for the task function of `hydra.main`)."""
     job = HydraConfig.get()
-    _check_overrides(job.overrides.task, config_dir)
-    return _checked(_configuration(cfg, job.runtime.choices, job.overrides.task, config_dir))
+    overrides = [text for text in job.overrides.task if not text.startswith(schema.OF_A_JOB)]
+    _check_overrides(overrides, config_dir)
+    return _checked(_configuration(cfg, job.runtime.choices, overrides, config_dir))
 
 
 def folders(config_dir: str | None) -> list[Path]:
@@ -140,11 +204,25 @@ def folders(config_dir: str | None) -> list[Path]:
 def _composed(overrides: Sequence[str], config_dir: str | None) -> DictConfig:
     places = [json.dumps(f"file://{folder.resolve()}") for folder in folders(config_dir)[1:]]
     try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR), job_name="experiments"):
+        with (
+            _no_other_hydra(),
+            initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR), job_name="experiments"),
+        ):
             search = f"hydra.searchpath=[{','.join(places)}]"
             return hydra_compose("config", overrides=[search, *overrides], return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
         raise _explain(error, overrides, config_dir) from error
+
+
+@contextlib.contextmanager
+def _no_other_hydra() -> Iterator[None]:
+    """Lets a sweep compose its jobs inside the Hydra that has called it; there may be only one."""
+    instance = GlobalHydra.instance()
+    calling, instance.hydra = instance.hydra, None
+    try:
+        yield
+    finally:
+        instance.hydra = calling
 
 
 def _configuration(
@@ -165,14 +243,18 @@ def _checked(configuration: Configuration) -> Configuration:
 # What the user typed
 
 
-def parse(overrides: Sequence[str]) -> list[Override]:
+def parse(overrides: Sequence[str], config_loader: ConfigLoader | None = None) -> list[Override]:
     """The overrides by Hydra's grammar.
+
+    Args:
+        overrides: as on the command line.
+        config_loader: Hydra's, to expand `glob(…)`.
 
     Raises:
         ExperimentError: one that breaks the grammar.
     """
     try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        parsed = OverridesParser.create(config_loader=config_loader).parse_overrides(list(overrides))
     except HydraException as error:
         culprit = getattr(error, "override", None) or " ".join(overrides)
         raise _no_override(culprit) from error
@@ -276,7 +358,7 @@ def first_line(error: BaseException | None) -> str:
 
 def _unknown_key(key: str, known: Configuration, advice: str = "") -> ExperimentError:
     """Names the keys that stand beside the unknown one, and the nearest of them or of all."""
-    names = {name for name in _keys(known) if not name.endswith("_target_")}
+    names = {name for name in _keys(known) if not name.endswith("_target_") and name not in schema.OF_A_JOB}
     parent, _, last = key.rpartition(".")
     beside = {name.rpartition(".")[2] for name in names if name.rpartition(".")[0] == parent}
     elsewhere = {name.rpartition(".")[2]: name for name in sorted(names)}

@@ -26,6 +26,10 @@ class ExperimentError(Exception):
         super().__init__(" ".join(part for part in (problem, question, listed, advice) if part))
 
 
+class JobsFailed(Exception):
+    """A sweep is over, and not all of its jobs have a result; the table has said which."""
+
+
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     """A question with the name nearest to `given`, or nothing when none is near."""
     nearest = difflib.get_close_matches(given, list(allowed), n=1)

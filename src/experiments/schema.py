@@ -35,7 +35,16 @@ _ROOT: dict[str, Any] = {
     "tracking.note": _Scalar | None,
     "tracking.tags": dict[str, _Scalar],
     "tracking.model": bool,
+    "tracking.parent": str | None,
+    "tracking.job": int | None,
+    "tracking.fingerprint": str | None,
+    "tracking.trial": int | None,
+    "force": bool,
+    "dry_run": bool,
 }
+
+#: What a sweep tells its jobs; nothing that a user sets.
+OF_A_JOB = ("tracking.parent", "tracking.job", "tracking.fingerprint", "tracking.trial")
 
 _KERAS_CLASS = re.compile(
     r"keras\.(layers|optimizers(\.schedules)?|callbacks|regularizers|initializers|constraints)\.[A-Z]\w*"
@@ -80,10 +89,11 @@ def _check_names(values: Mapping[str, Any]) -> None:
             advice = "A file in experiment/ begins with the line: # @package _global_" if unpacked else ""
             raise ExperimentError(f"{key}: there is no such key.", given=key, allowed=root, advice=advice)
     for section in ("objective", "tracking"):
-        allowed = [key.partition(".")[2] for key in _ROOT if key.startswith(f"{section}.")]
+        known = [key.partition(".")[2] for key in _ROOT if key.startswith(f"{section}.")]
+        allowed = [name for name in known if f"{section}.{name}" not in OF_A_JOB]
         found = values.get(section)
         for key in found if isinstance(found, dict) else ():
-            if key not in allowed:
+            if key not in known:
                 raise ExperimentError(f"{section}.{key}: there is no such key.", given=key, allowed=allowed)
 
 
@@ -146,7 +156,9 @@ def check_targets(node: Any, key: str = "") -> None:
     """
     for path, mapping in mappings(node, key):
         target = mapping.get("_target_", "")
-        allowed = _is_hydra_target if key == "hydra" else _is_target
+        allowed = _is_target
+        if key == "hydra":
+            allowed = _is_search_target if path.startswith("hydra.sweeper.") else _is_hydra_target
         if "_target_" in mapping and not (isinstance(target, str) and allowed(target)):
             raise _refused_target(f"{path}._target_={'null' if target is None else target}", target, key)
         # By Keras's own serialised form, a part inside a layer could be any class.
@@ -171,6 +183,10 @@ def _allowed_by_user() -> list[str]:
 
 def _is_hydra_target(target: str) -> bool:
     return target.startswith(("hydra.", "hydra_plugins."))
+
+
+def _is_search_target(target: str) -> bool:
+    return _is_hydra_target(target) or target.startswith(("optuna.samplers.", "optuna.pruners."))
 
 
 def _refused_target(what: str, target: Any, key: str) -> ExperimentError:

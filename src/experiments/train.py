@@ -17,11 +17,12 @@ import tensorflow as tf
 from omegaconf import OmegaConf
 
 from experiments import config, models, plots, tracking, training
-from experiments.config import Configuration
+from experiments.config import Configuration, Plan
 from experiments.data import Dataset
 from experiments.errors import ExperimentError
 from experiments.evaluation import Evaluation, evaluate
-from experiments.training import Diverged, TrainingResult
+from experiments.tracking import Recorded
+from experiments.training import Diverged, EpochFunction, TrainingResult
 
 _log = logging.getLogger("experiments")
 _OWN_CODE = config.read_own_code()  # as it was when it was imported
@@ -54,14 +55,20 @@ class _Parts:
     augmentation: list[keras.Layer]
 
 
-def run(configuration: Configuration) -> RunResult:
+def run(configuration: Configuration, stop: EpochFunction | None = None) -> RunResult:
     """Trains, evaluates and records what `configuration` describes.
 
+    A job of a sweep that is finished already is not trained again: its result is returned.
+
+    Args:
+        configuration: the run.
+        stop: asked at every epoch's end whether to go on is hopeless.
+
     Raises:
-        ExperimentError: what was asked cannot work; nothing has been recorded.
+        ExperimentError: what was asked cannot work, or another process trains it; nothing has been recorded.
     """
     cfg = configuration.cfg
-    with _console():
+    with _console(of_a_job=bool(cfg.tracking.parent)):
         training.start_runtime(
             seed=cfg.seed, threads=cfg.threads, deterministic=cfg.deterministic, precision=cfg.precision
         )
@@ -72,27 +79,53 @@ def run(configuration: Configuration) -> RunResult:
         data: Dataset = _part(cfg, "data", Dataset)
         tags = _identify(configuration, data)
         parts = build(cfg, data)
-        with _opened(configuration, tags) as record:
-            _log.info("%s (%s)", record.name, record.id)
-            _warn_of_scale(parts.scaling, data)
-            _warn_of_idle_cores(cfg)
-            batches = _training_batches(cfg, data, parts)
-            _save(record, "samples.png", _samples_figure(batches, parts.scaling, data))
-            try:
-                result = _fit(cfg, data, parts, batches, record)
-            except Diverged as diverged:
-                return _diverged(record, diverged)
-            validation = evaluate(parts.model, data.validation_images, data.validation_labels)
-            test = evaluate(parts.model, data.test_images, data.test_labels)
-            metrics = _metrics(parts.model, result, test)
-            _write_tables(record, data, validation, test)
-            _draw(record, cfg, data, result, test)
-            # At step 0 the UI draws single values as bars beside each other.
-            record.log_metrics(metrics, model_id=_log_model(record, cfg, parts.model, data, result))
-            _summarise(record, cfg, data, result, metrics)
-    return RunResult(
-        record.id, record.name, "FINISHED", result.best[cfg.objective.metric], metrics, result.history, record.artifacts
-    )
+        _close_stale_runs(cfg)
+        with tracking.lock(tags["fingerprint"]):
+            earlier = tracking.earlier_runs(configuration.variant, cfg.seed)
+            if equal := _equal_run(cfg, tags, earlier):
+                return _as_recorded(cfg, equal)
+            with _opened(configuration, tags, earlier) as record:
+                if _has_changed(cfg, tags, record):
+                    return RunResult(record.id, record.name, "FAILED", None, {}, {}, record.artifacts)
+                return _trained(cfg, data, parts, record, stop)
+
+
+def plan(configuration: Configuration) -> Plan:
+    """What `configuration` would train, all of it built and nothing recorded.
+
+    Raises:
+        ExperimentError: it cannot work.
+    """
+    cfg = configuration.cfg
+    training.forget_models(cfg.precision)
+    _check_free_tags(cfg)
+    data: Dataset = _part(cfg, "data", Dataset)
+    tags = _identify(configuration, data)
+    num_parameters = build(cfg, data).model.count_params()
+    return Plan(tags["variant"], tags["fingerprint"], tags["data.sha256"], tags["code.sha256"], num_parameters)
+
+
+def _trained(cfg: Any, data: Dataset, parts: _Parts, record: tracking.Run, stop: EpochFunction | None) -> RunResult:
+    """Fills an open run."""
+    _log.info("%s (%s)", record.name, record.id)
+    _warn_of_scale(parts.scaling, data)
+    _warn_of_idle_cores(cfg)
+    batches = _training_batches(cfg, data, parts)
+    _save(record, "samples.png", _samples_figure(batches, parts.scaling, data))
+    try:
+        result = _fit(cfg, data, parts, batches, record, stop)
+    except Diverged as diverged:
+        return _diverged(record, diverged)
+    validation = evaluate(parts.model, data.validation_images, data.validation_labels)
+    test = evaluate(parts.model, data.test_images, data.test_labels)
+    metrics = _metrics(parts.model, result, test)
+    _write_tables(record, data, validation, test)
+    _draw(record, cfg, data, result, test)
+    # At step 0 the UI draws single values as bars beside each other.
+    record.log_metrics(metrics, model_id=_log_model(record, cfg, parts.model, data, result))
+    _summarise(record, cfg, data, result, metrics)
+    objective = result.best[cfg.objective.metric]
+    return RunResult(record.id, record.name, "FINISHED", objective, metrics, result.history, record.artifacts)
 
 
 def build(cfg: Any, data: Dataset) -> _Parts:
@@ -175,17 +208,56 @@ def _identify(configuration: Configuration, data: Dataset) -> dict[str, str]:
     }
 
 
-def _opened(configuration: Configuration, tags: Mapping[str, str]) -> contextlib.AbstractContextManager[tracking.Run]:
+def _close_stale_runs(cfg: Any) -> None:
+    if not cfg.tracking.parent:  # a sweep has done it
+        tracking.close_stale_runs()
+
+
+def _equal_run(cfg: Any, tags: Mapping[str, str], earlier: Sequence[Recorded]) -> Recorded | None:
+    """A result that a job of a sweep need not train again; for a single run it is only mentioned."""
+    equal = [run for run in earlier if run.tags.get("fingerprint") == tags["fingerprint"]]
+    done = next((run for run in equal if run.finished or run.diverged), None)
+    if done and not cfg.tracking.parent:
+        _log.info("An equal run is there already, with the same result: %s (%s)", done.name, done.run_id)
+    return done if cfg.tracking.parent and not cfg.force else None
+
+
+def _as_recorded(cfg: Any, run: Recorded) -> RunResult:
+    objective = run.metrics.get(f"best/{cfg.objective.metric}")
+    metrics = {name: value for name, value in run.metrics.items() if "/" in name}
+    return RunResult(run.run_id, run.name, run.status, objective, metrics, {}, run.artifact_uri)
+
+
+def _has_changed(cfg: Any, tags: Mapping[str, str], record: tracking.Run) -> bool:
+    """Whether data or code are no longer those that a sweep has checked; its table would mix results."""
+    changed = cfg.tracking.fingerprint not in (None, tags["fingerprint"])
+    if changed:
+        record.fail("the data or the code have changed since the sweep was started", {"reason": "changed"})
+    return changed
+
+
+def _opened(
+    configuration: Configuration, tags: Mapping[str, str], earlier: Sequence[Recorded]
+) -> contextlib.AbstractContextManager[tracking.Run]:
     cfg = configuration.cfg
-    where = ["--config-dir", configuration.config_dir] if configuration.config_dir else []
-    command = shlex.join(["experiments", "train", *where, *configuration.overrides])
-    own = {"experiment": configuration.experiment} if configuration.experiment else {}
+    parent = cfg.tracking.parent
+    own: dict[str, object] = {"command": configuration.command}
+    if configuration.experiment:
+        own["experiment"] = configuration.experiment
+    if parent:
+        own["job"] = cfg.tracking.job
+    unfinished = [
+        run for run in earlier if run.tags.get("fingerprint") == tags["fingerprint"] and run.status != "FINISHED"
+    ]
+    siblings = [run for run in earlier if parent and run.tags.get("mlflow.parentRunId") == parent]
     return tracking.open_run(
         experiment=str(cfg.tracking.experiment or configuration.choices["data"]),
         name=configuration.title,
         params=configuration.parameters,
-        tags={**dict(cfg.tracking.tags), **own, **tags, "command": command},
+        tags={**dict(cfg.tracking.tags), **own, **tags},
         files={"config.yaml": OmegaConf.to_yaml(cfg, resolve=True), "environment.txt": tracking.environment()},
+        parent=parent,
+        superseded=sorted({run.run_id for run in [*unfinished, *siblings] if "superseded" not in run.tags}),
     )
 
 
@@ -223,15 +295,27 @@ def _training_batches(cfg: Any, data: Dataset, parts: _Parts) -> tf.data.Dataset
 # The training
 
 
-def _fit(cfg: Any, data: Dataset, parts: _Parts, batches: tf.data.Dataset, record: tracking.Run) -> TrainingResult:
+def _fit(
+    cfg: Any,
+    data: Dataset,
+    parts: _Parts,
+    batches: tf.data.Dataset,
+    record: tracking.Run,
+    stop: EpochFunction | None,
+) -> TrainingResult:
     terminal = sys.stdout.isatty()
 
-    def on_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
+    def on_epoch(epoch: int, metrics: Mapping[str, float]) -> bool:
         record.log_metrics(metrics, step=epoch)
         values = "  ".join(f"{name} {metrics[name]:.4f}" for name in config.EPOCH_METRICS)
         # On a terminal Keras's progress bar says the same; job.log has the line in any case.
         level = logging.DEBUG if terminal else logging.INFO
         _log.log(level, "Epoch %d/%d  %s  %.1f s", epoch, cfg.epochs, values, metrics["epoch_seconds"])
+        hopeless = stop is not None and stop(epoch, metrics) and epoch < cfg.epochs
+        if hopeless:
+            _log.info("Pruned after epoch %d", epoch)
+            record.set_tags({"pruned": "true"})
+        return hopeless
 
     return training.fit(
         parts.model,
@@ -350,13 +434,16 @@ def _ui_command() -> str:
 
 
 @contextlib.contextmanager
-def _console() -> Iterator[None]:
-    """Shows the log of this package on standard output while a run lasts."""
+def _console(*, of_a_job: bool) -> Iterator[None]:
+    """Shows the log of this package on standard output while a run lasts; that of a sweep's job is in its file."""
+    _log.setLevel(logging.DEBUG)
+    if of_a_job:
+        yield
+        return
     handler = logging.StreamHandler(sys.stdout)
     handler.setLevel(logging.INFO)
     handler.setFormatter(logging.Formatter("%(message)s"))
     _log.addHandler(handler)
-    _log.setLevel(logging.DEBUG)
     try:
         yield
     finally:

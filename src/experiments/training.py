@@ -11,8 +11,8 @@ import tensorflow as tf
 
 from experiments.errors import ExperimentError
 
-#: Called at an epoch's end with its number, counted from 1, and its metrics.
-EpochFunction = Callable[[int, Mapping[str, float]], None]
+#: Called at an epoch's end with its number, counted from 1, and its metrics; what is true ends the training.
+EpochFunction = Callable[[int, Mapping[str, float]], bool]
 
 #: Images that are only predicted go through the model in batches of this size: free, and 1000 take 80 MB more.
 PREDICTION_BATCH_SIZE = 250
@@ -65,9 +65,14 @@ def start_runtime(*, seed: int, threads: int, deterministic: bool, precision: st
         asked, runs = (f"threads={t} deterministic={str(d).lower()}" for t, d in (wanted, _runtime))
         raise _cannot_change(asked, runs)
     tf.get_logger().setLevel("ERROR")  # a notebook's later runs are no mistake for making functions anew
+    forget_models(precision)
+    keras.utils.set_random_seed(seed)
+
+
+def forget_models(precision: str) -> None:
+    """Lets the next model be built as in a new process, with `precision`."""
     keras.backend.clear_session()
     keras.config.set_dtype_policy(precision)
-    keras.utils.set_random_seed(seed)
 
 
 def _cannot_change(asked: str, runs: str) -> ExperimentError:
@@ -223,7 +228,8 @@ class _Record(keras.callbacks.Callback):
         if scores[-1] > max(scores[:-1], default=-math.inf):
             self.best_epoch = epoch + 1
             self.best_weights = self.model.get_weights()
-        self.on_epoch(epoch + 1, metrics)
+        if self.on_epoch(epoch + 1, metrics):
+            self.model.stop_training = True
 
     def _last_learning_rate(self) -> float:
         optimizer = self.model.optimizer

@@ -1,0 +1,1 @@
+"""What runs a sweep: lists of jobs and searches, the processes they run in, and what is shown of them."""

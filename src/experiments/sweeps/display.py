@@ -1,0 +1,140 @@
+"""What is seen of a sweep while it runs: one live table on a terminal, plain prefixed lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from statistics import median
+from typing import TextIO, TypeVar
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import track
+from rich.table import Table
+from rich.text import Text
+
+from experiments.config import Configuration
+from experiments.sweeps import processes
+from experiments.sweeps.jobs import DIVERGED, FINISHED, PRUNED, RUNNING, WAITING, Job
+
+_MOST_SHOWN = 8  # jobs that have ended, beside the running ones
+_WORTH_A_LINE = 20  # checked jobs
+T = TypeVar("T")
+
+
+class Display:
+    """Shows jobs as they start, speak and end."""
+
+    def __init__(self) -> None:
+        terminal = sys.stdout.isatty()
+        # Where nobody looks at it, a table may be as wide as its content.
+        self.console = Console(file=sys.stdout, highlight=False, width=None if terminal else 200)
+        self.begun: dict[int, float] = {}
+        self.said: dict[int, Mapping[str, float]] = {}
+        self.lasted: list[float] = []
+        self.order: list[Job] = []  # as they started
+
+    def say(self, text: str) -> None:
+        """Prints a line."""
+        self.console.print(Text(text), soft_wrap=True)
+
+    def progress(self, what: str, of: Iterable[T], total: int) -> Iterator[T]:
+        """Goes through `of` and shows how far it is."""
+        if self.console.is_terminal:
+            return iter(track(of, description=what, total=total, console=self.console, transient=True))
+        if total > _WORTH_A_LINE:
+            self.say(f"{what}: {total:,} jobs")
+        return iter(of)
+
+    def live(self, jobs: Sequence[Job], n_jobs: int) -> AbstractContextManager[object]:
+        """Shows `jobs` as long as it is open, on a terminal."""
+        if not self.console.is_terminal:
+            return nullcontext()
+        return Live(get_renderable=lambda: self._picture(jobs, n_jobs), console=self.console, refresh_per_second=2)
+
+    def started(self, job: Job) -> None:
+        """A job has begun."""
+        self.begun[job.number] = time.monotonic()
+        self.order.append(job)
+        self._line(job, "started")
+
+    def spoke(self, job: Job, message: Mapping[str, float]) -> None:
+        """A job has reached the end of an epoch."""
+        self.said[job.number] = message
+        self._line(job, epoch_line(message))
+
+    def ended(self, job: Job) -> None:
+        """A job is over."""
+        self.lasted.append(time.monotonic() - self.begun[job.number])
+        value = f", {job.configuration.cfg.objective.metric} {job.objective:.4f}" if job.objective is not None else ""
+        why = f": {job.reason}" if job.reason else ""
+        self._line(job, f"{job.state}{why}{value}, {self.lasted[-1]:.1f} s")
+
+    def _line(self, job: Job, text: str) -> None:
+        if not self.console.is_terminal:
+            self.say(f"[{job.number}] {job.label}: {text}")
+
+    def _picture(self, jobs: Sequence[Job], n_jobs: int) -> RenderableType:
+        metric = jobs[0].configuration.cfg.objective.metric if jobs else ""
+        table = Table("job", "what differs", "epoch", metric, "time", "state", box=None, pad_edge=False)
+        running = [job for job in self.order if job.state == RUNNING]
+        ended = [job for job in self.order if job.state != RUNNING][-_MOST_SHOWN:]
+        for job in [*ended, *running]:
+            said = self.said.get(job.number)
+            seconds = job.run.seconds if job.run and job.run.seconds else time.monotonic() - self.begun[job.number]
+            table.add_row(
+                str(job.number),
+                job.label,
+                f"{said['epoch']:.0f}/{said['epochs']:.0f}" if said else "",
+                f"{said[metric]:.4f}" if said else "",
+                f"{seconds:.0f} s",
+                Text(job.state, style=_STYLES.get(job.state, "red")),
+            )
+        return Group(table, Text(self._left(jobs, n_jobs), style="bold"))
+
+    def _left(self, jobs: Sequence[Job], n_jobs: int) -> str:
+        waiting = sum(job.state == WAITING for job in jobs)
+        running = [job for job in self.order if job.state == RUNNING]
+        head = f"{len(self.order) - len(running)} of {len(self.order) + waiting} jobs done, {len(running)} running"
+        if not self.lasted:
+            return head
+        typical = median(self.lasted)
+        now = time.monotonic()
+        rest = [max(0.0, typical - (now - self.begun[job.number])) for job in running]
+        seconds = max(max(rest, default=0.0), (sum(rest) + waiting * typical) / n_jobs)
+        return f"{head}, about {_duration(seconds)} left"
+
+
+_STYLES = {FINISHED: "green", PRUNED: "green", RUNNING: "cyan", DIVERGED: "yellow"}
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
+def epoch_line(message: Mapping[str, float]) -> str:
+    """An epoch in words."""
+    metric = next(name for name in message if name.startswith("val_"))
+    return f"epoch {message['epoch']:.0f}/{message['epochs']:.0f}, {metric} {message[metric]:.4f}"
+
+
+def teller(configuration: Configuration, console: TextIO) -> Callable[[int, Mapping[str, float]], bool]:
+    """In a job: tells the launching process of every epoch, or where that does not listen prints a line.
+
+    Args:
+        configuration: of the job.
+        console: standard output as it was before the job's own output went to a file.
+    """
+    cfg = configuration.cfg
+    metric = cfg.objective.metric
+
+    def tell(epoch: int, metrics: Mapping[str, float]) -> bool:
+        message = {"epoch": epoch, "epochs": cfg.epochs, metric: metrics[metric]}
+        if not processes.say(message):
+            print(f"[{cfg.tracking.job}] {configuration.title}: {epoch_line(message)}", file=console, flush=True)
+        return False
+
+    return tell

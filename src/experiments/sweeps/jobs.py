@@ -1,0 +1,173 @@
+"""The jobs of a sweep: every combination that was asked for, composed and checked."""
+
+import contextlib
+import itertools
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.types import Override
+
+from experiments import config
+from experiments.config import Configuration, Plan
+from experiments.errors import ExperimentError
+from experiments.tracking import Recorded
+
+MOST_JOBS = 1000
+
+#: States of a job. Those of the first line need no further run, the last three are errors.
+FINISHED, PRUNED, DIVERGED = "finished", "pruned", "diverged"
+WAITING, RUNNING, NOT_STARTED = "waiting", "running", "not started"
+FAILED, KILLED, ELSEWHERE = "failed", "killed", "running elsewhere"
+
+
+@dataclass
+class Job:
+    """One job of a sweep, and how far it has come."""
+
+    number: int  # in the whole list
+    overrides: tuple[str, ...]  # that compose it
+    own: Mapping[str, str]  # swept key -> its value here
+    configuration: Configuration
+    differing: Mapping[str, str] = field(default_factory=dict)  # those of `own` that are not the same in all jobs
+    plan: Plan | None = None
+    twin: "Job | None" = None  # an earlier job of the list that is the very same run
+    state: str = WAITING
+    reason: str = ""  # of an error
+    run: Recorded | None = None
+    trial: int | None = None  # of a study
+
+    @property
+    def label(self) -> str:
+        """What tells it from the other jobs."""
+        return " ".join(f"{key}={value}" for key, value in self.differing.items())
+
+    @property
+    def label_without_seed(self) -> str:
+        """What tells its variant from the others."""
+        words = [f"{key}={value}" for key, value in self.differing.items() if key != "seed"]
+        return " ".join(words) or self.configuration.choices["model"]
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells equal runs."""
+        assert self.plan  # noqa: S101 - jobs are planned before they are compared
+        return self.plan.fingerprint
+
+    @property
+    def objective(self) -> float | None:
+        """The best epoch's value of the metric that chooses."""
+        name = f"best/{self.configuration.cfg.objective.metric}"
+        return self.run.metrics.get(name) if self.run and self.state in (FINISHED, PRUNED) else None
+
+    def share_with_twin(self) -> None:
+        """Has the result of the job that is the very same run, if there is one."""
+        if self.twin:
+            self.state, self.run, self.reason = self.twin.state, self.twin.run, self.twin.reason
+
+
+def combinations(
+    arguments: Sequence[str],
+    params: Mapping[str, Any],
+    listed: Sequence[Mapping[str, Any]],
+    config_loader: ConfigLoader,
+) -> list[tuple[tuple[str, ...], dict[str, str]]]:
+    """The overrides of every job, and which of them the sweep has set.
+
+    What the command line sweeps is crossed with the combinations of the configuration: those of `params`, and each
+    entry of `listed`. A key on the command line wins.
+
+    Raises:
+        ExperimentError: a sweep without jobs, or with too many.
+    """
+    parsed = config.parse(arguments, config_loader)
+    fixed = tuple(text for text, part in zip(arguments, parsed, strict=True) if not part.is_sweep_override())
+    typed = {part.key_or_group for part in parsed}
+    swept = _values([part for part in parsed if part.is_sweep_override()])
+    found: list[tuple[tuple[str, ...], dict[str, str]]] = []
+    for block in [*([params] if params or not listed else []), *listed]:
+        texts = [f"{key}={_as_text(value)}" for key, value in block.items() if key not in typed]
+        values = _values(config.parse(texts, config_loader)) | swept
+        if len(found) + math.prod(map(len, values.values())) > MOST_JOBS:
+            raise ExperimentError(
+                f"The sweep has more than {MOST_JOBS:,} jobs.",
+                advice="Sweep less, or search with hydra/sweeper=optuna.",
+            )
+        for combination in itertools.product(*values.values()):
+            own = dict(zip(values, combination, strict=True))
+            found.append(((*fixed, *(f"{key}={value}" for key, value in own.items())), own))
+    if not found:
+        raise ExperimentError("The sweep has no job: a key is swept over no value.")
+    return found
+
+
+def _values(overrides: Iterable[Override]) -> dict[str, list[str]]:
+    """Key -> every value it takes, as text."""
+    values = {}
+    for part in overrides:
+        if part.is_sweep_override() and not part.is_discrete_sweep():
+            raise ExperimentError(
+                f"{part.input_line}: a grid needs single values.",
+                advice="Write them out, as in 0.1,0.2, or search with hydra/sweeper=optuna.",
+            )
+        swept = part.is_sweep_override()
+        values[part.get_key_element()] = (
+            list(part.sweep_string_iterator()) if swept else [part.get_value_element_as_str()]
+        )
+    return values
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def composed(
+    found: Sequence[tuple[tuple[str, ...], dict[str, str]]],
+    excluded: Sequence[Mapping[str, Any]],
+    config_dir: str | None,
+) -> Iterator[Job]:
+    """The jobs, each checked as a single run is; those that an exclusion describes are left out.
+
+    Raises:
+        ExperimentError: a job that cannot work, by its number and values, or an exclusion that names an unknown key.
+    """
+    number = 0
+    for overrides, own in found:
+        with in_job(number, own):
+            configuration = config.compose(overrides, config_dir)
+        if any(_matches(configuration, exclusion) for exclusion in excluded):
+            continue
+        yield Job(number, overrides, own, configuration)
+        number += 1
+
+
+def _matches(configuration: Configuration, exclusion: Mapping[str, Any]) -> bool:
+    return all(configuration.value(key) == value for key, value in exclusion.items())
+
+
+@contextlib.contextmanager
+def in_job(number: int, own: Mapping[str, str]) -> Iterator[None]:
+    """Says in which job of a sweep an error is."""
+    try:
+        yield
+    except ExperimentError as error:
+        values = " ".join(f"{key}={value}" for key, value in own.items())
+        raise ExperimentError(f"Job {number} ({values}): {error}" if values else str(error)) from error
+
+
+def tell_apart(jobs: Sequence[Job]) -> None:
+    """Finds the values in which each job differs from another one."""
+    keys = list(dict.fromkeys(key for job in jobs for key in job.own))
+    differing = [key for key in keys if len({job.own.get(key) for job in jobs}) > 1] or keys[:1]
+    for job in jobs:
+        job.differing = {key: job.own[key] for key in differing if key in job.own}
+
+
+def sweep_name(jobs: Sequence[Job], choice: str | None, arguments: Sequence[str], identity: Any) -> str:
+    """The choice of `sweep=` or the first swept override, and six hex digits of what makes this sweep."""
+    swept = [text for text in arguments if jobs and text.partition("=")[0].lstrip("+") in jobs[0].own]
+    head = choice or next(iter([*swept, *arguments]), "sweep")
+    return f"{head[:80]}-{config.digest(identity)[:6]}"

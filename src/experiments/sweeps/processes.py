@@ -1,0 +1,419 @@
+"""One process a job, forked from a server that has imported TensorFlow but not started it."""
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import cloudpickle
+import psutil
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, run_job, setup_globals
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+
+_log = logging.getLogger(__name__)
+
+_GIGABYTE = 2**30
+_A_JOB_NEEDS = 1.2  # gigabytes
+_GRACE = 6  # seconds that a job has to close its run after a signal
+_KERNEL_COUNTS = Path("/proc/vmstat")
+
+_launcher: Connection | None = None  # in a job's process: the way to the one that launched it
+
+
+class JobDied(Exception):
+    """A job's process ended without a result.
+
+    Args:
+        reason: `exit`, `signal`, `timeout` or `memory`.
+        failure: in words.
+    """
+
+    def __init__(self, reason: str, failure: str) -> None:
+        self.reason = reason
+        self.failure = failure
+        super().__init__(reason, failure)
+
+    def __str__(self) -> str:
+        return self.failure
+
+    @property
+    def status(self) -> str:
+        """How its run ended: FAILED by an exit code, KILLED by all else."""
+        return "FAILED" if self.reason == "exit" else "KILLED"
+
+
+@dataclass(frozen=True)
+class Started:
+    """A job has got its process."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Said:
+    """A job tells how far it is."""
+
+    number: int
+    message: Any
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A job is over, one way or another."""
+
+    number: int
+    result: JobReturn
+
+
+@dataclass
+class _Job:
+    number: int
+    process: BaseProcess
+    connection: Connection
+    deadline: float
+    result: JobReturn | None = None
+    timed_out: bool = False
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the jobs of a sweep have in common; a job is this and its overrides."""
+
+    hydra_context: HydraContext
+    config: DictConfig
+    task_function: TaskFunction
+
+    @classmethod
+    def of(cls, plugin: Any) -> "Work":
+        """What a sweeper or launcher was set up with."""
+        return cls(plugin.hydra_context, plugin.config, plugin.task_function)
+
+    def pickled(self) -> bytes:
+        """With Hydra's singletons, for another process."""
+        return cloudpickle.dumps((self, Singleton.get_state()))
+
+    def run(self, number: int, overrides: Sequence[str]) -> JobReturn:
+        """Runs one job in this process, as Hydra's own launchers do."""
+        setup_globals()
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        with open_dict(config):
+            config.hydra.job.id = f"{config.hydra.job.name}_{number}"
+            config.hydra.job.num = number
+        HydraConfig.instance().set_config(config)
+        return run_job(
+            hydra_context=self.hydra_context,
+            config=config,
+            task_function=self.task_function,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+        )
+
+
+def usable_slots() -> int:
+    """How many jobs fit at once: one a core that this process may use, as far as the free memory goes."""
+    this = psutil.Process()
+    cores = len(this.cpu_affinity()) if hasattr(this, "cpu_affinity") else psutil.cpu_count() or 1
+    return max(1, min(cores, int(psutil.virtual_memory().available / _GIGABYTE / _A_JOB_NEEDS)))
+
+
+@contextlib.contextmanager
+def server() -> Iterator[None]:
+    """Starts importing TensorFlow in the server that jobs are forked from, without waiting; ends it at the end."""
+    if sys.platform != "linux":
+        yield
+        return
+    from multiprocessing import forkserver
+
+    _context()
+    with deaf():  # the server inherits it: Ctrl-C is for the jobs
+        forkserver.ensure_running()
+    try:
+        yield
+    finally:
+        for child in psutil.Process().children():  # it would end by itself, but only after its imports
+            if "multiprocessing.forkserver" in " ".join(child.cmdline()):
+                child.kill()
+
+
+@contextlib.contextmanager
+def deaf() -> Iterator[None]:
+    """Ignores Ctrl-C and SIGTERM for a moment that must not be disturbed."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _context() -> Any:
+    if sys.platform != "linux":  # forking after such imports is unsafe on macOS, and Windows cannot
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["experiments.preload"])
+    return context
+
+
+class Pool:
+    """Runs jobs in processes of their own, a few at a time; leaving it ends all that still run.
+
+    Args:
+        work: what the jobs have in common.
+        n_jobs: how many at once.
+        timeout: seconds for one job; None for any time.
+        stop_on_error: start no further job after one that failed.
+    """
+
+    def __init__(self, work: Work, n_jobs: int, timeout: float | None = None, stop_on_error: bool = False) -> None:
+        self.work = work.pickled()
+        self.n_jobs = n_jobs
+        self.timeout = timeout or float("inf")
+        self.stop_on_error = stop_on_error
+        self.running: dict[int, _Job] = {}
+        self.out_of_memory = _out_of_memory_kills()
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        with deaf():
+            self.stop(signal.SIGINT if kind and issubclass(kind, KeyboardInterrupt) else signal.SIGTERM)
+
+    def events(self, jobs: Iterable[tuple[int, Sequence[str]]]) -> Iterator[Started | Said | Ended]:
+        """What happens to `jobs`, number and overrides of each, as it happens.
+
+        A job is taken from `jobs` when there is a process for it and not before.
+        """
+        source = iter(jobs)
+        more = True
+        while more or self.running:
+            while more and len(self.running) < self.n_jobs:
+                job = next(source, None)
+                if job is None:
+                    more = False
+                    break
+                self._start(*job)
+                yield Started(job[0])
+            for event in self._wait():
+                if isinstance(event, Ended) and self.stop_on_error and event.result.status is JobStatus.FAILED:
+                    more = False
+                yield event
+
+    def _start(self, number: int, overrides: Sequence[str]) -> None:
+        context = _context()
+        connection, theirs = context.Pipe()
+        process = context.Process(target=_job, args=(theirs, self.work, number, list(overrides)), name=f"job {number}")
+        process.start()
+        theirs.close()
+        self.running[number] = _Job(number, process, connection, time.monotonic() + self.timeout)
+
+    def _wait(self) -> Iterator[Said | Ended]:
+        """Waits until some job says something or ends, and tells."""
+        if not self.running:
+            return
+        sources = {job.connection: job for job in self.running.values() if not job.connection.closed}
+        ends = {job.process.sentinel: job for job in self.running.values()}
+        left = min(job.deadline for job in self.running.values()) - time.monotonic()
+        ready = wait([*sources, *ends], timeout=max(0, left) if left < float("inf") else None)
+        for connection in [handle for handle in ready if handle in sources]:
+            yield from self._read(sources[connection])
+        for sentinel in [handle for handle in ready if handle in ends]:
+            job = ends[sentinel]
+            while not job.connection.closed:
+                yield from self._read(job)
+            yield Ended(job.number, self._end(job))
+        for job in self.running.values():
+            if time.monotonic() > job.deadline and not job.timed_out:
+                job.timed_out = True
+                job.process.kill()
+
+    def _read(self, job: _Job) -> Iterator[Said]:
+        try:
+            kind, content = job.connection.recv()
+        except (EOFError, OSError):
+            job.connection.close()
+            return
+        if kind == "said":
+            yield Said(job.number, content)
+        else:
+            job.result = cloudpickle.loads(content)
+
+    def _end(self, job: _Job) -> JobReturn:
+        job.process.join()
+        result = job.result or _failed(self._death(job))
+        job.process.close()
+        del self.running[job.number]
+        return result
+
+    def _death(self, job: _Job) -> JobDied:
+        code = job.process.exitcode or 0
+        if job.timed_out:
+            return JobDied("timeout", f"took longer than {self.timeout / 60:g} minutes")
+        if code == -signal.SIGKILL and _out_of_memory_kills() > self.out_of_memory:
+            self.out_of_memory = _out_of_memory_kills()
+            return JobDied("memory", "killed by the kernel: out of memory")
+        return JobDied("signal", signal.Signals(-code).name) if code < 0 else JobDied("exit", f"exit status {code}")
+
+    def stop(self, number: signal.Signals) -> None:
+        """Ends all jobs: asks them by a signal, and after some seconds does not ask."""
+        jobs = list(self.running.values())
+        for job in jobs:
+            if job.process.pid and job.process.is_alive():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(job.process.pid, number)
+        deadline = time.monotonic() + _GRACE
+        for job in jobs:
+            job.process.join(max(0, deadline - time.monotonic()))
+            if job.process.is_alive():
+                job.process.kill()
+            job.connection.close()
+            self._end(job)
+
+
+def _failed(error: BaseException) -> JobReturn:
+    return JobReturn(status=JobStatus.FAILED, _return_value=error)
+
+
+def _out_of_memory_kills() -> int:
+    """How often the kernel has ended a process for want of memory; 0 where it does not tell."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = _KERNEL_COUNTS.read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("oom_kill ")).split()[1])
+    return 0
+
+
+def launch(
+    pool: Pool, config: DictConfig, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+) -> list[JobReturn]:
+    """Runs a list of jobs as every launcher of Hydra does: results in order, errors among them."""
+    setup_globals()
+    configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+    Path(str(config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
+    numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
+    for number, overrides in zip(numbers, job_overrides, strict=True):
+        _log.info("\t#%d : %s", number, " ".join(filter_overrides(overrides)))
+    with pool:
+        events = pool.events(zip(numbers, job_overrides, strict=True))
+        results = {event.number: event.result for event in events if isinstance(event, Ended)}
+    return [results.get(number) or _failed(JobDied("exit", "not started")) for number in numbers]
+
+
+@dataclass
+class Planner:
+    """A process that runs jobs with `dry_run=true`, so that the launching one need not know Keras."""
+
+    work: Work
+    process: BaseProcess = field(init=False)
+    connection: Connection = field(init=False)
+
+    def __enter__(self) -> "Planner":
+        context = _context()
+        self.connection, theirs = context.Pipe()
+        arguments = (theirs, self.work.pickled())
+        self.process = context.Process(target=_planner, args=arguments, name="planner", daemon=True)
+        self.process.start()
+        theirs.close()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+    def plan(self, overrides: Sequence[str]) -> JobReturn:
+        """What the task function returns for one job."""
+        try:
+            self.connection.send(list(overrides))
+            return cloudpickle.loads(self.connection.recv())
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            self.process.join()
+            code = self.process.exitcode or 0
+            return _failed(JobDied("signal", signal.Signals(-code).name if code < 0 else f"exit status {code}"))
+
+
+# In the processes of the jobs
+
+
+def say(message: object) -> bool:
+    """Tells the launching process something, if there is a way to it."""
+    if _launcher is None:
+        return False
+    with contextlib.suppress(BrokenPipeError):
+        _launcher.send(("said", message))
+    return True
+
+
+def _job(connection: Connection, work: bytes, number: int, overrides: list[str]) -> None:
+    global _launcher
+    _prepare()
+    _launcher = connection
+    try:
+        result = _restored(work).run(number, overrides)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    connection.send(("returned", _pickled(result)))
+    connection.close()
+
+
+def _planner(connection: Connection, work: bytes) -> None:
+    _prepare()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)  # a job says the same again
+    os.dup2(nowhere, 2)
+    restored = _restored(work)
+    with contextlib.suppress(EOFError, KeyboardInterrupt):
+        while True:
+            connection.send(_pickled(restored.run(0, [*connection.recv(), "dry_run=true"])))
+
+
+def _prepare() -> None:
+    """Ends this process with the launching one, and lets it close its run before it ends by a signal."""
+    threading.Thread(target=_end_with_launcher, daemon=True).start()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop_once)
+
+
+def _stop_once(number: int, frame: object) -> None:
+    for other in (signal.SIGINT, signal.SIGTERM):  # a second one would disturb the closing of the run
+        signal.signal(other, signal.SIG_IGN)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(128 + number)
+
+
+def _end_with_launcher() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # noqa: S101 - this runs in processes of multiprocessing only
+    wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_GRACE)
+    os._exit(128 + signal.SIGTERM)
+
+
+def _restored(work: bytes) -> Work:
+    restored, singletons = cloudpickle.loads(work)
+    Singleton.set_state(singletons)
+    return restored
+
+
+def _pickled(result: JobReturn) -> bytes:
+    try:
+        return cloudpickle.dumps(result)
+    except Exception as error:  # whatever the task returned or raised
+        result._return_value = RuntimeError(f"{result._return_value!r} cannot be sent between processes: {error}")
+        result.status = JobStatus.FAILED
+        return cloudpickle.dumps(result)

@@ -1,0 +1,313 @@
+"""A sweep under way: its parent in the store, how each of its jobs ends, and the table at the end."""
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import OmegaConf
+from rich.table import Table
+
+from experiments import compare, report, tracking
+from experiments.config import Plan
+from experiments.errors import ExperimentError, JobsFailed
+from experiments.sweeps import jobs as job_list
+from experiments.sweeps.display import Display
+from experiments.sweeps.jobs import (
+    DIVERGED,
+    ELSEWHERE,
+    FAILED,
+    FINISHED,
+    KILLED,
+    NOT_STARTED,
+    PRUNED,
+    RUNNING,
+    WAITING,
+    Job,
+)  # fmt: skip
+from experiments.sweeps.processes import Ended, JobDied, Planner, Said, Started, deaf
+from experiments.tracking import Recorded
+
+
+class Sweep:
+    """The jobs of a sweep whose parent is open in the store."""
+
+    def __init__(self, parent: tracking.Parent, jobs: list[Job], display: Display) -> None:
+        self.parent = parent
+        self.jobs = jobs
+        self.display = display
+        self.older = {run.run_id for run in parent.runs()}  # of earlier calls
+
+    def overrides(self, job: Job) -> list[str]:
+        """What a launcher starts `job` with."""
+        told = {"parent": self.parent.run_id, "job": job.number, "fingerprint": job.fingerprint, "trial": job.trial}
+        return [*job.overrides, *(f"tracking.{key}={value}" for key, value in told.items() if value is not None)]
+
+    def follow(self, events: Iterable[Started | Said | Ended], by_number: Mapping[int, Job]) -> Iterator[Job]:
+        """Goes along with what happens to jobs; gives each as it ends."""
+        for event in events:
+            job = by_number[event.number]
+            if isinstance(event, Started):
+                job.state = RUNNING
+                self.display.started(job)
+            elif isinstance(event, Said):
+                self.display.spoke(job, event.message)
+            else:
+                self.settle(job, event.result)
+                self.display.ended(job)
+                yield job
+
+    def settle(self, job: Job, result: JobReturn) -> None:
+        """Finds out how a job has ended; closes or makes its run if it could not do so itself."""
+        error = result._return_value if result.status is JobStatus.FAILED else None
+        if isinstance(error, tracking.Elsewhere):
+            job.state, job.reason = ELSEWHERE, str(error)
+            return
+        run = self._run_of(job)
+        if run is None and error is None:  # another sweep had finished it meanwhile
+            equal = tracking.earlier_runs(job.configuration.variant, job.configuration.cfg.seed)
+            run = next(run for run in equal if run.tags.get("fingerprint") == job.fingerprint)
+        elif run is None:
+            self._record(job, _death(error))
+            run = self._run_of(job)
+        elif run.status == "RUNNING":
+            died = _death(error)
+            tracking.end_run(run.run_id, died.status, {"reason": died.reason, "failure": died.failure})
+            run = self._run_of(job)
+        take(job, run)
+
+    def salvage(self, error: BaseException) -> None:
+        """Takes what there is of the jobs that no launcher tells of any more."""
+        for job in self.jobs:
+            if job.state == RUNNING:
+                self.settle(job, JobReturn(status=JobStatus.FAILED, _return_value=_death(error)))
+            elif job.state == WAITING and not job.twin:
+                job.state = NOT_STARTED
+                if self._run_of(job):
+                    self.settle(job, JobReturn(status=JobStatus.FAILED, _return_value=_death(error)))
+
+    def _run_of(self, job: Job) -> Recorded | None:
+        return next((run for run in self.parent.runs(job.number) if run.run_id not in self.older), None)
+
+    def _record(self, job: Job, died: JobDied) -> None:
+        """Makes the run of a job that ended before it could."""
+        configuration = job.configuration
+        tags = {
+            "variant": configuration.variant,
+            "fingerprint": job.fingerprint,
+            "job": job.number,
+            "command": configuration.command,
+        }
+        with tracking.open_run(
+            experiment="",
+            name=configuration.title,
+            params=configuration.parameters,
+            tags=tags,
+            files={"config.yaml": OmegaConf.to_yaml(configuration.cfg, resolve=True)},
+            parent=self.parent.run_id,
+            output=job_output(self.parent.run_id, job.number),
+        ) as run:
+            run.fail(died.failure, {"reason": died.reason}, died.status)
+
+    def write_jobs(self) -> None:
+        """Keeps the list of jobs and their runs with the parent."""
+        self.parent.write_jobs(
+            {
+                "job": job.number,
+                "overrides": list(job.overrides),
+                "fingerprint": job.fingerprint,
+                "run_id": job.run.run_id if job.run else None,
+            }
+            for job in self.jobs
+        )
+
+    def leaderboard(self) -> list[compare.Row]:
+        """Every variant with its mean over the seeds, the best first."""
+        results = {
+            job.run.run_id: compare.Result(
+                variant=job.configuration.variant,
+                label=job.label_without_seed,
+                seed=job.configuration.cfg.seed,
+                objective=job.objective,
+                best_epoch=int(job.run.metrics["best/epoch"]),
+                seconds=job.run.metrics["cost/train_seconds"],
+                run_id=job.run.run_id,
+            )
+            for job in self.jobs
+            if job.run and job.state == FINISHED and job.objective is not None
+        }
+        return compare.leaderboard(results.values(), self.jobs[0].configuration.cfg.objective.mode) if results else []
+
+    def close(self, status: str, tags: Mapping[str, object]) -> None:
+        """Writes the table to the parent, ends it and prints how the sweep has gone."""
+        rows = self.leaderboard()
+        cfg = self.jobs[0].configuration.cfg
+        metric = cfg.objective.metric
+        note = [str(cfg.tracking.note or ""), counts(self.jobs)]
+        if rows:
+            (self.parent.folder / "leaderboard.csv").write_text(report.as_csv(rows, metric))
+            (self.parent.folder / "leaderboard.md").write_text(report.as_markdown(rows, metric))
+            note.append(report.note(rows, metric))
+            tags = {**tags, "best_run_id": rows[0].run_id}
+            self.display.console.print()
+            self.display.console.print(report.as_table(rows, metric))
+            self.display.console.print()
+        tags = {**tags, "mlflow.note.content": "\n\n".join(part for part in note if part)}
+        self.write_jobs()
+        self.parent.set_tags(tags)
+        self.parent.close(status)
+        for job in self.jobs:
+            if job.state in (FAILED, KILLED, ELSEWHERE, DIVERGED):
+                self.display.say(f"[{job.number}] {job.label}: {job.state}: {job.reason}")
+        self.display.say(counts(self.jobs))
+        if rows:
+            self.display.say(f"Best run: {rows[0].run_id}")
+        self.display.say(f"Look at them with experiments ui: {tracking.page(self._link())}")
+
+    def _link(self) -> str:
+        ids = {job.run.run_id for job in self.jobs if job.run}
+        elsewhere = any(job.run and job.run.parent != self.parent.run_id for job in self.jobs)
+        return self.parent.link(sorted(ids) if elsewhere else ())
+
+
+def job_output(parent: str, number: int) -> str:
+    """Name of the file that a job's output goes to until its run is open."""
+    return f"{parent}-{number}.log"
+
+
+@contextlib.contextmanager
+def opened(jobs: list[Job], name: str, display: Display) -> Iterator[Sweep]:
+    """A sweep whose parent is in the store, closed with the truth about how it ended.
+
+    Raises:
+        JobsFailed: a job has no result.
+    """
+    first = jobs[0].configuration
+    data = "+".join(dict.fromkeys(job.configuration.choices["data"] for job in jobs))
+    command = f"experiments train {shlex.join(sys.argv[1:])}"
+    tags = {**dict(first.cfg.tracking.tags), "command": command}
+    parent = tracking.open_parent(str(first.cfg.tracking.experiment or data), name, tags)
+    sweep = Sweep(parent, jobs, display)
+    sweep.write_jobs()
+    try:
+        yield sweep
+    except BaseException as error:
+        with deaf():  # a second Ctrl-C would leave the record half-written
+            sweep.salvage(error)
+            died = _death(error)
+            sweep.close(died.status, {"reason": died.reason, "failure": died.failure})
+        display.say(f"Go on with: {command}")
+        raise
+    failed = any(job.state in (FAILED, KILLED, ELSEWHERE, NOT_STARTED, WAITING) for job in jobs)
+    sweep.close("FAILED" if failed else "FINISHED", {})
+    if failed:
+        display.say(f"Run what is missing with: {command}")
+        raise JobsFailed
+
+
+def _death(error: BaseException | None) -> JobDied:
+    """Why a job or a sweep has ended, as its run says it."""
+    if isinstance(error, JobDied):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return JobDied("interrupted", "SIGINT")
+    if isinstance(error, SystemExit):
+        return JobDied("signal", "SIGTERM")
+    text = str(error).splitlines()
+    return JobDied("error", f"{type(error).__name__}: {text[0] if text else ''}")
+
+
+def take(job: Job, run: Recorded | None) -> None:
+    """Lets `job` be as its run is."""
+    if run is None:
+        return
+    job.run = run
+    job.reason = run.tags.get("failure", "")
+    if run.status == "FINISHED":
+        job.state = PRUNED if "pruned" in run.tags else FINISHED
+    elif run.diverged:
+        job.state = DIVERGED
+    else:
+        job.state = KILLED if run.status == "KILLED" else FAILED
+
+
+def plan(jobs: Sequence[Job], planner: Planner, display: Display) -> None:
+    """Builds every job in another process, once for all its seeds.
+
+    Raises:
+        ExperimentError: one that cannot be built, by its number and values.
+    """
+    plans: dict[str, Plan] = {}
+    first: dict[str, Job] = {}
+    for job in display.progress("Building", jobs, len(jobs)):
+        key = job.configuration.without_seed
+        if key not in plans:
+            with job_list.in_job(job.number, job.own):
+                plans[key] = planned(planner, job.overrides)
+        data, code = plans[key].data_sha256, plans[key].code_sha256
+        job.plan = replace(plans[key], fingerprint=job.configuration.fingerprint(data, code))
+        job.twin = first.get(job.fingerprint)
+        first.setdefault(job.fingerprint, job)
+
+
+def planned(planner: Planner, overrides: Sequence[str]) -> Plan:
+    """The plan of one job.
+
+    Raises:
+        ExperimentError: it cannot be built.
+    """
+    result = planner.plan(overrides)
+    if result.status is JobStatus.COMPLETED:
+        return result._return_value
+    error = result._return_value
+    if isinstance(error, ExperimentError):
+        raise error
+    raise ExperimentError(f"it cannot be built: {_death(error).failure}.")
+
+
+def look_up(jobs: Sequence[Job], display: Display) -> str:
+    """Marks the jobs that need not run; says how many there are of each kind."""
+    other = {"code": 0, "data": 0}
+    for job in display.progress("Looking up", jobs, len(jobs)):
+        if job.twin:
+            continue
+        earlier = tracking.earlier_runs(job.configuration.variant, job.configuration.cfg.seed)
+        equal = [run for run in earlier if run.tags.get("fingerprint") == job.fingerprint]
+        done = next((run for run in equal if run.finished), None) or next((run for run in equal if run.diverged), None)
+        if done and not job.configuration.cfg.force:
+            take(job, done)
+        elif not equal and (older := next((run for run in earlier if run.finished), None)):
+            assert job.plan  # noqa: S101
+            other["data" if older.tags.get("data.sha256") != job.plan.data_sha256 else "code"] += 1
+    for job in jobs:
+        job.share_with_twin()
+    to_run = [job for job in jobs if job.state == WAITING and not job.twin]
+    twins = sum(job.twin is not None for job in jobs)
+    parts = [f"{sum(job.state == state for job in jobs)} {state}" for state in (FINISHED, DIVERGED)]
+    parts = [part for part in parts if not part.startswith("0 d")]
+    parts += [f"{twins} equal to another one"] if twins else []
+    with_other = [f"{count} of them were finished with other {what}" for what, count in other.items() if count]
+    tail = f" ({', '.join(with_other)})" if with_other else ""
+    return f"{len(jobs):,} {'job' if len(jobs) == 1 else 'jobs'}: {', '.join(parts)}, {len(to_run)} to run{tail}"
+
+
+def counts(jobs: Sequence[Job]) -> str:
+    """How many jobs are in each state."""
+    order = (FINISHED, PRUNED, DIVERGED, FAILED, KILLED, ELSEWHERE, NOT_STARTED, WAITING)
+    found = {state: sum(job.state == state for job in jobs) for state in order}
+    head = f"{len(jobs):,} {'job' if len(jobs) == 1 else 'jobs'}"
+    return f"{head}: {', '.join(f'{count} {state}' for state, count in found.items() if count)}"
+
+
+def dry_table(jobs: Sequence[Job]) -> Table:
+    """What would run, for `dry_run=true`."""
+    table = Table("job", "what differs", box=None, pad_edge=False)
+    table.add_column("parameters", justify="right")
+    table.add_column("state")
+    for job in jobs:
+        assert job.plan  # noqa: S101
+        state = f"equal to job {job.twin.number}" if job.twin else job.state if job.state != WAITING else "to run"
+        table.add_row(str(job.number), job.label, f"{job.plan.num_parameters:,}", state)
+    return table

@@ -1,0 +1,32 @@
+"""Where runs are recorded: the only package that knows MLflow."""
+
+from experiments.tracking.lock import Elsewhere, close_stale_runs, lock
+from experiments.tracking.run import TAGS, Run, environment, import_model_flavor, open_run, own_output
+from experiments.tracking.store import check_store, home, jobs_folder, nothing_recorded, shown_uri, store_uri
+from experiments.tracking.sweep import Parent, Recorded, earlier_runs, end_run, open_parent
+from experiments.tracking.ui import page, serve_ui
+
+__all__ = [
+    "TAGS",
+    "Elsewhere",
+    "Parent",
+    "Recorded",
+    "Run",
+    "check_store",
+    "close_stale_runs",
+    "earlier_runs",
+    "end_run",
+    "environment",
+    "home",
+    "import_model_flavor",
+    "jobs_folder",
+    "lock",
+    "nothing_recorded",
+    "open_parent",
+    "open_run",
+    "own_output",
+    "page",
+    "serve_ui",
+    "shown_uri",
+    "store_uri",
+]

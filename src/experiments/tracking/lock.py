@@ -1,0 +1,99 @@
+"""Who is at work: one process a fingerprint, and no run left open by a dead process."""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from time import time
+
+import psutil
+from mlflow.entities import Run, ViewType
+
+from experiments.errors import ExperimentError
+from experiments.tracking.run import this_process
+from experiments.tracking.store import alone_in, jobs_folder, open_store, shown_uri, store_uri
+from experiments.tracking.sweep import end_run
+
+_TOUCHED_EVERY = 10  # seconds
+_ABANDONED_AFTER = 120  # seconds without a touch from another host
+
+
+class Elsewhere(ExperimentError):
+    """Another process trains the very same run just now."""
+
+
+def _lives(process: dict[str, object]) -> bool:
+    """Whether a process of this host is alive; a process id alone may have gone to another one since."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        found = psutil.Process(int(str(process["pid"])))
+        same = abs(found.create_time() - float(str(process.get("started", found.create_time())))) < 1
+        return same and found.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+@contextlib.contextmanager
+def lock(fingerprint: str) -> Iterator[None]:
+    """Keeps every other process off a fingerprint.
+
+    Raises:
+        Elsewhere: another process has it.
+    """
+    store = sha256(store_uri().encode()).hexdigest()[:8]
+    file = jobs_folder() / f"{store}-{fingerprint}.lock"
+    with alone_in(file.parent):
+        if file.exists() and _held(file):
+            holder = json.loads(file.read_text())
+            raise Elsewhere(
+                f"This very run is being trained by process {holder['pid']} on {holder['host']}.",
+                advice=f"Wait for it, or if that is not so, delete {file}",
+            )
+        file.write_text(json.dumps(this_process()))
+    done = threading.Event()
+    keeper = threading.Thread(target=_keep, args=(file, done), daemon=True)
+    keeper.start()
+    try:
+        yield
+    finally:
+        done.set()
+        keeper.join()
+        file.unlink(missing_ok=True)
+
+
+def _held(file: Path) -> bool:
+    try:
+        holder = json.loads(file.read_text())
+    except json.JSONDecodeError:  # its maker died while writing
+        return False
+    if holder["host"] == socket.gethostname():
+        return _lives(holder)
+    return time() - file.stat().st_mtime < _ABANDONED_AFTER
+
+
+def _keep(file: Path, done: threading.Event) -> None:
+    while not done.wait(_TOUCHED_EVERY):
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(file)
+
+
+def close_stale_runs() -> int:
+    """Closes the runs that a dead process of this host has left open; returns how many."""
+    client = open_store()
+    experiments = [found.experiment_id for found in client.search_experiments(view_type=ViewType.ACTIVE_ONLY)]
+    running = f"attributes.status = 'RUNNING' and tags.host = '{socket.gethostname()}'"
+    stale = [run for run in client.search_runs(experiments, running) if not _lives(_process_of(run))]
+    for run in stale:
+        end_run(run.info.run_id, "KILLED", {"reason": "stale", "failure": "its process was gone"})
+    return len(stale)
+
+
+def _process_of(run: Run) -> dict[str, object]:
+    """The process that has a run open: as its folder has it, or else as its tags."""
+    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+        written = json.loads((jobs_folder() / run.info.run_id / "run.json").read_text())
+        if written["store"] == shown_uri():
+            return written
+    return {"pid": run.data.tags["pid"]}

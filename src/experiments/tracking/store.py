@@ -1,0 +1,189 @@
+"""The store that runs are recorded in: where it is, whether it answers, and who may write."""
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from time import monotonic, sleep, time
+from typing import TypeVar
+from urllib.parse import quote, urlparse
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# MLflow's own 7 retries of 120 s would let a command stand still for minutes when a server is down.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "8")
+
+import mlflow
+from mlflow.entities import ViewType
+from mlflow.exceptions import MlflowException
+
+from experiments.config import CHECKOUT
+from experiments.errors import ExperimentError
+
+for _noisy in ("mlflow", "alembic"):
+    logging.getLogger(_noisy).setLevel(logging.WARNING)
+
+_STILL_WRITTEN = 5  # seconds since the last change of a SQLite file that another program may be making
+T = TypeVar("T")
+
+
+def home() -> Path:
+    """The folder that holds `mlruns/`: EXPERIMENTS_HOME, or the checkout, or for an installed package this folder."""
+    given = os.environ.get("EXPERIMENTS_HOME", "")
+    return CHECKOUT if CHECKOUT and not given else Path(given).resolve()
+
+
+def jobs_folder() -> Path:
+    """Where runs and jobs keep their files until the store has them."""
+    return home() / "mlruns" / "jobs"
+
+
+def store_uri() -> str:
+    """The MLflow store of every run: MLFLOW_TRACKING_URI, or a SQLite file under `home()`."""
+    given = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not given:
+        return f"sqlite:///{home() / 'mlruns' / 'mlflow.db'}"
+    file = sqlite_file(given)
+    return f"sqlite:///{file.resolve()}" if file else given
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of a SQLite store, None for any other store."""
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def shown_uri() -> str:
+    """The store as it may be shown: without its password."""
+    return without_password(store_uri())
+
+
+def without_password(uri: str) -> str:
+    """The URI of a store as it may be shown."""
+    parsed = urlparse(uri)
+    return uri.replace(f":{parsed.password}@", ":***@") if parsed.password else uri
+
+
+def check_store() -> None:
+    """Makes sure that a run can be recorded, and makes nothing yet.
+
+    Raises:
+        ExperimentError: a store that cannot be reached or written, or that an older MLflow has made.
+    """
+    uri = store_uri()
+    file = sqlite_file(uri)
+    _check_writable(jobs_folder(), "The files of a run")
+    if file and nothing_recorded():
+        _check_writable(file.parent, f"The tracking store {uri}")
+        return
+    try:
+        _ask(lambda: mlflow.MlflowClient(uri).search_experiments(max_results=1, view_type=ViewType.ALL), file)
+    except Exception as error:  # every kind of store has its own
+        raise store_error(uri, error) from error
+
+
+def nothing_recorded() -> bool:
+    """Whether the store is still to be made."""
+    file = sqlite_file(store_uri())
+    return file is not None and (not file.exists() or file.stat().st_size == 0)
+
+
+def _check_writable(folder: Path, what: str) -> None:
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ExperimentError(f"{what} cannot be made: {there} is not writable.")
+
+
+def _ask(ask: Callable[[], T], file: Path | None) -> T:
+    """The answer of a store whose tables may be being made just now.
+
+    Making a SQLite store is not safe from two processes at once: those of ours take turns, and other programs get 20 s.
+    """
+    deadline = monotonic() + 20
+    while True:
+        try:
+            with alone_in(file.parent) if file else contextlib.nullcontext():
+                return ask()
+        except Exception:
+            being_made = file and file.exists() and time() - file.stat().st_mtime < _STILL_WRITTEN
+            if not being_made or monotonic() > deadline:
+                raise
+            sleep(0.5)
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keeps other processes that ask for the same folder waiting."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if sys.platform == "win32":  # no locks on folders
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def store_error(uri: str, error: Exception) -> ExperimentError:
+    """What is wrong with a store, and what to do, from whatever it has raised."""
+    shown = without_password(uri)
+    if "out-of-date database schema" in str(error):
+        return ExperimentError(
+            f"The tracking store {shown} was made by another version of MLflow than this one ({version('mlflow')}).",
+            advice=f"Copy the file first, then: mlflow db upgrade {shown}",
+        )
+    reason = str(error).replace(uri, shown).splitlines()[0][:300].rstrip(".")
+    if urlparse(uri).scheme not in ("http", "https"):
+        return ExperimentError(f"The tracking store {shown} cannot be used: {reason}.")
+    return ExperimentError(
+        f"The tracking store {shown} cannot be reached: {reason}.",
+        advice="Start its server, or unset MLFLOW_TRACKING_URI to record in a local file.",
+    )
+
+
+def open_store() -> mlflow.MlflowClient:
+    """A client of the store, whose tables are made if need be.
+
+    Raises:
+        ExperimentError: the store is gone.
+    """
+    uri = store_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        return _ask(lambda: mlflow.MlflowClient(uri), sqlite_file(uri))
+    except Exception as error:
+        raise store_error(uri, error) from error
+
+
+def experiment_id(client: mlflow.MlflowClient, name: str) -> str:
+    """The id of the MLflow experiment `name`, which is made if need be.
+
+    Raises:
+        ExperimentError: it was deleted.
+    """
+    uri = store_uri()
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        file = sqlite_file(uri)
+        location = (file.parent / "artifacts" / quote(name, safe="")).as_uri() if file else None
+        try:
+            # The kind opens the experiment's page on its training runs instead of traces.
+            tags = {"mlflow.experimentKind": "custom_model_development"}
+            return client.create_experiment(name, artifact_location=location, tags=tags)
+        except MlflowException:  # another process made it in between
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage == "deleted":
+        raise ExperimentError(
+            f"The MLflow experiment {name} was deleted.",
+            advice="Choose another one with tracking.experiment=…, or: "
+            f"mlflow experiments restore -x {found.experiment_id}",
+        )
+    return found.experiment_id

@@ -1,0 +1,97 @@
+"""The MLflow UI on the right store."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import webbrowser
+from time import sleep
+from urllib.parse import urlparse
+
+import mlflow
+
+from experiments.errors import ExperimentError
+from experiments.tracking.store import check_store, sqlite_file, store_uri
+
+DEFAULT_PORT = 5000
+
+
+def serve_ui(host: str, port: int) -> int:
+    """Shows the store in the MLflow UI until Ctrl-C; opens a browser where there is one.
+
+    Args:
+        host: address to listen on.
+        port: to listen on.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ExperimentError: nothing is recorded yet, or the port is taken.
+    """
+    uri = store_uri()
+    check_store()
+    file = sqlite_file(uri)
+    if file and not file.exists():
+        raise ExperimentError(f"Nothing is recorded in {uri} yet.", advice="Start with: experiments train")
+    if urlparse(uri).scheme in ("http", "https"):
+        url = page(_training_runs_page(uri))
+        print(f"The store is a server with a UI of its own: {url}")
+        webbrowser.open(url)
+        return 0
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ExperimentError(f"Port {port} of {host} is taken.", advice=f"Try: --port {port + 1}") from error
+    listen = ["--host", host, "--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level warning"]
+    stores = ["--backend-store-uri", uri, "--registry-store-uri", uri]
+    words = [sys.executable, "-m", "mlflow", "server", *stores, *listen]
+    # Its job runners serve features that nobody needs here, and would outlive it.
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
+    server = subprocess.Popen(words, env=os.environ | quiet, start_new_session=True)  # noqa: S603
+    url = f"http://{host}:{port}/{_training_runs_page(uri)}"
+    try:
+        while server.poll() is None and not _answers(host, port):
+            sleep(0.2)
+        if server.poll() is not None:
+            return 1
+        print(f"\nThe runs: {url}\nStop with Ctrl-C.", flush=True)
+        if sys.stdout.isatty():
+            webbrowser.open(url)
+        return server.wait()
+    finally:
+        # The whole group: the server has workers of its own.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+
+
+def page(link: str) -> str:
+    """Where a link into the UI opens: on the server that is the store, or as soon as `experiments ui` runs."""
+    address = urlparse(store_uri())
+    if address.scheme in ("http", "https"):
+        return f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}/{link}"
+    return f"http://127.0.0.1:{DEFAULT_PORT}/{link}"
+
+
+def _answers(host: str, port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
+        return True
+    return False
+
+
+def _training_runs_page(uri: str) -> str:
+    """The latest run's experiment, on its runs and charts, the best run first; without host and port."""
+    client = mlflow.MlflowClient(uri)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    latest = client.search_runs(experiments, order_by=["attributes.start_time DESC"], max_results=1)
+    if not latest:
+        return ""
+    return (
+        f"#/experiments/{latest[0].info.experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+        "&orderByKey=metrics.%60best%2Fval_accuracy%60&orderByAsc=false"
+    )
