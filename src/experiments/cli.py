@@ -66,12 +66,14 @@ def _train(arguments: list[str]) -> int:
             raise ExperimentError(f"--{option.replace('_', '-')} is not for this command.", advice="Use --config-dir.")
     if not (options.help or options.hydra_help or options.shell_completion):
         config.check_command(options.overrides, options.config_dir, multirun=options.multirun)
+    # A job of a sweep may have another working directory.
+    config_dir = os.path.abspath(options.config_dir) if options.config_dir else None
     refused: list[ExperimentError] = []
     failed: list[str] = []
 
     def task(cfg: DictConfig) -> Any:
         if HydraConfig.get().mode is RunMode.MULTIRUN:
-            return _run_job(cfg, options.config_dir)
+            return _run_job(cfg, config_dir)
         if sys.stdout.isatty():
             print("Loading TensorFlow …", flush=True)
         try:
@@ -110,6 +112,8 @@ def _run_one(cfg: Any, config_dir: str | None) -> Any:
 
 def _run_job(cfg: Any, config_dir: str | None) -> Any:
     """A job of a sweep: its objective, or with `dry_run=true` its plan."""
+    from hydra.core.hydra_config import HydraConfig
+
     from experiments import config
 
     with quiet_import():
@@ -123,7 +127,14 @@ def _run_job(cfg: Any, config_dir: str | None) -> Any:
     from experiments.sweeps.sweep import job_output
 
     with tracking.own_output(job_output(cfg.tracking.parent, cfg.tracking.job)) as console:
-        return train.run(configuration, display.teller(configuration, console)).objective
+        tell = display.teller(configuration, console)
+        if cfg.tracking.trial is None:
+            return train.run(configuration, tell).objective
+        from experiments.sweeps import search
+
+        method = HydraConfig.get().sweeper.pruner
+        hopeless = search.pruner_of(cfg.tracking.parent, cfg.tracking.trial, method, cfg.objective.metric)
+        return train.run(configuration, lambda *epoch: tell(*epoch) or hopeless(*epoch)).objective
 
 
 def _list(arguments: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 INK, QUIET, FAINT = "#333333", "#707070", "#E6E6E6"
 TRAINING, VALIDATION = "#9AA3AB", "#0072B2"
@@ -85,6 +85,11 @@ def _epoch_axis(axes: Axes, title: str, epochs: int) -> None:
     axes.set_xticks(sorted({1, *range(step, epochs + 1, step)}))
     room = max(0.5, 0.03 * epochs)
     axes.set_xlim(1 - room, epochs + room)
+    _quiet(axes)
+
+
+def _quiet(axes: Axes) -> None:
+    """Leave nothing of a panel's frame but faint lines to read values by."""
     axes.tick_params(length=0, labelsize=SMALL_SIZE, labelcolor=QUIET)
     axes.grid(axis="y", color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -95,6 +100,34 @@ def _line(axes: Axes, values: Sequence[float], color: str) -> Line2D:
     """Draw one value an epoch; with dots while they can be told apart, so that a single epoch is seen too."""
     marker = "o" if len(values) <= 20 else ""
     return axes.plot(range(1, len(values) + 1), values, color=color, linewidth=1.8, marker=marker, markersize=3.5)[0]
+
+
+def search_history(trials: Sequence[tuple[int, float, bool]], metric: str, mode: str) -> Figure:
+    """What every trial of a search has reached, and the best so far.
+
+    Args:
+        trials: number, value and whether it was pruned.
+        metric: name of the values.
+        mode: `max` or `min`, what is better.
+    """
+    whole = [(number, value) for number, value, pruned in trials if not pruned]
+    cut = [(number, value) for number, value, pruned in trials if pruned]
+    better = max if mode == "max" else min
+    best = [(number, better(value for _, value in whole[: end + 1])) for end, (number, _) in enumerate(whole)]
+    height, right = 3.5, 1 - MARGIN / WIDTH
+    said = f"best {metric}: {best[-1][1]:.4f}" if best else "no trial has a result"
+    figure = _figure(WIDTH, height, f"{len(trials)} trials, {said}", "line: the best so far; crosses: pruned")
+    figure.subplots_adjust(0.6 / WIDTH, 0.5 / height, right, 1 - 0.8 / height)
+    axes = figure.subplots()
+    _quiet(axes)
+    axes.set_xlabel("trial", fontsize=SMALL_SIZE, color=QUIET)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.step(
+        [number for number, _ in best], [value for _, value in best], where="post", color=VALIDATION, linewidth=1.6
+    )
+    for points, marker, color in ((whole, "o", VALIDATION), (cut, "x", TRAINING)):
+        axes.scatter([x for x, _ in points], [y for _, y in points], s=26, marker=marker, color=color, zorder=3)
+    return figure
 
 
 def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:

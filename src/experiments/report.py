@@ -3,9 +3,11 @@
 import csv
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.table import Table
 
+from experiments import plots
 from experiments.compare import Row
 
 _MOST_ROWS = 20  # of a note: MLflow cuts it at 8,000 characters
@@ -45,6 +47,11 @@ def as_table(rows: Sequence[Row], metric: str) -> Table:
     for row in rows:
         table.add_row(*_cells(row))
     return table
+
+
+def write_search_history(file: Path, trials: Sequence[tuple[int, float, bool]], metric: str, mode: str) -> None:
+    """Draws what every trial (number, value, pruned or not) has reached."""
+    plots.search_history(trials, metric, mode).savefig(file)
 
 
 def _head(metric: str) -> list[str]:

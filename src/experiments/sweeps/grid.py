@@ -37,14 +37,13 @@ def run(sweeper: Any, arguments: Sequence[str]) -> None:
             display.console.print(sweep.dry_table(jobs))
             return
         name = job_list.sweep_name(jobs, sweeper.config.hydra.runtime.choices.get("sweep"), arguments, _identity(jobs))
-        with sweep.opened(jobs, name, display) as opened:
+        with sweep.opened(jobs, jobs[0].configuration, name, display) as opened:
             _launch(sweeper.launcher, opened, [job for job in jobs if job.state == WAITING and not job.twin])
 
 
 def _jobs(sweeper: Any, arguments: Sequence[str], display: Display) -> list[Job]:
     found = job_list.combinations(arguments, sweeper.params, sweeper.list, sweeper.hydra_context.config_loader)
-    where = [source.path for source in sweeper.config.hydra.runtime.config_sources if source.provider == "command-line"]
-    composed = job_list.composed(found, sweeper.exclude, where[0] if where else None)
+    composed = job_list.composed(found, sweeper.exclude, config_dir(sweeper))
     jobs = list(display.progress("Checking", composed, len(found)))
     if not jobs:
         raise ExperimentError("The sweep has no job: every combination is excluded.")
@@ -52,29 +51,27 @@ def _jobs(sweeper: Any, arguments: Sequence[str], display: Display) -> list[Job]
     return jobs
 
 
+def config_dir(sweeper: Any) -> str | None:
+    """The user's folder of options, from `--config-dir`."""
+    sources = sweeper.config.hydra.runtime.config_sources
+    return next((source.path for source in sources if source.provider == "command-line"), None)
+
+
 def _identity(jobs: Sequence[Job]) -> list[list[Any]]:
     return [[job.configuration.variant, job.configuration.cfg.seed] for job in jobs]
 
 
 def _launch(launcher: Any, opened: sweep.Sweep, jobs: Sequence[Job]) -> None:
-    overrides = [opened.overrides(job) for job in jobs]
     if hasattr(launcher, "pool"):
-        by_number = {job.number: job for job in jobs}
         pool = launcher.pool()
+        source = ((job.number, opened.overrides(job)) for job in jobs)
         with pool, opened.display.live(opened.jobs, pool.n_jobs):
-            for _ in opened.follow(pool.events(zip(by_number, overrides, strict=True)), by_number):
+            for _ in opened.follow(pool.events(source), {job.number: job for job in jobs}):
                 pass
         for job in jobs:
             if job.state == WAITING:
                 job.state = NOT_STARTED
     elif jobs:
-        try:
-            results = launcher.launch(overrides, initial_job_idx=0)
-        except Exception as error:  # joblib and Ray give up the whole list when a worker dies
-            opened.display.say(f"The launcher failed: {type(error).__name__}: {error}")
-            opened.salvage(error)
-        else:
-            for job, result in zip(jobs, results, strict=True):
-                opened.settle(job, result)
+        opened.launch(launcher, jobs)
     for job in opened.jobs:
         job.share_with_twin()

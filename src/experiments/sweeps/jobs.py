@@ -39,6 +39,7 @@ class Job:
     reason: str = ""  # of an error
     run: Recorded | None = None
     trial: int | None = None  # of a study
+    earlier: bool = False  # ended in an earlier call of the same command
 
     @property
     def label(self) -> str:

@@ -5,13 +5,14 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 from rich.table import Table
 
 from experiments import compare, report, tracking
-from experiments.config import Plan
+from experiments.config import Configuration, Plan
 from experiments.errors import ExperimentError, JobsFailed
 from experiments.sweeps import jobs as job_list
 from experiments.sweeps.display import Display
@@ -34,9 +35,10 @@ from experiments.tracking import Recorded
 class Sweep:
     """The jobs of a sweep whose parent is open in the store."""
 
-    def __init__(self, parent: tracking.Parent, jobs: list[Job], display: Display) -> None:
+    def __init__(self, parent: tracking.Parent, jobs: list[Job], first: Configuration, display: Display) -> None:
         self.parent = parent
         self.jobs = jobs
+        self.cfg = first.cfg  # of any job: what all have in common is read from it
         self.display = display
         self.older = {run.run_id for run in parent.runs()}  # of earlier calls
 
@@ -77,6 +79,19 @@ class Sweep:
             tracking.end_run(run.run_id, died.status, {"reason": died.reason, "failure": died.failure})
             run = self._run_of(job)
         take(job, run)
+
+    def launch(self, launcher: Any, jobs: Sequence[Job]) -> None:
+        """Runs jobs by a launcher that takes a list and gives all results at the end."""
+        try:
+            results = launcher.launch([self.overrides(job) for job in jobs], initial_job_idx=jobs[0].number)
+        except Exception as error:  # joblib and Ray give up the whole list when a worker dies
+            self.display.say(f"The launcher has given up: {type(error).__name__}: {error}")
+            if "ray" in sys.modules:  # or jobs that were waiting would start now
+                sys.modules["ray"].shutdown()
+            self.salvage(error)
+        else:
+            for job, result in zip(jobs, results, strict=True):
+                self.settle(job, result)
 
     def salvage(self, error: BaseException) -> None:
         """Takes what there is of the jobs that no launcher tells of any more."""
@@ -138,14 +153,13 @@ class Sweep:
             for job in self.jobs
             if job.run and job.state == FINISHED and job.objective is not None
         }
-        return compare.leaderboard(results.values(), self.jobs[0].configuration.cfg.objective.mode) if results else []
+        return compare.leaderboard(results.values(), self.cfg.objective.mode)
 
     def close(self, status: str, tags: Mapping[str, object]) -> None:
         """Writes the table to the parent, ends it and prints how the sweep has gone."""
         rows = self.leaderboard()
-        cfg = self.jobs[0].configuration.cfg
-        metric = cfg.objective.metric
-        note = [str(cfg.tracking.note or ""), counts(self.jobs)]
+        metric = self.cfg.objective.metric
+        note = [str(self.cfg.tracking.note or ""), counts(self.jobs)]
         if rows:
             (self.parent.folder / "leaderboard.csv").write_text(report.as_csv(rows, metric))
             (self.parent.folder / "leaderboard.md").write_text(report.as_markdown(rows, metric))
@@ -178,18 +192,23 @@ def job_output(parent: str, number: int) -> str:
 
 
 @contextlib.contextmanager
-def opened(jobs: list[Job], name: str, display: Display) -> Iterator[Sweep]:
+def opened(jobs: list[Job], first: Configuration, name: str, display: Display) -> Iterator[Sweep]:
     """A sweep whose parent is in the store, closed with the truth about how it ended.
+
+    Args:
+        jobs: as far as they are known.
+        first: of any job; what all have in common is read from it.
+        name: of the sweep.
+        display: where to tell of it.
 
     Raises:
         JobsFailed: a job has no result.
     """
-    first = jobs[0].configuration
-    data = "+".join(dict.fromkeys(job.configuration.choices["data"] for job in jobs))
+    data = "+".join(dict.fromkeys(job.configuration.choices["data"] for job in jobs)) or first.choices["data"]
     command = f"experiments train {shlex.join(sys.argv[1:])}"
     tags = {**dict(first.cfg.tracking.tags), "command": command}
     parent = tracking.open_parent(str(first.cfg.tracking.experiment or data), name, tags)
-    sweep = Sweep(parent, jobs, display)
+    sweep = Sweep(parent, jobs, first, display)
     sweep.write_jobs()
     try:
         yield sweep
@@ -200,9 +219,9 @@ def opened(jobs: list[Job], name: str, display: Display) -> Iterator[Sweep]:
             sweep.close(died.status, {"reason": died.reason, "failure": died.failure})
         display.say(f"Go on with: {command}")
         raise
-    failed = any(job.state in (FAILED, KILLED, ELSEWHERE, NOT_STARTED, WAITING) for job in jobs)
+    failed = [job for job in sweep.jobs if job.state in (FAILED, KILLED, ELSEWHERE, NOT_STARTED, WAITING)]
     sweep.close("FAILED" if failed else "FINISHED", {})
-    if failed:
+    if any(not job.earlier for job in failed):
         display.say(f"Run what is missing with: {command}")
         raise JobsFailed
 

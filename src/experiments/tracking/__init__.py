@@ -3,7 +3,7 @@
 from experiments.tracking.lock import Elsewhere, close_stale_runs, lock
 from experiments.tracking.run import TAGS, Run, environment, import_model_flavor, open_run, own_output
 from experiments.tracking.store import check_store, home, jobs_folder, nothing_recorded, shown_uri, store_uri
-from experiments.tracking.sweep import Parent, Recorded, earlier_runs, end_run, open_parent
+from experiments.tracking.sweep import Parent, Recorded, earlier_runs, end_run, open_parent, recorded
 from experiments.tracking.ui import page, serve_ui
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "open_run",
     "own_output",
     "page",
+    "recorded",
     "serve_ui",
     "shown_uri",
     "store_uri",

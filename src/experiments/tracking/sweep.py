@@ -86,6 +86,11 @@ def earlier_runs(variant: str, seed: int) -> list[Recorded]:
     return list(_found(open_store(), f"tags.variant = '{variant}' and params.seed = '{seed}'"))
 
 
+def recorded(run_id: str) -> Recorded:
+    """A run by its id."""
+    return _recorded(open_store().get_run(run_id))
+
+
 def end_run(run_id: str, status: str, tags: Mapping[str, object]) -> None:
     """Closes a run that its own process could not close, and sends what lies in its folder."""
     client = open_store()
@@ -124,6 +129,11 @@ class Parent:
             f" and tags.job = '{job}'" if job is not None else ""
         )
         return list(_found(self.client, query, [self.experiment_id]))
+
+    def named_like(self, head: str) -> list[Recorded]:
+        """The other parents whose names begin alike, the newest first."""
+        found = _found(self.client, f"tags.`sweep.name` LIKE '{head}-%'", [self.experiment_id])
+        return [parent for parent in found if parent.run_id != self.run_id]
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Sets tags of the parent."""

@@ -10,7 +10,7 @@ from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from experiments.errors import ExperimentError
 
@@ -32,11 +32,13 @@ class ProcessLauncher(Launcher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Takes what the jobs have in common; refuses values that cannot work."""
         if self.n_jobs is not None and self.n_jobs < 1:
-            raise _refused("n_jobs", self.n_jobs, "a whole number of at least 1, or null for what the machine allows")
+            raise _refused(
+                "launcher.n_jobs", self.n_jobs, "a whole number of at least 1, or null for what the machine allows"
+            )
         if self.timeout_minutes is not None and self.timeout_minutes <= 0:
-            raise _refused("timeout_minutes", self.timeout_minutes, "a number above 0, or null for any time")
+            raise _refused("launcher.timeout_minutes", self.timeout_minutes, "a number above 0, or null for any time")
         if self.on_error not in ("continue", "stop"):
-            raise _refused("on_error", self.on_error, "continue or stop")
+            raise _refused("launcher.on_error", self.on_error, "continue or stop")
         self.hydra_context = hydra_context
         self.task_function = task_function
         self.config = config
@@ -90,12 +92,40 @@ class GridSweeper(_OurSweeper):
         return grid.run(self, arguments)
 
 
+class OptunaSweeper(_OurSweeper):
+    """A search by Optuna, which the same command continues.
+
+    Args:
+        params: key -> where to search, in Hydra's grammar.
+        n_trials: how many in all, those of earlier calls among them.
+        n_jobs: how many at once under a launcher that takes lists; `process` starts one whenever a process is free.
+        sampler: class of Optuna that chooses trials, with its arguments.
+        pruner: class of Optuna that stops hopeless ones, with its arguments.
+    """
+
+    def __init__(self, params: Any, n_trials: int, n_jobs: int, sampler: Any, pruner: Any) -> None:
+        self.params = _plain(params)
+        self.n_trials = n_trials
+        self.n_jobs = n_jobs
+        self.sampler = sampler
+        self.pruner = pruner
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Runs or continues the study that the command line and the configuration describe."""
+        for key in ("n_trials", "n_jobs"):
+            if getattr(self, key) < 1:
+                raise _refused(f"sweeper.{key}", getattr(self, key), "a whole number of at least 1")
+        from experiments.sweeps import search
+
+        return search.run(self, arguments)
+
+
 def _plain(values: Any) -> Any:
     return OmegaConf.to_container(values) if OmegaConf.is_config(values) else values
 
 
 def _refused(key: str, value: object, must_be: str) -> ExperimentError:
-    return ExperimentError(f"hydra.launcher.{key}={value} is refused: it must be {must_be}.")
+    return ExperimentError(f"hydra.{key}={value} is refused: it must be {must_be}.")
 
 
 @dataclass
@@ -117,6 +147,39 @@ class _GridSweeper:
     exclude: _Combinations = field(default_factory=lambda: [])
 
 
+@dataclass
+class _OptunaSweeper:
+    defaults: list[Any] = field(default_factory=lambda: [{"sampler": "tpe"}, {"pruner": "none"}])
+    _target_: str = "hydra_plugins.experiments_sweeps.OptunaSweeper"
+    _recursive_: bool = False  # the sampler is made when the study is known
+    params: dict[str, Any] = field(default_factory=dict)
+    n_trials: int = 20
+    n_jobs: int = 2
+    sampler: Any = MISSING
+    pruner: Any = MISSING
+
+
+_SAMPLERS = {
+    "tpe": {"_target_": "optuna.samplers.TPESampler", "seed": None, "n_startup_trials": 10, "multivariate": False},
+    "random": {"_target_": "optuna.samplers.RandomSampler", "seed": None},
+    "cmaes": {"_target_": "optuna.samplers.CmaEsSampler", "seed": None, "n_startup_trials": 1},
+}
+_PRUNERS = {
+    "none": {"_target_": "optuna.pruners.NopPruner"},
+    "median": {"_target_": "optuna.pruners.MedianPruner", "n_startup_trials": 5, "n_warmup_steps": 0},
+    "hyperband": {
+        "_target_": "optuna.pruners.HyperbandPruner",
+        "min_resource": 1,
+        "max_resource": "${epochs}",
+        "reduction_factor": 3,
+    },
+}
+
 _options = ConfigStore.instance()
 _options.store(group="hydra/launcher", name="process", node=_ProcessLauncher, provider="experiments")
 _options.store(group="hydra/sweeper", name="grid", node=_GridSweeper, provider="experiments")
+_options.store(group="hydra/sweeper", name="optuna", node=_OptunaSweeper, provider="experiments")
+for _name, _node in _SAMPLERS.items():
+    _options.store(group="hydra/sweeper/sampler", name=_name, node=_node, provider="experiments")
+for _name, _node in _PRUNERS.items():
+    _options.store(group="hydra/sweeper/pruner", name=_name, node=_node, provider="experiments")

@@ -1,0 +1,348 @@
+"""The sweeper `optuna`: every trial is chosen by what earlier ones have reached; a second call continues the study."""
+
+import itertools
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra.utils
+import optuna
+from omegaconf import DictConfig
+from optuna.distributions import BaseDistribution
+from optuna.pruners import NopPruner
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from experiments import config, report, tracking
+from experiments.config import Plan
+from experiments.errors import ExperimentError
+from experiments.sweeps import grid, processes, space, sweep
+from experiments.sweeps import jobs as job_list
+from experiments.sweeps.display import Display
+from experiments.sweeps.jobs import ELSEWHERE, FAILED, FINISHED, PRUNED, RUNNING, WAITING, Job
+
+_NAME = "study"  # each journal holds one
+_INTERRUPTED = "interrupted"
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def run(sweeper: Any, arguments: Sequence[str]) -> None:
+    """Runs or continues the study that the command line and the configuration describe.
+
+    Args:
+        sweeper: the plugin, set up by Hydra.
+        arguments: overrides of the command line, searched ones among them.
+
+    Raises:
+        ExperimentError: something that cannot work; nothing has been recorded.
+        JobsFailed: a trial has no result.
+    """
+    display = Display()
+    with processes.server():
+        fixed, distributions = space.search_space(arguments, sweeper.params, sweeper.hydra_context.config_loader)
+        checked = _checked(sweeper, fixed, distributions, display)
+        first = checked[0].configuration
+        _check_pruner(sweeper.pruner, first.cfg, distributions)
+        tracking.check_store()
+        with processes.Planner(processes.Work.of(sweeper)) as planner:
+            sweep.plan(checked, planner, display)
+            if first.cfg.dry_run:
+                display.say(f"{sweeper.n_trials} trials over these and what lies between:")
+                display.console.print(sweep.dry_table(checked))
+                return
+            tracking.close_stale_runs()
+            identity = _identity(checked[0], distributions)
+            choice = sweeper.config.hydra.runtime.choices.get("sweep")
+            name = job_list.sweep_name(checked, choice, arguments, identity)
+            with sweep.opened([], first, name, display) as opened:
+                _Study(sweeper, opened, planner, fixed, distributions, identity).run()
+
+
+def _checked(
+    sweeper: Any, fixed: tuple[str, ...], distributions: Mapping[str, BaseDistribution], display: Display
+) -> list[Job]:
+    """Jobs at the corners of the search space."""
+    found = []
+    for params in space.corners(distributions):
+        own = space.overrides(params)
+        found.append(((*fixed, *(f"{key}={value}" for key, value in own.items())), own))
+    composed = job_list.composed(found, [], grid.config_dir(sweeper))
+    jobs = list(display.progress("Checking", composed, len(found)))
+    job_list.tell_apart(jobs)
+    return jobs
+
+
+def _check_pruner(pruner: DictConfig, cfg: DictConfig, distributions: Mapping[str, BaseDistribution]) -> None:
+    prunes = not isinstance(hydra.utils.instantiate(pruner), NopPruner)
+    if prunes and cfg.epochs == 1 and "epochs" not in distributions:
+        raise ExperimentError(
+            "A pruner stops a run between epochs, and epochs=1 leaves nothing to stop.",
+            advice="Add more epochs, or hydra/sweeper/pruner=none.",
+        )
+
+
+def _identity(first: Job, distributions: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+    """What makes a study the same as or another than an earlier one."""
+    assert first.plan  # noqa: S101
+    searched = set(distributions)
+    parameters = {key: value for key, value in first.configuration.parameters.items() if key not in searched}
+    return {
+        "space": space.described(distributions),
+        "parameters": parameters,
+        "data": first.plan.data_sha256,
+        "code": first.plan.code_sha256,
+    }
+
+
+class _Study:
+    """A study whose parent is open in the store: trials that have ended, run and are still to come."""
+
+    def __init__(
+        self,
+        sweeper: Any,
+        opened: sweep.Sweep,
+        planner: processes.Planner,
+        fixed: tuple[str, ...],
+        distributions: dict[str, BaseDistribution],
+        identity: Mapping[str, Any],
+    ) -> None:
+        self.sweeper = sweeper
+        self.opened = opened
+        self.planner = planner
+        self.fixed = fixed
+        self.distributions = distributions
+        self.objective = opened.cfg.objective
+        self.trials: dict[int, Trial] = {}  # asked in this call
+        self.held: dict[str, list[Job]] = {}  # fingerprint of a running job -> trials that are the very same run
+        file = journal(opened.parent.run_id)
+        if not file.exists():
+            self._tell_of_older(file, identity)
+        self.study = _open(file, self.objective.mode, sweeper, identity)
+
+    def run(self) -> None:
+        """Asks and tells until there are `n_trials`."""
+        self._take_up()
+        say = self.opened.display.say
+        ended = self._ended()
+        say(f"{self.sweeper.n_trials} trials: {ended} ended, {max(0, self.sweeper.n_trials - ended)} to run")
+        launcher = self.sweeper.launcher
+        try:
+            if hasattr(launcher, "pool"):
+                self._run_steadily(launcher.pool())
+            else:
+                self._run_in_batches(launcher)
+        finally:
+            file = self.opened.parent.folder / "history.png"
+            report.write_search_history(file, self.values(), self.objective.metric, self.objective.mode)
+        if not any(trial.state is TrialState.COMPLETE for trial in self.study.trials):
+            say("No trial has a result: all have failed or were pruned.")
+
+    def values(self) -> list[tuple[int, float, bool]]:
+        """Number, value and whether it was pruned, of every trial that has a value."""
+        return [
+            (trial.number, trial.value, trial.state is TrialState.PRUNED)
+            for trial in self.study.trials
+            if trial.state.is_finished() and trial.value is not None
+        ]
+
+    def _run_steadily(self, pool: processes.Pool) -> None:
+        """A new trial whenever a process is free."""
+        by_number: dict[int, Job] = {}
+
+        def source() -> Iterator[tuple[int, list[str]]]:
+            for job in self._next_jobs():
+                by_number[job.number] = job
+                yield job.number, self.opened.overrides(job)
+
+        with pool, self.opened.display.live(self.opened.jobs, pool.n_jobs):
+            for job in self.opened.follow(pool.events(source()), by_number):
+                self._tell(job)
+
+    def _run_in_batches(self, launcher: Any) -> None:
+        """All that other launchers can: a list in, all results out."""
+        source = self._next_jobs()
+        while batch := list(itertools.islice(source, self.sweeper.n_jobs)):
+            self.opened.launch(launcher, batch)
+            for job in batch:
+                self._tell(job)
+
+    def _take_up(self) -> None:
+        """Lists the trials of earlier calls; asks again for those that an interruption has cost."""
+        for trial in self.study.trials:
+            if trial.state is TrialState.RUNNING:
+                unfinished = Trial(self.study, trial._trial_id)
+                unfinished.set_user_attr(_INTERRUPTED, True)
+                self.study.tell(trial.number, state=TrialState.FAIL)
+                self.study.enqueue_trial(trial.params)
+            elif trial.state.is_finished() and _INTERRUPTED not in trial.user_attrs:
+                self.opened.jobs.append(self._earlier_job(trial))
+
+    def _earlier_job(self, trial: FrozenTrial) -> Job:
+        job = self._job(trial.number, trial.params)
+        job.plan = Plan(job.configuration.variant, trial.user_attrs.get("fingerprint", ""), "", "", 0)
+        job.earlier = True
+        if run_id := trial.user_attrs.get("run_id"):
+            sweep.take(job, tracking.recorded(run_id))
+        else:
+            job.state, job.reason = FAILED, trial.user_attrs.get("reason", "")
+        return job
+
+    def _ended(self) -> int:
+        trials = self.study.trials
+        return sum(trial.state.is_finished() and _INTERRUPTED not in trial.user_attrs for trial in trials)
+
+    def _next_jobs(self) -> Iterator[Job]:
+        """Trials to run, each asked for when it is wanted; what is known already is told at once."""
+        while self._ended() + self._under_way() < self.sweeper.n_trials:
+            trial = self.study.ask(self.distributions)
+            self.trials[trial.number] = trial
+            try:
+                job = self._job(trial.number, trial.params)
+                job.plan = sweep.planned(self.planner, job.overrides)
+            except ExperimentError as error:
+                self._refused(trial, str(error))
+                continue
+            self.opened.jobs.append(job)
+            trial.set_user_attr("fingerprint", job.fingerprint)
+            if self._known(job):
+                self._tell(job)
+            elif job.fingerprint in self.held:
+                self.held[job.fingerprint].append(job)
+            else:
+                self.held[job.fingerprint] = []
+                yield job
+
+    def _under_way(self) -> int:
+        return sum(job.state in (WAITING, RUNNING, ELSEWHERE) for job in self.opened.jobs)
+
+    def _job(self, number: int, params: Mapping[str, Any]) -> Job:
+        own = space.overrides(params)
+        words = (*self.fixed, *(f"{key}={value}" for key, value in own.items()))
+        configuration = config.compose(words, grid.config_dir(self.sweeper))
+        job = Job(number, words, own, configuration, differing=space.shortened(params, self.distributions))
+        job.trial = number
+        return job
+
+    def _refused(self, trial: Trial, why: str) -> None:
+        trial.set_user_attr("reason", why)
+        self.study.tell(trial.number, state=TrialState.FAIL)
+        self.opened.display.say(f"[{trial.number}] cannot be trained: {why}")
+
+    def _known(self, job: Job) -> bool:
+        """Whether the very same run has been trained, here or elsewhere; one pruned by another study does not count."""
+        if self.opened.cfg.force:
+            return False
+        equal = tracking.earlier_runs(job.configuration.variant, job.configuration.cfg.seed)
+        equal = [run for run in equal if run.tags.get("fingerprint") == job.fingerprint]
+        pruned_here = [run for run in equal if "pruned" in run.tags and run.parent == self.opened.parent.run_id]
+        done = [run for run in equal if run.finished or run.diverged] or pruned_here
+        if done:
+            sweep.take(job, done[0])
+        return bool(done)
+
+    def _tell(self, job: Job) -> None:
+        """Tells the study how a trial, and those that are the very same run, have ended."""
+        for equal in [job, *self.held.pop(job.fingerprint, [])]:
+            equal.state, equal.run, equal.reason = job.state, job.run, job.reason
+            if equal.state == ELSEWHERE:  # stays open: the next call asks again
+                continue
+            trial = self.trials[equal.number]
+            if equal.run:
+                trial.set_user_attr("run_id", equal.run.run_id)
+            if equal.reason:
+                trial.set_user_attr("reason", equal.reason)
+            if equal.state == FINISHED:
+                self.study.tell(equal.number, equal.objective)
+            else:
+                self.study.tell(equal.number, state=TrialState.PRUNED if equal.state == PRUNED else TrialState.FAIL)
+
+    def _tell_of_older(self, file: Path, identity: Mapping[str, Any]) -> None:
+        """Says which study is nearest to a new one, and in what they differ."""
+        head = self.opened.parent.name.rpartition("-")[0]
+        older = [
+            (parent.tags["sweep.name"], study)
+            for parent in self.opened.parent.named_like(head)
+            if journal(parent.run_id) != file and (study := _load(journal(parent.run_id)))
+        ]
+        differences = [(name, _difference(study.user_attrs["identity"], identity), study) for name, study in older]
+        if differences:
+            name, different, study = min(differences, key=lambda found: len(found[1]))
+            self.opened.display.say(
+                f"This is another study than {name} ({len(study.trials)} trials): {'; '.join(different)}"
+            )
+
+
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """In what two identities differ, in words."""
+    found = [f"other {what}" for what in ("data", "code") if old[what] != new[what]]
+    for part in ("space", "parameters"):
+        for key in sorted({*old[part], *new[part]}):
+            if old[part].get(key) != new[part].get(key):
+                found.append(f"{key}: {old[part].get(key, 'not there')} is now {new[part].get(key, 'not there')}")
+    return found
+
+
+# The file of a study
+
+
+def journal(parent: str) -> Path:
+    """Where the study of a parent run is kept."""
+    return tracking.home() / "mlruns" / "studies" / f"{parent}.journal"
+
+
+def _open(file: Path, mode: str, sweeper: Any, identity: Mapping[str, Any]) -> optuna.Study:
+    """The study in `file`, made if need be."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        study = optuna.create_study(
+            storage=JournalStorage(JournalFileBackend(str(file))),
+            study_name=_NAME,
+            direction="maximize" if mode == "max" else "minimize",
+            pruner=hydra.utils.instantiate(sweeper.pruner),
+            load_if_exists=True,
+        )
+    except Exception as error:  # of the file system, or of a damaged line
+        raise ExperimentError(f"The study in {file} cannot be opened: {error}") from error
+    study.set_user_attr("identity", dict(identity))
+    seed = sweeper.sampler.get("seed")
+    # Seeded alike, a continued study would draw the same trials once more.
+    more = {"seed": seed + len(study.trials)} if seed is not None else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.sampler = hydra.utils.instantiate(sweeper.sampler, **more)
+    return study
+
+
+def _load(file: Path, pruner: Any = None) -> optuna.Study | None:
+    if not file.exists():
+        return None
+    storage = JournalStorage(JournalFileBackend(str(file)))
+    return optuna.load_study(study_name=_NAME, storage=storage, pruner=pruner)
+
+
+# In the processes of the jobs
+
+
+def pruner_of(parent: str, number: int, pruner: DictConfig, metric: str) -> Callable[[int, Mapping[str, float]], bool]:
+    """What a trial asks at an epoch's end: whether to go on is hopeless.
+
+    Args:
+        parent: id of the study's run.
+        number: of the trial.
+        pruner: its configuration.
+        metric: the objective.
+    """
+    method = hydra.utils.instantiate(pruner)
+    study = None if isinstance(method, NopPruner) else _load(journal(parent), method)
+    if study is None:
+        return lambda epoch, metrics: False
+    trial_id = study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+    trial = Trial(study, trial_id)
+
+    def hopeless(epoch: int, metrics: Mapping[str, float]) -> bool:
+        trial.report(metrics[metric], epoch)
+        return trial.should_prune()
+
+    return hopeless

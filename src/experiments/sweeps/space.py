@@ -1,0 +1,121 @@
+"""Search spaces in Hydra's grammar, as distributions of Optuna."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from experiments import config
+from experiments.errors import ExperimentError
+
+
+def search_space(
+    arguments: Sequence[str], params: Mapping[str, Any], config_loader: ConfigLoader
+) -> tuple[tuple[str, ...], dict[str, BaseDistribution]]:
+    """The overrides that stay as they are, and the distribution of every key that is searched.
+
+    `interval(1e-4, 0.1)` is any number in between, `tag(log, interval(…))` by its order of magnitude, an interval of
+    whole numbers only those; `range(…)` its numbers, `choice(…)` and `a,b` one of the values.
+
+    Args:
+        arguments: overrides of the command line, which win.
+        params: key -> text, of the configuration.
+        config_loader: Hydra's.
+
+    Raises:
+        ExperimentError: nothing is searched, or over nothing.
+    """
+    typed = config.parse(arguments, config_loader)
+    keys = {part.key_or_group for part in typed}
+    texts = [f"{key}={value}" for key, value in params.items() if key not in keys]
+    of_file = config.parse(texts, config_loader)
+    fixed = [text for text, part in zip([*texts, *arguments], [*of_file, *typed], strict=True) if not _searched(part)]
+    space = {part.get_key_element(): _distribution(part) for part in [*of_file, *typed] if _searched(part)}
+    if not space:
+        raise ExperimentError(
+            "The search space names no parameter.",
+            advice="Name some, as in 'optimizer.learning_rate=tag(log, interval(1e-4, 0.1))'.",
+        )
+    return tuple(fixed), space
+
+
+def _searched(part: Override) -> bool:
+    return part.is_sweep_override()
+
+
+def _distribution(part: Override) -> BaseDistribution:
+    value = part.value()
+    try:
+        if isinstance(value, IntervalSweep):
+            return _interval(value)
+        if isinstance(value, RangeSweep) and not value.shuffle:
+            return _range(value)
+        return CategoricalDistribution(list(part.sweep_string_iterator()))
+    except ValueError as error:
+        raise ExperimentError(f"{part.input_line}: nothing can be chosen from it: {error}") from error
+
+
+def _interval(value: IntervalSweep) -> BaseDistribution:
+    low, high = value.start, value.end
+    assert low is not None and high is not None  # noqa: S101 - Hydra's grammar wants both
+    log = "log" in value.tags
+    if "int" in value.tags or (isinstance(low, int) and isinstance(high, int) and "float" not in value.tags):
+        return IntDistribution(int(low), int(high), log=log)
+    return FloatDistribution(float(low), float(high), log=log)
+
+
+def _range(value: RangeSweep) -> BaseDistribution:
+    numbers = list(value.range())
+    if not numbers:
+        raise ValueError("it is empty")
+    if all(isinstance(number, int) for number in numbers):
+        return IntDistribution(numbers[0], numbers[-1], step=int(value.step))
+    return FloatDistribution(float(numbers[0]), float(numbers[-1]), step=float(value.step))
+
+
+def corners(space: Mapping[str, BaseDistribution]) -> Iterator[dict[str, Any]]:
+    """Combinations that together hold every choice and both ends of every interval; the first holds all first ones."""
+    ends = {key: _ends(distribution) for key, distribution in space.items()}
+    first = {key: values[0] for key, values in ends.items()}
+    yield first
+    for key, values in ends.items():
+        for value in values[1:]:
+            yield {**first, key: value}
+
+
+def _ends(distribution: BaseDistribution) -> list[Any]:
+    if isinstance(distribution, CategoricalDistribution):
+        return list(distribution.choices)
+    assert isinstance(distribution, IntDistribution | FloatDistribution)  # noqa: S101 - there is no fourth kind
+    return [distribution.low, distribution.high]
+
+
+def described(space: Mapping[str, BaseDistribution]) -> dict[str, str]:
+    """The space in words that two studies can be told apart by."""
+    return {key: _described(distribution) for key, distribution in sorted(space.items())}
+
+
+def _described(distribution: BaseDistribution) -> str:
+    if isinstance(distribution, CategoricalDistribution):
+        return f"choice({', '.join(map(str, distribution.choices))})"
+    assert isinstance(distribution, IntDistribution | FloatDistribution)  # noqa: S101
+    kind = "whole numbers" if isinstance(distribution, IntDistribution) else "numbers"
+    step = f" in steps of {distribution.step:g}" if distribution.step not in (None, 1) else ""
+    return f"{kind} from {distribution.low:g} to {distribution.high:g}{step}{', log' if distribution.log else ''}"
+
+
+def overrides(params: Mapping[str, Any]) -> dict[str, str]:
+    """Searched key -> its value, as an override says it in full."""
+    return {key: str(value) for key, value in params.items()}
+
+
+def shortened(params: Mapping[str, Any], of: Iterable[str]) -> dict[str, str]:
+    """The same to be read, in four digits."""
+    return {key: f"{params[key]:.4g}" if isinstance(params[key], float) else str(params[key]) for key in of}
