@@ -31,7 +31,7 @@ ALLOWED = {
     "report": {"compare", "plots", "tracking"},
     "sweeps": {"config", "compare", "report", "tracking"},
     "train": {"config", "data", "models", "training", "evaluation", "plots", "tracking"},
-    "preload": {"train", "tracking", "__init__"},  # what the processes of jobs begin with
+    "preload": {"train", "plots", "tracking", "__init__"},  # what the processes of jobs begin with
     "cli": {"config", "train", "sweeps", "tracking", "__init__"},
     "__init__": {"config", "train"},
     "hydra_plugins": {"sweeps"},

@@ -46,6 +46,10 @@ class Display:
             self.say(f"{what}: {total:,} jobs")
         return iter(of)
 
+    def busy(self, what: str) -> AbstractContextManager[object]:
+        """Says what takes its time, on a terminal."""
+        return self.console.status(what) if self.console.is_terminal else nullcontext()
+
     def live(self, jobs: Sequence[Job], n_jobs: int) -> AbstractContextManager[object]:
         """Shows `jobs` as long as it is open, on a terminal."""
         if not self.console.is_terminal:
@@ -66,9 +70,11 @@ class Display:
     def ended(self, job: Job) -> None:
         """A job is over."""
         self.lasted.append(time.monotonic() - self.begun[job.number])
-        value = f", {job.configuration.cfg.objective.metric} {job.objective:.4f}" if job.objective is not None else ""
-        why = f": {job.reason}" if job.reason else ""
-        self._line(job, f"{job.state}{why}{value}, {self.lasted[-1]:.1f} s")
+        self._line(job, f"{_outcome(job)}, {self.lasted[-1]:.1f} s")
+
+    def known(self, job: Job) -> None:
+        """A job need not run, as its result is there."""
+        self.say(f"[{job.number}] {job.label}: an equal run is there: {_outcome(job)}")
 
     def _line(self, job: Job, text: str) -> None:
         if not self.console.is_terminal:
@@ -103,6 +109,12 @@ class Display:
         rest = [max(0.0, typical - (now - self.begun[job.number])) for job in running]
         seconds = max(max(rest, default=0.0), (sum(rest) + waiting * typical) / n_jobs)
         return f"{head}, about {_duration(seconds)} left"
+
+
+def _outcome(job: Job) -> str:
+    why = f": {job.reason}" if job.reason else ""
+    value = f", {job.configuration.cfg.objective.metric} {job.objective:.4f}" if job.objective is not None else ""
+    return f"{job.state}{why}{value}"
 
 
 _STYLES = {FINISHED: "green", PRUNED: "green", RUNNING: "cyan", DIVERGED: "yellow"}

@@ -26,7 +26,7 @@ def run(sweeper: Any, arguments: Sequence[str]) -> None:
     with processes.server():
         jobs = _jobs(sweeper, arguments, display)
         tracking.check_store()
-        with processes.Planner(processes.Work.of(sweeper)) as planner:
+        with sweep.planner_of(sweeper, display) as planner:
             sweep.plan(jobs, planner, display)
         dry = jobs[0].configuration.cfg.dry_run
         if not (dry and tracking.nothing_recorded()):

@@ -38,7 +38,7 @@ class JobDied(Exception):
     """A job's process ended without a result.
 
     Args:
-        reason: `exit`, `signal`, `timeout` or `memory`.
+        reason: `error`, `exit`, `signal`, `timeout`, `memory` or `interrupted`.
         failure: in words.
     """
 
@@ -52,8 +52,8 @@ class JobDied(Exception):
 
     @property
     def status(self) -> str:
-        """How its run ended: FAILED by an exit code, KILLED by all else."""
-        return "FAILED" if self.reason == "exit" else "KILLED"
+        """How its run ended: FAILED by an error or an exit code, KILLED by all else."""
+        return "FAILED" if self.reason in ("error", "exit") else "KILLED"
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def run(sweeper: Any, arguments: Sequence[str]) -> None:
         first = checked[0].configuration
         _check_pruner(sweeper.pruner, first.cfg, distributions)
         tracking.check_store()
-        with processes.Planner(processes.Work.of(sweeper)) as planner:
+        with sweep.planner_of(sweeper, display) as planner:
             sweep.plan(checked, planner, display)
             if first.cfg.dry_run:
                 display.say(f"{sweeper.n_trials} trials over these and what lies between:")
@@ -208,6 +208,7 @@ class _Study:
             trial.set_user_attr("fingerprint", job.fingerprint)
             if self._known(job):
                 self._tell(job)
+                self.opened.display.known(job)
             elif job.fingerprint in self.held:
                 self.held[job.fingerprint].append(job)
             else:

@@ -28,7 +28,7 @@ from experiments.sweeps.jobs import (
     WAITING,
     Job,
 )  # fmt: skip
-from experiments.sweeps.processes import Ended, JobDied, Planner, Said, Started, deaf
+from experiments.sweeps.processes import Ended, JobDied, Planner, Said, Started, Work, deaf
 from experiments.tracking import Recorded
 
 
@@ -44,8 +44,11 @@ class Sweep:
 
     def overrides(self, job: Job) -> list[str]:
         """What a launcher starts `job` with."""
-        told = {"parent": self.parent.run_id, "job": job.number, "fingerprint": job.fingerprint, "trial": job.trial}
-        return [*job.overrides, *(f"tracking.{key}={value}" for key, value in told.items() if value is not None)]
+        # In quotes, as digits with an e among them would be a number.
+        told = {"parent": f"'{self.parent.run_id}'", "fingerprint": f"'{job.fingerprint}'", "job": job.number}
+        if job.trial is not None:
+            told["trial"] = job.trial
+        return [*job.overrides, *(f"tracking.{key}={value}" for key, value in told.items())]
 
     def follow(self, events: Iterable[Started | Said | Ended], by_number: Mapping[int, Job]) -> Iterator[Job]:
         """Goes along with what happens to jobs; gives each as it ends."""
@@ -250,6 +253,15 @@ def take(job: Job, run: Recorded | None) -> None:
         job.state = DIVERGED
     else:
         job.state = KILLED if run.status == "KILLED" else FAILED
+
+
+@contextlib.contextmanager
+def planner_of(sweeper: Any, display: Display) -> Iterator[Planner]:
+    """A process that plans the jobs of `sweeper`; it has to wait for TensorFlow."""
+    with contextlib.ExitStack() as stack:
+        with display.busy("Loading TensorFlow …"):
+            planner = stack.enter_context(Planner(Work.of(sweeper)))
+        yield planner
 
 
 def plan(jobs: Sequence[Job], planner: Planner, display: Display) -> None:

@@ -1,7 +1,7 @@
 """Where runs are recorded: the only package that knows MLflow."""
 
 from experiments.tracking.lock import Elsewhere, close_stale_runs, lock
-from experiments.tracking.run import TAGS, Run, environment, import_model_flavor, open_run, own_output
+from experiments.tracking.run import TAGS, Run, environment, open_run, own_output, preload
 from experiments.tracking.store import check_store, home, jobs_folder, nothing_recorded, shown_uri, store_uri
 from experiments.tracking.sweep import Parent, Recorded, earlier_runs, end_run, open_parent, recorded
 from experiments.tracking.ui import page, serve_ui
@@ -18,7 +18,6 @@ __all__ = [
     "end_run",
     "environment",
     "home",
-    "import_model_flavor",
     "jobs_folder",
     "lock",
     "nothing_recorded",
@@ -26,6 +25,7 @@ __all__ = [
     "open_run",
     "own_output",
     "page",
+    "preload",
     "recorded",
     "serve_ui",
     "shown_uri",

@@ -120,7 +120,7 @@ class Run:
             step=step,
             model=model,
             signature=signature,
-            pip_requirements=[f"{name}=={version(name)}" for name in ("keras", "tensorflow", "mlflow")],
+            pip_requirements=_model_requirements(),
         )
         return logged.model_id
 
@@ -130,6 +130,21 @@ def import_model_flavor() -> None:
     import mlflow.keras
     import mlflow.models
     import mlflow.types  # noqa: F401
+
+
+def preload() -> None:
+    """Does once what the first run of a process would do: most of what recording costs a short one."""
+    import mlflow.pyfunc
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+    from mlflow.utils.requirements_utils import warn_dependency_requirement_mismatches
+
+    import_model_flavor()
+    warn_dependency_requirement_mismatches(_model_requirements())  # it reads and keeps what is installed
+
+
+def _model_requirements() -> list[str]:
+    """What a logged model needs, with versions; left to itself MLflow would take 9 s to find out."""
+    return [f"{name}=={version(name)}" for name in ("keras", "tensorflow", "mlflow")]
 
 
 @contextlib.contextmanager
