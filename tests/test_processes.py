@@ -75,6 +75,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import hydra, psutil
+from hydra import version
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
@@ -85,6 +86,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 
 HERE = str(Path(__file__).parent)
+version.setbase("1.3")
 
 
 @dataclass
@@ -136,7 +138,7 @@ def task(cfg):
             os.kill(pid, signal.SIGRTMIN + 6)
         case "orphan":  # a process of the job's own outlives it
             if os.fork() == 0:
-                time.sleep(20)
+                time.sleep(90)
                 os._exit(0)
             os.kill(pid, signal.SIGKILL)
     return Answer(int(cfg.x), HydraConfig.get().job.num, pid, begun, time.monotonic())
@@ -199,7 +201,7 @@ def endurance(jobs):
         for event in pool.events((number, [f"x={number}"]) for number in range(jobs)):
             if isinstance(event, Ended):
                 assert event.result.return_value.x == event.number
-                seen.append((this.memory_info().rss / 2**20, this.num_fds() - 2 * len(pool.running)))
+                seen.append((this.memory_info().rss / 2**20, this.num_fds() - 3 * len(pool.running)))
     return seen
 
 
@@ -267,7 +269,7 @@ GOOD, BAD = ["x=1"], ["do=raise", "x=7"]
 ORDERS = {
     "order": {
         "overrides": ["hydra.launcher.n_jobs=3"],
-        "jobs": [[f"x={x}", f"seconds={seconds}"] for x, seconds in enumerate((0.9, 0.6, 0.3, 0.6, 0.6, 0.6))],
+        "jobs": [[f"x={x}", f"seconds={seconds}"] for x, seconds in enumerate((1.8, 1.2, 0.6, 0.2, 0.2, 0.2))],
         "first": 5,
     },
     "one_at_a_time": {
@@ -380,8 +382,7 @@ def test_what_cannot_be_sent_back_is_a_failed_job(results):
 @pytest.mark.slow
 def test_what_can_neither_be_sent_nor_shown_is_a_failed_job(results):
     unspeakable, good = results["unspeakable"]
-    assert (unspeakable["status"], unspeakable["type"], good["status"]) == ("FAILED", "RuntimeError", "COMPLETED")
-    assert "cannot be sent between processes" in unspeakable["value"]
+    assert (unspeakable["status"], good["status"]) == ("FAILED", "COMPLETED")
 
 
 @pytest.mark.slow
@@ -439,7 +440,7 @@ def test_stop_starts_nothing_after_a_failure(results):
 def test_a_process_that_outlives_its_job_holds_up_nothing(tmp_path):
     orders = {"orphan": {"overrides": ["hydra.launcher.n_jobs=1"], "jobs": [["do=orphan"], GOOD]}}
     try:
-        died, good = drive(tmp_path, orders, seconds=18)["orphan"]
+        died, good = drive(tmp_path, orders, seconds=30)["orphan"]
     finally:
         for process in psutil.process_iter(["cwd"]):
             if process.info["cwd"] == str(tmp_path):
@@ -454,7 +455,7 @@ def test_many_jobs_leave_nothing_in_the_launching_process(tmp_path):
     assert len(seen) == 60
     (early_memory, early_files), (late_memory, late_files) = seen[9], seen[-1]
     assert late_memory - early_memory < 50
-    assert late_files <= early_files + 2
+    assert late_files == early_files
     assert not results["this"]["TensorFlow"]
 
 
@@ -533,9 +534,9 @@ def test_a_failed_job_fails_the_script_after_the_others_ran(tmp_path, do, error)
 
 def test_the_plugin_changes_nothing_of_an_app_that_does_not_use_it(tmp_path):
     written(tmp_path, app=APP)
-    done = app(tmp_path, "x=1", KERAS_BACKEND="jax")
+    done = app(tmp_path, "-m", "x=1", KERAS_BACKEND="jax")
     assert (done.returncode, done.stderr) == (0, "")
-    assert facts(tmp_path)[0]["keras"] == "jax" if facts(tmp_path) else True
+    assert [job["keras"] for job in facts(tmp_path)] == ["jax"]
     assert done.stdout.splitlines()[-1] == "light jax"
 
 
@@ -592,11 +593,16 @@ def gone(processes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("when", ["running", "importing"])
 @pytest.mark.parametrize(
-    ("number", "group"),
-    [(signal.SIGKILL, False), (signal.SIGTERM, False), (signal.SIGINT, False), (signal.SIGINT, True)],
-    ids=["SIGKILL", "SIGTERM", "SIGINT", "Ctrl-C"],
+    ("number", "group", "when"),
+    [
+        pytest.param(signal.SIGKILL, False, "running", id="SIGKILL"),
+        pytest.param(signal.SIGTERM, False, "running", id="SIGTERM"),
+        pytest.param(signal.SIGINT, False, "running", id="SIGINT"),
+        pytest.param(signal.SIGINT, True, "running", id="Ctrl-C"),
+        pytest.param(signal.SIGKILL, False, "importing", id="SIGKILL-early"),
+        pytest.param(signal.SIGINT, True, "importing", id="Ctrl-C-early"),
+    ],
 )
 def test_nothing_outlives_the_launching_process(tmp_path, number, group, when):
     written(tmp_path, app=APP)
@@ -631,6 +637,8 @@ def test_nothing_outlives_the_launching_process(tmp_path, number, group, when):
     assert process.returncode == -number
     assert len(list((tmp_path / "seen").glob("*.closed"))) == len(jobs)  # each came to the end of its `finally`
     assert len(facts_pids(tmp_path)) == len(jobs)  # and none began later
+    text = (tmp_path / "output").read_text()
+    assert text.count("KeyboardInterrupt\n") == (number == signal.SIGINT), text  # of the script itself, not of others
     assert not [other for other in psutil.process_iter(["cwd"]) if other.info["cwd"] == str(tmp_path)]
 
 
