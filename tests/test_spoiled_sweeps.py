@@ -388,7 +388,7 @@ def test_stop_on_error_leaves_the_rest_for_another_call(place):
 
 @pytest.mark.slow
 def test_a_diverged_job_is_a_result(place):
-    words = ["epochs=1", "optimizer=sgd", "optimizer.learning_rate=1e30,0.01", "hydra.launcher.n_jobs=2"]
+    words = ["epochs=1", "optimizer=sgd", "optimizer.learning_rate=1e38,0.01", "hydra.launcher.n_jobs=2"]
     done = place.sweep(*words)
     assert (done.status, done.errors) == (0, "")
     assert "2 jobs: 1 finished, 1 diverged" in done.output.splitlines()
@@ -398,7 +398,7 @@ def test_a_diverged_job_is_a_result(place):
     diverged, finished = sorted(children, key=lambda run: run.data.tags["job"])
     assert (diverged.info.status, diverged.data.tags["diverged"]) == ("FAILED", "true")
     assert diverged.data.tags["failure"].startswith("the loss is no finite number after epoch 1")
-    assert f"[0] optimizer.learning_rate=1e30: diverged: {diverged.data.tags['failure']}" in done.output.splitlines()
+    assert f"[0] optimizer.learning_rate=1e+38: diverged: {diverged.data.tags['failure']}" in done.output.splitlines()
     assert finished.info.status == "FINISHED"
     assert parent.data.tags["best_run_id"] == finished.info.run_id
 

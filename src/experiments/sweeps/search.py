@@ -56,6 +56,7 @@ def run(sweeper: Any, arguments: Sequence[str]) -> None:
             identity = _identity(checked[0], distributions)
             choice = sweeper.config.hydra.runtime.choices.get("sweep")
             name = job_list.sweep_name(checked, choice, arguments, identity)
+            _check_storage(name)
             with sweep.opened([], first, name, display) as opened:
                 _Study(sweeper, opened, planner, fixed, distributions, identity).run()
 
@@ -293,19 +294,23 @@ def journal(parent: str) -> Path:
     return tracking.home() / "mlruns" / "studies" / f"{parent}.journal"
 
 
+def _check_storage(name: str) -> None:
+    """Refuses a study that could not be kept or continued, before anything is recorded."""
+    tracking.check_writable(journal("").parent, "The file of a study")
+    for parent in tracking.parents(name):
+        _load(journal(parent.run_id))
+
+
 def _open(file: Path, mode: str, sweeper: Any, identity: Mapping[str, Any]) -> optuna.Study:
     """The study in `file`, made if need be."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        study = optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(file))),
-            study_name=_NAME,
-            direction="maximize" if mode == "max" else "minimize",
-            pruner=hydra.utils.instantiate(sweeper.pruner),
-            load_if_exists=True,
-        )
-    except Exception as error:  # of the file system, or of a damaged line
-        raise ExperimentError(f"The study in {file} cannot be opened: {error}") from error
+    file.parent.mkdir(parents=True, exist_ok=True)
+    study = optuna.create_study(
+        storage=JournalStorage(JournalFileBackend(str(file))),
+        study_name=_NAME,
+        direction="maximize" if mode == "max" else "minimize",
+        pruner=hydra.utils.instantiate(sweeper.pruner),
+        load_if_exists=True,
+    )
     study.set_user_attr("identity", dict(identity))
     seed = sweeper.sampler.get("seed")
     # Seeded alike, a continued study would draw the same trials once more.
@@ -319,8 +324,14 @@ def _open(file: Path, mode: str, sweeper: Any, identity: Mapping[str, Any]) -> o
 def _load(file: Path, pruner: Any = None) -> optuna.Study | None:
     if not file.exists():
         return None
-    storage = JournalStorage(JournalFileBackend(str(file)))
-    return optuna.load_study(study_name=_NAME, storage=storage, pruner=pruner)
+    try:
+        storage = JournalStorage(JournalFileBackend(str(file)))
+        return optuna.load_study(study_name=_NAME, storage=storage, pruner=pruner)
+    except Exception as error:  # whatever a damaged line makes Optuna raise
+        raise ExperimentError(
+            f"The study in {file} cannot be read: {type(error).__name__}: {error}.",
+            advice="Move the file away to begin the search anew; its finished runs are taken over.",
+        ) from error
 
 
 # In the processes of the jobs

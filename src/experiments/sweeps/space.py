@@ -21,8 +21,8 @@ def search_space(
 ) -> tuple[tuple[str, ...], dict[str, BaseDistribution]]:
     """The overrides that stay as they are, and the distribution of every key that is searched.
 
-    `interval(1e-4, 0.1)` is any number in between, `tag(log, interval(…))` by its order of magnitude, an interval of
-    whole numbers only those; `range(…)` its numbers, `choice(…)` and `a,b` one of the values.
+    `interval(1e-4, 0.1)` is any number in between, `tag(log, interval(…))` by its order of magnitude and
+    `tag(int, interval(1, 9))` a whole one; `range(…)` its numbers, `choice(…)` and `a,b` one of the values.
 
     Args:
         arguments: overrides of the command line, which win.
@@ -66,7 +66,7 @@ def _interval(value: IntervalSweep) -> BaseDistribution:
     low, high = value.start, value.end
     assert low is not None and high is not None  # noqa: S101 - Hydra's grammar wants both
     log = "log" in value.tags
-    if "int" in value.tags or (isinstance(low, int) and isinstance(high, int) and "float" not in value.tags):
+    if "int" in value.tags:
         return IntDistribution(int(low), int(high), log=log)
     return FloatDistribution(float(low), float(high), log=log)
 

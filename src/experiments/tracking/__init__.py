@@ -2,8 +2,16 @@
 
 from experiments.tracking.lock import Elsewhere, close_stale_runs, lock
 from experiments.tracking.run import TAGS, Run, environment, open_run, own_output, preload
-from experiments.tracking.store import check_store, home, jobs_folder, nothing_recorded, shown_uri, store_uri
-from experiments.tracking.sweep import Parent, Recorded, earlier_runs, end_run, open_parent, recorded
+from experiments.tracking.store import (
+    check_store,
+    check_writable,
+    home,
+    jobs_folder,
+    nothing_recorded,
+    shown_uri,
+    store_uri,
+)
+from experiments.tracking.sweep import Parent, Recorded, earlier_runs, end_run, open_parent, parents, recorded
 from experiments.tracking.ui import page, serve_ui
 
 __all__ = [
@@ -13,6 +21,7 @@ __all__ = [
     "Recorded",
     "Run",
     "check_store",
+    "check_writable",
     "close_stale_runs",
     "earlier_runs",
     "end_run",
@@ -25,6 +34,7 @@ __all__ = [
     "open_run",
     "own_output",
     "page",
+    "parents",
     "preload",
     "recorded",
     "serve_ui",

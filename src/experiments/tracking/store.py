@@ -74,9 +74,9 @@ def check_store() -> None:
     """
     uri = store_uri()
     file = sqlite_file(uri)
-    _check_writable(jobs_folder(), "The files of a run")
+    check_writable(jobs_folder(), "The files of a run")
     if file and nothing_recorded():
-        _check_writable(file.parent, f"The tracking store {uri}")
+        check_writable(file.parent, f"The tracking store {uri}")
         return
     try:
         _ask(lambda: mlflow.MlflowClient(uri).search_experiments(max_results=1, view_type=ViewType.ALL), file)
@@ -90,7 +90,12 @@ def nothing_recorded() -> bool:
     return file is not None and (not file.exists() or file.stat().st_size == 0)
 
 
-def _check_writable(folder: Path, what: str) -> None:
+def check_writable(folder: Path, what: str) -> None:
+    """Makes sure that a folder is there or can be made, and makes nothing.
+
+    Raises:
+        ExperimentError: it cannot; `what` says of what it speaks.
+    """
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise ExperimentError(f"{what} cannot be made: {there} is not writable.")

@@ -86,6 +86,11 @@ def earlier_runs(variant: str, seed: int) -> list[Recorded]:
     return list(_found(open_store(), f"tags.variant = '{variant}' and params.seed = '{seed}'"))
 
 
+def parents(name: str) -> list[Recorded]:
+    """The parents of that name in all experiments, the newest first."""
+    return list(_found(open_store(), f"tags.`sweep.name` = '{name}'"))
+
+
 def recorded(run_id: str) -> Recorded:
     """A run by its id."""
     return _recorded(open_store().get_run(run_id))
