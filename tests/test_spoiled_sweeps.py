@@ -620,9 +620,7 @@ def test_a_job_that_a_single_run_trains_is_running_elsewhere(place):
     words = ["callbacks.spoiler.what=hold", "hydra.launcher.n_jobs=2"]
     place.gate.write_text("0")
     single = place.start(*place.words(words[0], "seed=1"))
-    deadline = time.monotonic() + PATIENCE
-    while not list(place.folder.glob("held-*")) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    place.wait_for_held(held=1, finished=0)
     place.gate.write_text("1")  # for the job that has another seed
     done = place.sweep(*words, "seed=1,2")
     assert (done.status, done.errors) == (1, "")
@@ -644,6 +642,25 @@ def test_a_job_that_a_single_run_trains_is_running_elsewhere(place):
     assert again.output.splitlines()[0] == "2 jobs: 2 finished, 0 to run"
     assert len(place.runs()) == 3
     assert place.leftovers() == []
+
+
+@pytest.mark.slow
+def test_the_same_sweep_twice_at_once(place):
+    words = ["callbacks.spoiler.what=hold", "seed=1,2", "hydra.launcher.n_jobs=1"]
+    place.gate.write_text("0")
+    first = place.start_sweep(*words)
+    place.wait_for_held(held=1, finished=0)
+    place.gate.write_text("1")  # for the job that the first has not started yet
+    second = place.sweep(*words)
+    assert (second.status, second.errors) == (1, "")
+    assert "2 jobs: 1 finished, 1 running elsewhere" in second.output.splitlines()
+    place.open_gate()
+    done = first.end()
+    assert (done.status, done.errors) == (0, "")
+    assert "2 jobs: 2 finished" in done.output.splitlines()
+    parent, children = place.parent_and_children()
+    assert statuses([parent, *children]) == {"FINISHED": 3}
+    check_children(parent, children, [0, 1])
 
 
 @pytest.mark.slow

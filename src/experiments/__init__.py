@@ -12,10 +12,6 @@ from experiments.errors import ExperimentError
 if TYPE_CHECKING:
     from experiments.train import RunResult
 
-# TensorFlow and Keras read these once, when they are imported.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ["KERAS_BACKEND"] = "tensorflow"
-
 __all__ = ["ExperimentError", "run"]
 
 
@@ -47,10 +43,12 @@ def run(overrides: Sequence[str] = (), *, config_dir: str | None = None) -> "Run
 
 @contextlib.contextmanager
 def quiet_import() -> Iterator[None]:
-    """Keeps off the console what TensorFlow's libraries print while they are loaded, unless that fails.
+    """Lets Keras load TensorFlow, and keeps off the console what its libraries print meanwhile, unless that fails.
 
     They write to the file descriptor before they read any setting of their own.
     """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ["KERAS_BACKEND"] = "tensorflow"
     sys.stderr.flush()
     with tempfile.TemporaryFile() as banners, contextlib.ExitStack() as restore:
         stderr = os.dup(2)

@@ -114,6 +114,8 @@ class Configuration:
         told = ("model=", "seed=", "tracking.", "+tracking.", "hydra.", "sweep=", "force=", *places)
         last = {override.partition("=")[0]: override for override in self.overrides}  # of two for a key
         changed = [override for override in last.values() if not override.startswith(told)]
+        if self.cfg.tracking.parent:
+            changed.reverse()  # what a sweep varies stands last, and must not be cut
         seed = f" seed={self.cfg.seed}"
         head = " ".join([self.choices["model"], *changed])
         room = 80 - len(seed)

@@ -4,10 +4,12 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import reprlib
 import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -30,6 +32,9 @@ _GIGABYTE = 2**30
 _A_JOB_NEEDS = 1.2  # gigabytes
 _GRACE = 6  # seconds that a job has to close its run after a signal
 _KERNEL_COUNTS = Path("/proc/vmstat")
+
+_shown = reprlib.Repr()  # as repr, and nothing that it may raise
+_shown.maxother = 200
 
 _launcher: Connection | None = None  # in a job's process: the way to the one that launched it
 
@@ -82,6 +87,7 @@ class Ended:
 @dataclass
 class _Job:
     number: int
+    overrides: Sequence[str]
     process: BaseProcess
     connection: Connection
     deadline: float
@@ -133,20 +139,26 @@ def usable_slots() -> int:
 @contextlib.contextmanager
 def server() -> Iterator[None]:
     """Starts importing TensorFlow in the server that jobs are forked from, without waiting; ends it at the end."""
-    if sys.platform != "linux":
-        yield
-        return
-    from multiprocessing import forkserver
-
-    _context()
-    with deaf():  # the server inherits it: Ctrl-C is for the jobs
-        forkserver.ensure_running()
+    _ensure_server()
     try:
         yield
     finally:
-        for child in psutil.Process().children():  # it would end by itself, but only after its imports
-            if "multiprocessing.forkserver" in " ".join(child.cmdline()):
-                child.kill()
+        _end_server()
+
+
+def _ensure_server() -> None:
+    if sys.platform == "linux":
+        from multiprocessing import forkserver
+
+        with deaf():  # the server inherits it: Ctrl-C is for the jobs
+            _context()
+            forkserver.ensure_running()
+
+
+def _end_server() -> None:
+    for child in psutil.Process().children():  # it would end by itself, but only after its imports
+        if "multiprocessing.forkserver" in " ".join(child.cmdline()):
+            child.kill()
 
 
 @contextlib.contextmanager
@@ -214,12 +226,13 @@ class Pool:
                 yield event
 
     def _start(self, number: int, overrides: Sequence[str]) -> None:
+        _ensure_server()
         context = _context()
         connection, theirs = context.Pipe()
         process = context.Process(target=_job, args=(theirs, self.work, number, list(overrides)), name=f"job {number}")
         process.start()
         theirs.close()
-        self.running[number] = _Job(number, process, connection, time.monotonic() + self.timeout)
+        self.running[number] = _Job(number, overrides, process, connection, time.monotonic() + self.timeout)
 
     def _wait(self) -> Iterator[Said | Ended]:
         """Waits until some job says something or ends, and tells."""
@@ -233,8 +246,10 @@ class Pool:
             yield from self._read(sources[connection])
         for sentinel in [handle for handle in ready if handle in ends]:
             job = ends[sentinel]
-            while not job.connection.closed:
+            # To its end would be too far: a process that the job has left behind may hold it open.
+            while not job.connection.closed and job.connection.poll():
                 yield from self._read(job)
+            job.connection.close()
             yield Ended(job.number, self._end(job))
         for job in self.running.values():
             if time.monotonic() > job.deadline and not job.timed_out:
@@ -254,7 +269,7 @@ class Pool:
 
     def _end(self, job: _Job) -> JobReturn:
         job.process.join()
-        result = job.result or _failed(self._death(job))
+        result = job.result or _failed(self._death(job), job.overrides)
         job.process.close()
         del self.running[job.number]
         return result
@@ -266,7 +281,7 @@ class Pool:
         if code == -signal.SIGKILL and _out_of_memory_kills() > self.out_of_memory:
             self.out_of_memory = _out_of_memory_kills()
             return JobDied("memory", "killed by the kernel: out of memory")
-        return JobDied("signal", signal.Signals(-code).name) if code < 0 else JobDied("exit", f"exit status {code}")
+        return _death(code)
 
     def stop(self, number: signal.Signals) -> None:
         """Ends all jobs: asks them by a signal, and after some seconds does not ask."""
@@ -284,8 +299,16 @@ class Pool:
             self._end(job)
 
 
-def _failed(error: BaseException) -> JobReturn:
-    return JobReturn(status=JobStatus.FAILED, _return_value=error)
+def _failed(error: BaseException, overrides: Sequence[str]) -> JobReturn:
+    return JobReturn(status=JobStatus.FAILED, _return_value=error, overrides=filter_overrides(overrides))
+
+
+def _death(code: int) -> JobDied:
+    """Why a process has ended with `code`, which multiprocessing makes negative for a signal."""
+    if code >= 0:
+        return JobDied("exit", f"exit status {code}")
+    named = -code in {number.value for number in signal.Signals}
+    return JobDied("signal", signal.Signals(-code).name if named else f"signal {-code}")
 
 
 def _out_of_memory_kills() -> int:
@@ -306,10 +329,17 @@ def launch(
     numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
     for number, overrides in zip(numbers, job_overrides, strict=True):
         _log.info("\t#%d : %s", number, " ".join(filter_overrides(overrides)))
-    with pool:
-        events = pool.events(zip(numbers, job_overrides, strict=True))
-        results = {event.number: event.result for event in events if isinstance(event, Ended)}
-    return [results.get(number) or _failed(JobDied("exit", "not started")) for number in numbers]
+    try:
+        with pool:
+            events = pool.events(zip(numbers, job_overrides, strict=True))
+            results = {event.number: event.result for event in events if isinstance(event, Ended)}
+    except BaseException:
+        _end_server()
+        raise
+    return [
+        results.get(number) or _failed(JobDied("exit", "not started"), overrides)
+        for number, overrides in zip(numbers, job_overrides, strict=True)
+    ]
 
 
 @dataclass
@@ -341,8 +371,7 @@ class Planner:
             return cloudpickle.loads(self.connection.recv())
         except (EOFError, BrokenPipeError, ConnectionResetError):
             self.process.join()
-            code = self.process.exitcode or 0
-            return _failed(JobDied("signal", signal.Signals(-code).name if code < 0 else f"exit status {code}"))
+            return _failed(_death(self.process.exitcode or 0), overrides)
 
 
 # In the processes of the jobs
@@ -365,6 +394,9 @@ def _job(connection: Connection, work: bytes, number: int, overrides: list[str])
         result = _restored(work).run(number, overrides)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+    error = result._return_value
+    if isinstance(error, Exception):  # its traceback does not go along
+        error.add_note("".join(traceback.format_exception(error)))
     connection.send(("returned", _pickled(result)))
     connection.close()
 
@@ -382,6 +414,8 @@ def _planner(connection: Connection, work: bytes) -> None:
 
 def _prepare() -> None:
     """Ends this process with the launching one, and lets it close its run before it ends by a signal."""
+    if wait([_sentinel()], timeout=0):
+        os._exit(128 + signal.SIGTERM)
     threading.Thread(target=_end_with_launcher, daemon=True).start()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop_once)
@@ -396,12 +430,17 @@ def _stop_once(number: int, frame: object) -> None:
 
 
 def _end_with_launcher() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None  # noqa: S101 - this runs in processes of multiprocessing only
-    wait([parent.sentinel])
+    wait([_sentinel()])
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_GRACE)
     os._exit(128 + signal.SIGTERM)
+
+
+def _sentinel() -> int:
+    """What becomes readable when the launching process is gone."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # noqa: S101 - this runs in processes of multiprocessing only
+    return parent.sentinel
 
 
 def _restored(work: bytes) -> Work:
@@ -412,8 +451,11 @@ def _restored(work: bytes) -> Work:
 
 def _pickled(result: JobReturn) -> bytes:
     try:
-        return cloudpickle.dumps(result)
+        pickled = cloudpickle.dumps(result)
+        cloudpickle.loads(pickled)  # an exception with arguments of its own may fail here only
+        return pickled
     except Exception as error:  # whatever the task returned or raised
-        result._return_value = RuntimeError(f"{result._return_value!r} cannot be sent between processes: {error}")
+        value = _shown.repr(result._return_value)
+        result._return_value = RuntimeError(f"{value} cannot be sent between processes: {error}")
         result.status = JobStatus.FAILED
         return cloudpickle.dumps(result)

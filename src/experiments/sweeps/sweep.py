@@ -315,7 +315,7 @@ def look_up(jobs: Sequence[Job], display: Display) -> str:
     for job in jobs:
         job.share_with_twin()
     to_run = [job for job in jobs if job.state == WAITING and not job.twin]
-    twins = sum(job.twin is not None for job in jobs)
+    twins = sum(job.twin is not None and job.state == WAITING for job in jobs)
     parts = [f"{sum(job.state == state for job in jobs)} {state}" for state in (FINISHED, DIVERGED)]
     parts = [part for part in parts if not part.startswith("0 d")]
     parts += [f"{twins} equal to another one"] if twins else []
