@@ -11,12 +11,16 @@ from experiments.errors import ExperimentError, JobsFailed
 
 REFUSED = 2
 INTERRUPTED = 130
-TERMINATED = 143
+
+_stopped_by: list[int] = []
 
 
 def main() -> None:
     """Runs the command line and exits with 0 (done), 1 (a run failed), 2 (refused), 130 or 143 (stopped)."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number and signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, _stop)
     # Hydra is handed everything after `train`, its own --help included.
     if sys.argv[1:2] == ["train"]:
         sys.exit(_spoken(_train, sys.argv[2:]))
@@ -35,6 +39,13 @@ def main() -> None:
     sys.exit(_spoken(arguments.function, arguments))
 
 
+def _stop(number: int, _: object) -> None:
+    _stopped_by.append(number)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(128 + number)
+
+
 def _spoken(function: Any, arguments: Any) -> int:
     """Runs a subcommand; a user's mistake becomes one message instead of a traceback."""
     try:
@@ -42,7 +53,10 @@ def _spoken(function: Any, arguments: Any) -> int:
     except ExperimentError as error:
         print(f"experiments: {error}", file=sys.stderr)
         return REFUSED
-    except KeyboardInterrupt:
+    except BaseException:
+        # Inside OmegaConf an interruption may come out as another error.
+        if not _stopped_by or _stopped_by[0] != signal.SIGINT:
+            raise
         print("experiments: interrupted", file=sys.stderr)
         return INTERRUPTED
 

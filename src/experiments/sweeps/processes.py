@@ -36,6 +36,9 @@ _KERNEL_COUNTS = Path("/proc/vmstat")
 _shown = reprlib.Repr()  # as repr, and nothing that it may raise
 _shown.maxother = 200
 
+#: Signals that ask a process to end, as far as the system has them.
+ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
 _launcher: Connection | None = None  # in a job's process: the way to the one that launched it
 
 
@@ -163,8 +166,8 @@ def _end_server() -> None:
 
 @contextlib.contextmanager
 def deaf() -> Iterator[None]:
-    """Ignores Ctrl-C and SIGTERM for a moment that must not be disturbed."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Ignores Ctrl-C and its like for a moment that must not be disturbed."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDING}
     try:
         yield
     finally:
@@ -286,13 +289,14 @@ class Pool:
     def stop(self, number: signal.Signals) -> None:
         """Ends all jobs: asks them by a signal, and after some seconds does not ask."""
         jobs = list(self.running.values())
-        for job in jobs:
-            if job.process.pid and job.process.is_alive():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(job.process.pid, number)
         deadline = time.monotonic() + _GRACE
+        while time.monotonic() < deadline and any(job.process.is_alive() for job in jobs):
+            for job in jobs:  # again and again: one that has just begun is deaf at first
+                if job.process.pid and job.process.is_alive():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(job.process.pid, number)
+            wait([job.process.sentinel for job in jobs if job.process.is_alive()], timeout=0.5)
         for job in jobs:
-            job.process.join(max(0, deadline - time.monotonic()))
             if job.process.is_alive():
                 job.process.kill()
             job.connection.close()
@@ -417,12 +421,12 @@ def _prepare() -> None:
     if wait([_sentinel()], timeout=0):
         os._exit(128 + signal.SIGTERM)
     threading.Thread(target=_end_with_launcher, daemon=True).start()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in ENDING:
         signal.signal(number, _stop_once)
 
 
 def _stop_once(number: int, frame: object) -> None:
-    for other in (signal.SIGINT, signal.SIGTERM):  # a second one would disturb the closing of the run
+    for other in ENDING:  # a second one would disturb the closing of the run
         signal.signal(other, signal.SIG_IGN)
     if number == signal.SIGINT:
         raise KeyboardInterrupt

@@ -2,6 +2,7 @@
 
 import contextlib
 import shlex
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 from rich.table import Table
 
-from experiments import compare, report, tracking
+from experiments import compare, config, report, tracking
 from experiments.config import Configuration, Plan
 from experiments.errors import ExperimentError, JobsFailed
 from experiments.sweeps import jobs as job_list
@@ -67,13 +68,17 @@ class Sweep:
     def settle(self, job: Job, result: JobReturn) -> None:
         """Finds out how a job has ended; closes or makes its run if it could not do so itself."""
         error = result._return_value if result.status is JobStatus.FAILED else None
+        tracking.unlock(job.fingerprint)  # if its process could not
+        output = tracking.jobs_folder() / job_output(self.parent.run_id, job.number)
         if isinstance(error, tracking.Elsewhere):
             job.state, job.reason = ELSEWHERE, str(error)
+            output.unlink(missing_ok=True)
             return
         run = self._run_of(job)
         if run is None and error is None:  # another sweep had finished it meanwhile
             equal = tracking.earlier_runs(job.configuration.variant, job.configuration.cfg.seed)
             run = next(run for run in equal if run.tags.get("fingerprint") == job.fingerprint)
+            output.unlink(missing_ok=True)
         elif run is None:
             self._record(job, _death(error))
             run = self._run_of(job)
@@ -205,8 +210,14 @@ def opened(jobs: list[Job], first: Configuration, name: str, display: Display) -
         display: where to tell of it.
 
     Raises:
+        Elsewhere: another process runs it.
         JobsFailed: a job has no result.
     """
+    with tracking.lock(config.digest(name)[:16], "This sweep is being run"):
+        yield from _opened(jobs, first, name, display)
+
+
+def _opened(jobs: list[Job], first: Configuration, name: str, display: Display) -> Iterator[Sweep]:
     data = "+".join(dict.fromkeys(job.configuration.choices["data"] for job in jobs)) or first.choices["data"]
     command = f"experiments train {shlex.join(sys.argv[1:])}"
     tags = {**dict(first.cfg.tracking.tags), "command": command}
@@ -236,7 +247,7 @@ def _death(error: BaseException | None) -> JobDied:
     if isinstance(error, KeyboardInterrupt):
         return JobDied("interrupted", "SIGINT")
     if isinstance(error, SystemExit):
-        return JobDied("signal", "SIGTERM")
+        return JobDied("signal", signal.Signals(int(error.code or 0) - 128).name)
     text = str(error).splitlines()
     return JobDied("error", f"{type(error).__name__}: {text[0] if text else ''}")
 

@@ -1,6 +1,6 @@
 """Where runs are recorded: the only package that knows MLflow."""
 
-from experiments.tracking.lock import Elsewhere, close_stale_runs, lock
+from experiments.tracking.lock import Elsewhere, close_stale_runs, lock, unlock
 from experiments.tracking.run import TAGS, Run, environment, open_run, own_output, preload
 from experiments.tracking.store import (
     check_store,
@@ -40,4 +40,5 @@ __all__ = [
     "serve_ui",
     "shown_uri",
     "store_uri",
+    "unlock",
 ]

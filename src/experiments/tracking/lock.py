@@ -23,7 +23,7 @@ _ABANDONED_AFTER = 120  # seconds without a touch from another host
 
 
 class Elsewhere(ExperimentError):
-    """Another process trains the very same run just now."""
+    """Another process is at the very same work just now."""
 
 
 def _lives(process: dict[str, object]) -> bool:
@@ -36,19 +36,22 @@ def _lives(process: dict[str, object]) -> bool:
 
 
 @contextlib.contextmanager
-def lock(fingerprint: str) -> Iterator[None]:
-    """Keeps every other process off a fingerprint.
+def lock(name: str, what: str = "This very run is being trained") -> Iterator[None]:
+    """Keeps every other process off the same work in the same store.
+
+    Args:
+        name: a fingerprint, or of a sweep.
+        what: is done, for the message.
 
     Raises:
-        Elsewhere: another process has it.
+        Elsewhere: another process is at it.
     """
-    store = sha256(store_uri().encode()).hexdigest()[:8]
-    file = jobs_folder() / f"{store}-{fingerprint}.lock"
+    file = _lock_file(name)
     with alone_in(file.parent):
         if file.exists() and _held(file):
             holder = json.loads(file.read_text())
             raise Elsewhere(
-                f"This very run is being trained by process {holder['pid']} on {holder['host']}.",
+                f"{what} by process {holder['pid']} on {holder['host']}.",
                 advice=f"Wait for it, or if that is not so, delete {file}",
             )
         file.write_text(json.dumps(this_process()))
@@ -61,6 +64,19 @@ def lock(fingerprint: str) -> Iterator[None]:
         done.set()
         keeper.join()
         file.unlink(missing_ok=True)
+
+
+def unlock(name: str) -> None:
+    """Removes the lock that a dead process has left."""
+    file = _lock_file(name)
+    with alone_in(file.parent):
+        if file.exists() and not _held(file):
+            file.unlink()
+
+
+def _lock_file(name: str) -> Path:
+    store = sha256(store_uri().encode()).hexdigest()[:8]
+    return jobs_folder() / f"{store}-{name}.lock"
 
 
 def _held(file: Path) -> bool:
@@ -87,6 +103,7 @@ def close_stale_runs() -> int:
     stale = [run for run in client.search_runs(experiments, running) if not _lives(_process_of(run))]
     for run in stale:
         end_run(run.info.run_id, "KILLED", {"reason": "stale", "failure": "its process was gone"})
+        unlock(run.data.tags.get("fingerprint", ""))
     return len(stale)
 
 

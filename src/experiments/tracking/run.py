@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -280,9 +281,9 @@ def _status(run: Run) -> Iterator[None]:
         status, tags = "KILLED", {"reason": "interrupted", "failure": "SIGINT"}
         raise
     except SystemExit as error:
-        terminated = error.code == 143
-        status = "KILLED" if terminated else "FAILED"
-        tags = {"reason": "signal" if terminated else "exit", "failure": "SIGTERM" if terminated else f"{error!r}"}
+        ended_by = next((number.name for number in signal.Signals if error.code == 128 + number), None)
+        status = "KILLED" if ended_by else "FAILED"
+        tags = {"reason": "signal" if ended_by else "exit", "failure": ended_by or f"{error!r}"}
         raise
     except BaseException as error:
         last_line = traceback.format_exception_only(error)[-1].strip().splitlines()[-1].strip()
