@@ -1,0 +1,339 @@
+"""Searches with Optuna: their space, what counts as a trial, what a second call does, and that they find something."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import mean
+
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from experiments.errors import ExperimentError
+from experiments.sweeps import search, space
+
+EXPERIMENTS = str(Path(sys.executable).parent / "experiments")
+TINY = ["data.limit=40", "tracking.model=false", "model.filters=[4,4]", "model.dense_units=[8]"]
+OPTUNA = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.sampler.seed=3"]
+
+# Training alone calls it.
+SPOILER = """
+import os
+import signal
+import time
+
+import keras
+
+
+class Spoiler(keras.callbacks.Callback):
+    def __init__(self, what):
+        super().__init__()
+        self.what = what
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.what == "raise":
+            raise ValueError("spoiled by its user")
+        if self.what == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.what == "abort":
+            os.abort()
+        if self.what == "sleep":
+            time.sleep(1000)
+"""
+
+
+@pytest.fixture(autouse=True)
+def fresh_keras():
+    """Nothing here builds a net in this process."""
+
+
+def command(*words):
+    return [EXPERIMENTS, "train", *TINY, *words]
+
+
+def experiments(*words, **env):
+    """Runs the command to its end; standard output and errors in one text."""
+    return subprocess.run(
+        command(*words),
+        env=os.environ | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+
+
+def runs(store):
+    found = [experiment.experiment_id for experiment in store.search_experiments()]
+    return store.search_runs(found) if found else []
+
+
+def parent_and_children(store):
+    """The only parent, and its children in the order of their trials."""
+    found = runs(store)
+    (parent,) = [run for run in found if "sweep.name" in run.data.tags]
+    children = [run for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    return parent, sorted(children, key=lambda run: (int(run.data.tags["job"]), run.info.start_time))
+
+
+def study_of(parent):
+    return search._load(search.journal(parent.info.run_id))
+
+
+# The space
+
+
+@pytest.mark.parametrize(
+    ("text", "distribution"),
+    [
+        ("model.dropout=interval(0,0.5)", FloatDistribution(0.0, 0.5)),
+        ("optimizer.learning_rate=tag(log,interval(1e-4,0.1))", FloatDistribution(1e-4, 0.1, log=True)),
+        ("batch_size=tag(int,interval(8,64))", IntDistribution(8, 64)),
+        ("batch_size=tag(log,int,interval(8,64))", IntDistribution(8, 64, log=True)),
+        ("epochs=range(1,10,2)", IntDistribution(1, 9, step=2)),
+        ("epochs=range(1,4)", IntDistribution(1, 3)),
+        ("model.dropout=range(0,0.5,0.25)", FloatDistribution(0.0, 0.25, step=0.25)),
+        ("model=choice(conv2,conv3)", CategoricalDistribution(["conv2", "conv3"])),
+        ("model=conv2,conv3", CategoricalDistribution(["conv2", "conv3"])),
+        ("model.dropout=choice(0,0.3)", CategoricalDistribution(["0", "0.3"])),
+        ("model.filters=choice([8,8],[16,16])", CategoricalDistribution(["[8,8]", "[16,16]"])),
+    ],
+)
+def test_a_search_space_in_hydras_grammar(text, distribution):
+    key = text.partition("=")[0]
+    assert space.search_space(["seed=1", text], {}, None) == (("seed=1",), {key: distribution})
+
+
+def test_the_command_line_wins_over_the_space_of_a_file():
+    of_file = {"model.dropout": "interval(0,0.5)", "epochs": "range(1,4)", "batch_size": "32"}
+    fixed, found = space.search_space(["epochs=3"], of_file, None)
+    assert (fixed, found) == (("batch_size=32", "epochs=3"), {"model.dropout": FloatDistribution(0.0, 0.5)})
+
+
+@pytest.mark.parametrize("text", ["epochs=range(3,3)", "model.dropout=interval(1,0)", "seed=tag(log,interval(0,1))"])
+def test_a_space_with_nothing_to_choose_is_refused(text):
+    with pytest.raises(ExperimentError, match=re.escape(f"{text}: nothing can be chosen from it")):
+        space.search_space([text], {}, None)
+
+
+def test_the_corners_hold_every_choice_and_both_ends():
+    found = {"a": CategoricalDistribution(["x", "y", "z"]), "b": FloatDistribution(0, 1), "c": IntDistribution(1, 5)}
+    assert list(space.corners(found)) == [
+        {"a": "x", "b": 0.0, "c": 1},
+        {"a": "y", "b": 0.0, "c": 1},
+        {"a": "z", "b": 0.0, "c": 1},
+        {"a": "x", "b": 1.0, "c": 1},
+        {"a": "x", "b": 0.0, "c": 5},
+    ]
+
+
+# Studies
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [["hydra.launcher.n_jobs=2"], ["hydra/launcher=basic"]], ids=["process", "basic"])
+def test_a_study_is_continued_by_the_same_command(store, launcher):
+    words = [*OPTUNA, "optimizer.learning_rate=tag(log,interval(1e-4,1e-1))", "epochs=1", *launcher]
+    first = experiments(*words, "hydra.sweeper.n_trials=2")
+    assert first.returncode == 0, first.stdout
+    assert "2 trials: 0 ended, 2 to run\n" in first.stdout
+    assert "2 jobs: 2 finished\n" in first.stdout
+    more = experiments(*words, "hydra.sweeper.n_trials=3")
+    assert "3 trials: 2 ended, 1 to run\n" in more.stdout
+    assert "3 jobs: 3 finished\n" in more.stdout
+    again = experiments(*words, "hydra.sweeper.n_trials=3")
+    assert "3 trials: 3 ended, 0 to run\n" in again.stdout
+    parent, children = parent_and_children(store)
+    assert parent.info.status == "FINISHED"
+    assert [run.data.tags["job"] for run in children] == ["0", "1", "2"]
+    assert len({run.data.params["optimizer.learning_rate"] for run in children}) == 3
+    trials = study_of(parent).trials
+    assert [trial.value for trial in trials] == [run.data.metrics["best/val_accuracy"] for run in children]
+    assert [str(trial.params["optimizer.learning_rate"]) for trial in trials] == [
+        run.data.params["optimizer.learning_rate"] for run in children
+    ]
+    best = max(children, key=lambda run: run.data.metrics["best/val_accuracy"])
+    assert (
+        store.get_run(parent.data.tags["best_run_id"]).data.metrics["best/val_accuracy"]
+        == (best.data.metrics["best/val_accuracy"])
+    )
+    kept = {artifact.path for artifact in store.list_artifacts(parent.info.run_id)}
+    assert kept == {"jobs.json", "leaderboard.csv", "leaderboard.md", "history.png"}
+
+
+@pytest.mark.slow
+def test_another_space_is_another_study_and_says_so(store):
+    words = [*OPTUNA, "hydra.sweeper.n_trials=1", "hydra.launcher.n_jobs=1"]
+    first = experiments(*words, "epochs=1", "model.dropout=interval(0,0.3)")
+    assert "another study" not in first.stdout
+    wider = experiments(*words, "epochs=1", "model.dropout=interval(0,0.5)")
+    name = re.search(r"This is another study than (\S+) \(1 trials\): (.*)\n", wider.stdout)
+    assert name[1].startswith("model.dropout=interval(0,0.3)-")
+    assert name[2] == "model.dropout: numbers from 0 to 0.3 is now numbers from 0 to 0.5"
+    longer = experiments(*words, "epochs=2", "model.dropout=interval(0,0.5)")
+    name = re.search(r"This is another study than (\S+) \(1 trials\): (.*)\n", longer.stdout)
+    assert name[1].startswith("model.dropout=interval(0,0.5)-")
+    assert name[2] == "epochs: 1 is now 2"
+
+
+@pytest.mark.slow
+def test_equal_trials_are_trained_once(store):
+    words = [*OPTUNA, "hydra/sweeper/sampler=random", "model.dropout=choice(0,0.3)", "epochs=1"]
+    done = experiments(*words, "hydra.sweeper.n_trials=8", "hydra.launcher.n_jobs=2")
+    assert done.returncode == 0, done.stdout
+    parent, children = parent_and_children(store)
+    assert sorted(run.data.params["model.dropout"] for run in children) == ["0", "0.3"]
+    assert "8 jobs: 8 finished\n" in done.stdout
+    trials = study_of(parent).trials
+    assert len(trials) == 8
+    by_dropout = {run.data.params["model.dropout"]: run.data.metrics["best/val_accuracy"] for run in children}
+    assert [trial.value for trial in trials] == [by_dropout[trial.params["model.dropout"]] for trial in trials]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pruner", ["median", "hyperband"])
+def test_a_hopeless_trial_is_pruned(store, pruner):
+    few = {
+        "median": ["hydra.sweeper.pruner.n_startup_trials=1"],
+        "hyperband": ["hydra.sweeper.pruner.reduction_factor=2"],
+    }
+    words = [*OPTUNA, f"hydra/sweeper/pruner={pruner}", *few[pruner], "hydra.launcher.n_jobs=1", "epochs=6"]
+    done = experiments(*words, "hydra.sweeper.n_trials=8", "optimizer.learning_rate=tag(log,interval(1e-7,1e-2))")
+    assert done.returncode == 0, done.stdout
+    parent, children = parent_and_children(store)
+    assert len(children) == 8
+    states = [trial.state.name for trial in study_of(parent).trials]
+    pruned = [run for run in children if "pruned" in run.data.tags]
+    assert pruned
+    assert [state == "PRUNED" for state in states] == [run in pruned for run in children]
+    assert {run.info.status for run in children} == {"FINISHED"}
+    for run in pruned:
+        epochs = len(store.get_metric_history(run.info.run_id, "loss"))
+        assert 1 <= epochs < 6
+        assert 1 <= run.data.metrics["best/epoch"] <= epochs
+    assert f"8 jobs: {8 - len(pruned)} finished, {len(pruned)} pruned\n" in done.stdout
+    # A pruned run is no result outside its study.
+    single = pruned[0].data.params["optimizer.learning_rate"]
+    grid = experiments("-m", "epochs=6", f"optimizer.learning_rate={single},0.01", "dry_run=true")
+    assert "2 jobs: 0 finished, 2 to run\n" in grid.stdout
+
+
+@pytest.fixture
+def spoiler(tmp_path):
+    """The words and the environment for a callback that spoils trials."""
+    (tmp_path / "my_callbacks.py").write_text(SPOILER)
+    (tmp_path / "mine" / "callbacks").mkdir(parents=True)
+    (tmp_path / "mine" / "callbacks" / "spoiler.yaml").write_text(
+        "spoiler:\n  _target_: my_callbacks.Spoiler\n  what: none\n"
+    )
+    words = ["--config-dir", str(tmp_path / "mine"), *OPTUNA, "callbacks=[spoiler]", "epochs=2"]
+    return words, {"PYTHONPATH": str(tmp_path), "EXPERIMENTS_ALLOW_TARGETS": "my_callbacks"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_spoiled_trials_fail_and_the_study_goes_on(store, spoiler, n_jobs):
+    words, env = spoiler
+    what = "callbacks.spoiler.what=choice(none,raise,kill,abort,sleep)"
+    limits = ["hydra.launcher.timeout_minutes=0.2", f"hydra.launcher.n_jobs={n_jobs}", "hydra.sweeper.n_trials=6"]
+    # This sampler seed draws each kind once, and "none" with both seeds.
+    words = [*words, "hydra/sweeper/sampler=random", what, "seed=range(1,3)", *limits, "hydra.sweeper.sampler.seed=21"]
+    done = experiments(*words, **env)
+    assert done.returncode == 1, done.stdout
+    assert "Traceback" not in done.stdout
+    parent, children = parent_and_children(store)
+    assert parent.info.status == "FAILED"
+    trials = study_of(parent).trials
+    assert len(trials) == 6
+    by_job = {int(run.data.tags["job"]): run for run in children}
+    told = {
+        "raise": ("FAILED", "error", "ValueError: spoiled by its user"),
+        "kill": ("KILLED", "signal", "SIGKILL"),
+        "abort": ("KILLED", "signal", "SIGABRT"),
+        "sleep": ("KILLED", "timeout", "took longer than 0.2 minutes"),
+    }
+    seen = {trial.params["callbacks.spoiler.what"] for trial in trials}
+    assert seen == {"none", *told}
+    for trial in trials:
+        kind = trial.params["callbacks.spoiler.what"]
+        run = by_job[trial.number]
+        if kind == "none":
+            assert (trial.state.name, run.info.status) == ("COMPLETE", "FINISHED")
+        else:
+            assert trial.state.name == "FAIL"
+            assert (run.info.status, run.data.tags["reason"], run.data.tags["failure"]) == told[kind]
+            assert f"[{trial.number}]" in done.stdout and told[kind][2] in done.stdout
+
+
+@pytest.mark.slow
+def test_a_study_whose_trials_all_fail_says_so(store, spoiler):
+    words, env = spoiler
+    words = [*words, "callbacks.spoiler.what=raise", "seed=range(1,9)", "hydra.sweeper.n_trials=2"]
+    done = experiments(*words, **env)
+    assert done.returncode == 1
+    assert "No trial has a result: all have failed or were pruned.\n" in done.stdout
+    assert "2 jobs: 2 failed\n" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+@pytest.mark.slow
+def test_a_diverged_trial_fails_and_costs_nothing_else(store):
+    words = [*OPTUNA, "optimizer=sgd", "optimizer.learning_rate=choice(1e38,0.01)", "epochs=1"]
+    done = experiments(*words, "hydra/sweeper/sampler=random", "hydra.sweeper.n_trials=6")
+    assert done.returncode == 0, done.stdout
+    parent, children = parent_and_children(store)
+    assert len(children) == 2  # equal ones are not trained again, diverged or not
+    states = {trial.params["optimizer.learning_rate"]: trial.state.name for trial in study_of(parent).trials}
+    assert states == {"1e38": "FAIL", "0.01": "COMPLETE"}
+    assert parent.info.status == "FINISHED"
+
+
+@pytest.mark.slow
+def test_a_killed_study_is_finished_by_the_same_command(store, tmp_path):
+    words = [*OPTUNA, "optimizer.learning_rate=tag(log,interval(1e-4,1e-1))", "epochs=2", "hydra.sweeper.n_trials=12"]
+    with (tmp_path / "first.txt").open("w") as output:
+        first = subprocess.Popen(command(*words), stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        deadline = time.monotonic() + 180
+        while sum(run.info.status == "FINISHED" for run in runs(store)) < 4 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+    finished = {run.info.run_id for run in runs(store) if run.info.status == "FINISHED"}
+    assert 4 <= len(finished) < 12
+    done = experiments(*words)
+    assert done.returncode == 0, done.stdout
+    parent, children = parent_and_children(store)
+    trials = study_of(parent).trials
+    ended = [trial for trial in trials if "interrupted" not in trial.user_attrs]
+    assert [trial.state.name for trial in ended] == ["COMPLETE"] * 12
+    lost = [trial.params for trial in trials if "interrupted" in trial.user_attrs]
+    assert all(params in [trial.params for trial in ended] for params in lost)
+    result = [run for run in children if run.info.status == "FINISHED"]
+    assert len(result) == len({run.data.tags["fingerprint"] for run in result}) == 12
+    assert finished <= {run.info.run_id for run in result}
+    assert {run.info.status for run in runs(store)} <= {"FINISHED", "KILLED"}
+    assert all(run.data.tags["reason"] == "stale" for run in children if run.info.status == "KILLED")
+
+
+@pytest.mark.slow
+def test_a_search_finds_what_trains_well(store):
+    tuned = ["optimizer.learning_rate=tag(log,interval(1e-5,1e-1))", "model.dropout=interval(0,0.6)"]
+    words = ["epochs=1", "batch_size=64", "data.limit=null", "model.filters=[8,16]", "model.dense_units=[32]"]
+    done = experiments(*OPTUNA, *tuned, "hydra.sweeper.n_trials=20", "hydra.launcher.n_jobs=1", *words)
+    assert done.returncode == 0, done.stdout
+    assert "20 jobs: 20 finished\n" in done.stdout
+    parent, _ = parent_and_children(store)
+    best = store.get_run(parent.data.tags["best_run_id"]).data.params
+    found = [f"optimizer.learning_rate={best['optimizer.learning_rate']}", f"model.dropout={best['model.dropout']}"]
+    accuracies = []
+    for chosen in (found, ["optimizer.learning_rate=1e-5"]):
+        before = {run.info.run_id for run in runs(store)}
+        again = experiments("-m", "seed=11,12,13", *chosen, *words)
+        assert again.returncode == 0, again.stdout
+        new = [run for run in runs(store) if run.info.run_id not in before and "sweep" in run.data.tags]
+        assert len(new) == 3
+        accuracies.append(mean(run.data.metrics["test/accuracy"] for run in new))
+    assert accuracies[0] > accuracies[1]
