@@ -173,6 +173,7 @@ def fit(
         loss=keras.losses.CategoricalCrossentropy(label_smoothing=label_smoothing),
         metrics=["accuracy"],
     )
+    _make_variables(model)
     record = _Record(schedule, metric, mode, on_epoch)
     # Averaged weights must be in place before anything reads weights.
     averaging = [callback for callback in callbacks if isinstance(callback, keras.callbacks.SwapEMAWeights)]
@@ -192,6 +193,15 @@ def fit(
     model.set_weights(record.best_weights)
     trained = len(record.history["loss"])
     return TrainingResult(record.history, record.best_epoch, seconds, num_images * trained / seconds)
+
+
+def _make_variables(model: keras.Model) -> None:
+    """Makes the variables of the optimizer and the metrics, or TensorFlow traces the whole training step twice."""
+    model.optimizer.build(model.trainable_variables)
+    one = np.eye(1, model.output_shape[-1], dtype="float32")
+    model.compute_loss(y=one, y_pred=one)
+    model.compute_metrics(None, one, one)
+    model.reset_metrics()
 
 
 class _Record(keras.callbacks.Callback):

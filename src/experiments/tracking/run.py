@@ -1,6 +1,7 @@
 """One run in the store: opened, written and closed with the truth about how it ended."""
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -140,6 +141,7 @@ def preload() -> None:
     from mlflow.utils.requirements_utils import warn_dependency_requirement_mismatches
 
     import_model_flavor()
+    environment()
     warn_dependency_requirement_mismatches(_model_requirements())  # it reads and keeps what is installed
 
 
@@ -319,6 +321,7 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
+@functools.cache
 def environment() -> str:
     """Every installed package with its version, as a file that pip can install."""
     found = {dist.metadata["Name"]: dist.version for dist in distributions() if dist.metadata["Name"]}
