@@ -1,10 +1,12 @@
 """The command `experiments`: thin subcommands that import what they need when they are called."""
 
 import argparse
+import contextlib
 import gc
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from experiments import quiet_import
@@ -148,7 +150,7 @@ def _run_job(cfg: Any, config_dir: str | None) -> Any:
     from experiments.sweeps import display
     from experiments.sweeps.sweep import job_output
 
-    with tracking.own_output(job_output(cfg.tracking.parent, cfg.tracking.job)) as console:
+    with _contained(), tracking.own_output(job_output(cfg.tracking.parent, cfg.tracking.job)) as console:
         tell = display.teller(configuration, console)
         if cfg.tracking.trial is None:
             return train.run(configuration, tell).objective
@@ -157,6 +159,17 @@ def _run_job(cfg: Any, config_dir: str | None) -> Any:
         method = HydraConfig.get().sweeper.pruner
         hopeless = search.pruner_of(cfg.tracking.parent, cfg.tracking.trial, method, cfg.objective.metric)
         return train.run(configuration, lambda *epoch: tell(*epoch) or hopeless(*epoch)).objective
+
+
+@contextlib.contextmanager
+def _contained() -> Iterator[None]:
+    """Keeps a job that exits from taking along a launcher that runs it in its own process."""
+    try:
+        yield
+    except SystemExit as error:
+        if error.code in {128 + number for number in signal.Signals}:  # so do signals end a process
+            raise
+        raise RuntimeError(f"exit status {error.code}") from error
 
 
 def _list(arguments: argparse.Namespace) -> int:

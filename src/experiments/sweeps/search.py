@@ -1,5 +1,6 @@
 """The sweeper `optuna`: every trial is chosen by what earlier ones have reached; a second call continues the study."""
 
+import contextlib
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from experiments.sweeps.jobs import ELSEWHERE, FAILED, FINISHED, PRUNED, RUNNING
 
 _NAME = "study"  # each journal holds one
 _INTERRUPTED = "interrupted"
+_MOST_COMPARED = 20  # older studies
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
@@ -119,7 +121,7 @@ class _Study:
         self.held: dict[str, list[Job]] = {}  # fingerprint of a running job -> trials that are the very same run
         file = journal(opened.parent.run_id)
         if not file.exists():
-            self._tell_of_older(file, identity)
+            self._tell_of_older(identity)
         self.study = _open(file, self.objective.mode, sweeper, identity)
 
     def run(self) -> None:
@@ -260,15 +262,16 @@ class _Study:
             else:
                 self.study.tell(equal.number, state=TrialState.PRUNED if equal.state == PRUNED else TrialState.FAIL)
 
-    def _tell_of_older(self, file: Path, identity: Mapping[str, Any]) -> None:
+    def _tell_of_older(self, identity: Mapping[str, Any]) -> None:
         """Says which study is nearest to a new one, and in what they differ."""
-        head = self.opened.parent.name.rpartition("-")[0]
-        older = [
-            (parent.tags["sweep.name"], study)
-            for parent in self.opened.parent.named_like(head)
-            if journal(parent.run_id) != file and (study := _load(journal(parent.run_id)))
+        parents = [parent for parent in self.opened.parent.others() if journal(parent.run_id).exists()]
+        older = []
+        for parent in parents[:_MOST_COMPARED]:
+            with contextlib.suppress(ExperimentError):  # one that cannot be read is no reason to refuse this one
+                older.append((parent.tags["sweep.name"], _load(journal(parent.run_id))))
+        differences = [
+            (name, _difference(study.user_attrs["identity"], identity), study) for name, study in older if study
         ]
-        differences = [(name, _difference(study.user_attrs["identity"], identity), study) for name, study in older]
         if differences:
             name, different, study = min(differences, key=lambda found: len(found[1]))
             self.opened.display.say(

@@ -76,10 +76,10 @@ class Sweep:
             return
         run = self._run_of(job)
         if run is None and error is None:  # another sweep had finished it meanwhile
-            equal = tracking.earlier_runs(job.configuration.variant, job.configuration.cfg.seed)
-            run = next(run for run in equal if run.tags.get("fingerprint") == job.fingerprint)
+            earlier = tracking.earlier_runs(job.configuration.variant, job.configuration.cfg.seed)
+            run = next((run for run in earlier if run.tags.get("fingerprint") == job.fingerprint), None)
             output.unlink(missing_ok=True)
-        elif run is None:
+        if run is None:
             self._record(job, _death(error))
             run = self._run_of(job)
         elif run.status == "RUNNING":
@@ -247,7 +247,10 @@ def _death(error: BaseException | None) -> JobDied:
     if isinstance(error, KeyboardInterrupt):
         return JobDied("interrupted", "SIGINT")
     if isinstance(error, SystemExit):
-        return JobDied("signal", signal.Signals(int(error.code or 0) - 128).name)
+        ended_by = next((number.name for number in signal.Signals if error.code == 128 + number), None)
+        return JobDied("signal", ended_by) if ended_by else JobDied("exit", f"exit status {error.code}")
+    if error is None:
+        return JobDied("error", "it has returned without a run in this store")
     text = str(error).splitlines()
     return JobDied("error", f"{type(error).__name__}: {text[0] if text else ''}")
 

@@ -135,9 +135,9 @@ class Parent:
         )
         return list(_found(self.client, query, [self.experiment_id]))
 
-    def named_like(self, head: str) -> list[Recorded]:
-        """The other parents whose names begin alike, the newest first."""
-        found = _found(self.client, f"tags.`sweep.name` LIKE '{head}-%'", [self.experiment_id])
+    def others(self) -> list[Recorded]:
+        """The other parents in the same experiment, the newest first."""
+        found = _found(self.client, "tags.`sweep.name` LIKE '%'", [self.experiment_id])
         return [parent for parent in found if parent.run_id != self.run_id]
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
