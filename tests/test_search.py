@@ -290,8 +290,8 @@ def test_a_diverged_trial_fails_and_costs_nothing_else(store):
     assert done.returncode == 0, done.stdout
     parent, children = parent_and_children(store)
     assert len(children) == 2  # equal ones are not trained again, diverged or not
-    states = {trial.params["optimizer.learning_rate"]: trial.state.name for trial in study_of(parent).trials}
-    assert states == {"1e38": "FAIL", "0.01": "COMPLETE"}
+    states = {float(trial.params["optimizer.learning_rate"]): trial.state.name for trial in study_of(parent).trials}
+    assert states == {1e38: "FAIL", 0.01: "COMPLETE"}
     assert parent.info.status == "FINISHED"
 
 
