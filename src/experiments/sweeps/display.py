@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.config import Configuration
-from experiments.sweeps import processes
+from experiments.sweeps import worker
 from experiments.sweeps.jobs import DIVERGED, FINISHED, PRUNED, RUNNING, WAITING, Job
 
 _MOST_SHOWN = 8  # jobs that have ended, beside the running ones
@@ -145,7 +145,7 @@ def teller(configuration: Configuration, console: TextIO) -> Callable[[int, Mapp
 
     def tell(epoch: int, metrics: Mapping[str, float]) -> bool:
         message = {"epoch": epoch, "epochs": cfg.epochs, metric: metrics[metric]}
-        if not processes.say(message):
+        if not worker.say(message):
             print(f"[{cfg.tracking.job}] {configuration.title}: {epoch_line(message)}", file=console, flush=True)
         return False
 

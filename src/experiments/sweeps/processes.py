@@ -4,12 +4,9 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import reprlib
 import signal
 import sys
-import threading
 import time
-import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -20,26 +17,18 @@ from typing import Any
 
 import cloudpickle
 import psutil
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, run_job, setup_globals
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, setup_globals
+from omegaconf import DictConfig
+
+from experiments.sweeps.worker import GRACE, Work, answer, work_on_job
 
 _log = logging.getLogger(__name__)
 
+# Signals that ask a process to end, as far as the system has them.
+_ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _GIGABYTE = 2**30
 _A_JOB_NEEDS = 1.2  # gigabytes
-_GRACE = 6  # seconds that a job has to close its run after a signal
 _KERNEL_COUNTS = Path("/proc/vmstat")
-
-_shown = reprlib.Repr()  # as repr, and nothing that it may raise
-_shown.maxother = 200
-
-#: Signals that ask a process to end, as far as the system has them.
-ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-
-_launcher: Connection | None = None  # in a job's process: the way to the one that launched it
 
 
 class JobDied(Exception):
@@ -98,40 +87,6 @@ class _Job:
     timed_out: bool = False
 
 
-@dataclass(frozen=True)
-class Work:
-    """What the jobs of a sweep have in common; a job is this and its overrides."""
-
-    hydra_context: HydraContext
-    config: DictConfig
-    task_function: TaskFunction
-
-    @classmethod
-    def of(cls, plugin: Any) -> "Work":
-        """What a sweeper or launcher was set up with."""
-        return cls(plugin.hydra_context, plugin.config, plugin.task_function)
-
-    def pickled(self) -> bytes:
-        """With Hydra's singletons, for another process."""
-        return cloudpickle.dumps((self, Singleton.get_state()))
-
-    def run(self, number: int, overrides: Sequence[str]) -> JobReturn:
-        """Runs one job in this process, as Hydra's own launchers do."""
-        setup_globals()
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-        with open_dict(config):
-            config.hydra.job.id = f"{config.hydra.job.name}_{number}"
-            config.hydra.job.num = number
-        HydraConfig.instance().set_config(config)
-        return run_job(
-            hydra_context=self.hydra_context,
-            config=config,
-            task_function=self.task_function,
-            job_dir_key="hydra.sweep.dir",
-            job_subdir_key="hydra.sweep.subdir",
-        )
-
-
 def usable_slots() -> int:
     """How many jobs fit at once: one a core that this process may use, as far as the free memory goes."""
     this = psutil.Process()
@@ -167,7 +122,7 @@ def _end_server() -> None:
 @contextlib.contextmanager
 def deaf() -> Iterator[None]:
     """Ignores Ctrl-C and its like for a moment that must not be disturbed."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDING}
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in _ENDING}
     try:
         yield
     finally:
@@ -232,7 +187,9 @@ class Pool:
         _ensure_server()
         context = _context()
         connection, theirs = context.Pipe()
-        process = context.Process(target=_job, args=(theirs, self.work, number, list(overrides)), name=f"job {number}")
+        process = context.Process(
+            target=work_on_job, args=(theirs, self.work, number, list(overrides)), name=f"job {number}"
+        )
         process.start()
         theirs.close()
         self.running[number] = _Job(number, overrides, process, connection, time.monotonic() + self.timeout)
@@ -289,7 +246,7 @@ class Pool:
     def stop(self, number: signal.Signals) -> None:
         """Ends all jobs: asks them by a signal, and after some seconds does not ask."""
         jobs = list(self.running.values())
-        deadline = time.monotonic() + _GRACE
+        deadline = time.monotonic() + GRACE
         while time.monotonic() < deadline and any(job.process.is_alive() for job in jobs):
             for job in jobs:  # again and again: one that has just begun is deaf at first
                 if job.process.pid and job.process.is_alive():
@@ -358,7 +315,7 @@ class Planner:
         context = _context()
         self.connection, theirs = context.Pipe()
         arguments = (theirs, self.work.pickled())
-        self.process = context.Process(target=_planner, args=arguments, name="planner", daemon=True)
+        self.process = context.Process(target=answer, args=arguments, name="planner", daemon=True)
         self.process.start()
         theirs.close()
         return self
@@ -376,90 +333,3 @@ class Planner:
         except (EOFError, BrokenPipeError, ConnectionResetError):
             self.process.join()
             return _failed(_death(self.process.exitcode or 0), overrides)
-
-
-# In the processes of the jobs
-
-
-def say(message: object) -> bool:
-    """Tells the launching process something, if there is a way to it."""
-    if _launcher is None:
-        return False
-    with contextlib.suppress(BrokenPipeError):
-        _launcher.send(("said", message))
-    return True
-
-
-def _job(connection: Connection, work: bytes, number: int, overrides: list[str]) -> None:
-    global _launcher
-    _prepare()
-    _launcher = connection
-    try:
-        result = _restored(work).run(number, overrides)
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
-    error = result._return_value
-    if isinstance(error, Exception):  # its traceback does not go along
-        error.add_note("".join(traceback.format_exception(error)))
-    connection.send(("returned", _pickled(result)))
-    connection.close()
-
-
-def _planner(connection: Connection, work: bytes) -> None:
-    _prepare()
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)  # a job says the same again
-    os.dup2(nowhere, 2)
-    restored = _restored(work)
-    with contextlib.suppress(EOFError, KeyboardInterrupt):
-        while True:
-            connection.send(_pickled(restored.run(0, [*connection.recv(), "dry_run=true"])))
-
-
-def _prepare() -> None:
-    """Ends this process with the launching one, and lets it close its run before it ends by a signal."""
-    if wait([_sentinel()], timeout=0):
-        os._exit(128 + signal.SIGTERM)
-    threading.Thread(target=_end_with_launcher, daemon=True).start()
-    for number in ENDING:
-        signal.signal(number, _stop_once)
-
-
-def _stop_once(number: int, frame: object) -> None:
-    for other in ENDING:  # a second one would disturb the closing of the run
-        signal.signal(other, signal.SIG_IGN)
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    sys.exit(128 + number)
-
-
-def _end_with_launcher() -> None:
-    wait([_sentinel()])
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(_GRACE)
-    os._exit(128 + signal.SIGTERM)
-
-
-def _sentinel() -> int:
-    """What becomes readable when the launching process is gone."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None  # noqa: S101 - this runs in processes of multiprocessing only
-    return parent.sentinel
-
-
-def _restored(work: bytes) -> Work:
-    restored, singletons = cloudpickle.loads(work)
-    Singleton.set_state(singletons)
-    return restored
-
-
-def _pickled(result: JobReturn) -> bytes:
-    try:
-        pickled = cloudpickle.dumps(result)
-        cloudpickle.loads(pickled)  # an exception with arguments of its own may fail here only
-        return pickled
-    except Exception as error:  # whatever the task returned or raised
-        value = _shown.repr(result._return_value)
-        result._return_value = RuntimeError(f"{value} cannot be sent between processes: {error}")
-        result.status = JobStatus.FAILED
-        return cloudpickle.dumps(result)

@@ -1,0 +1,148 @@
+"""What runs in the process of a job, or of the planner: the task, until the launching process asks it to end."""
+
+import contextlib
+import multiprocessing
+import os
+import reprlib
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import cloudpickle
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+
+GRACE = 6  # seconds that a job has to close its run after a signal
+_shown = reprlib.Repr()  # as repr, and nothing that it may raise
+_shown.maxother = 200
+
+_launcher: Connection | None = None  # the way to the process that launched this one
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the jobs of a sweep have in common; a job is this and its overrides."""
+
+    hydra_context: HydraContext
+    config: DictConfig
+    task_function: TaskFunction
+
+    @classmethod
+    def of(cls, plugin: Any) -> "Work":
+        """What a sweeper or launcher was set up with."""
+        return cls(plugin.hydra_context, plugin.config, plugin.task_function)
+
+    def pickled(self) -> bytes:
+        """With Hydra's singletons, for another process."""
+        return cloudpickle.dumps((self, Singleton.get_state()))
+
+    def run(self, number: int, overrides: Sequence[str]) -> JobReturn:
+        """Runs one job in this process, as Hydra's own launchers do."""
+        setup_globals()
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        with open_dict(config):
+            config.hydra.job.id = f"{config.hydra.job.name}_{number}"
+            config.hydra.job.num = number
+        HydraConfig.instance().set_config(config)
+        return run_job(
+            hydra_context=self.hydra_context,
+            config=config,
+            task_function=self.task_function,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+        )
+
+
+def say(message: object) -> bool:
+    """Tells the launching process something, if there is a way to it."""
+    if _launcher is None:
+        return False
+    with contextlib.suppress(BrokenPipeError):
+        _launcher.send(("said", message))
+    return True
+
+
+def work_on_job(connection: Connection, work: bytes, number: int, overrides: list[str]) -> None:
+    """Runs one job and sends its result: the whole life of its process."""
+    global _launcher
+    _prepare()
+    _launcher = connection
+    try:
+        result = _restored(work).run(number, overrides)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    error = result._return_value
+    if isinstance(error, Exception):  # its traceback does not go along
+        error.add_note("".join(traceback.format_exception(error)))
+    connection.send(("returned", _pickled(result)))
+    connection.close()
+
+
+def answer(connection: Connection, work: bytes) -> None:
+    """Sends the plan of each job whose overrides come in: the whole life of a planner's process."""
+    _prepare()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)  # a job says the same again
+    os.dup2(nowhere, 2)
+    restored = _restored(work)
+    with contextlib.suppress(EOFError, KeyboardInterrupt):
+        while True:
+            connection.send(_pickled(restored.run(0, [*connection.recv(), "dry_run=true"])))
+
+
+def _prepare() -> None:
+    """Ends this process with the launching one, and lets it close its run before it ends by a signal."""
+    if wait([_sentinel()], timeout=0):
+        os._exit(128 + signal.SIGTERM)
+    threading.Thread(target=_end_with_launcher, daemon=True).start()
+    for number in (signal.SIGINT, signal.SIGTERM):  # what closing a terminal means, the launching process decides
+        signal.signal(number, _stop_once)
+
+
+def _stop_once(number: int, frame: object) -> None:
+    for other in (signal.SIGINT, signal.SIGTERM):  # a second one would disturb the closing of the run
+        signal.signal(other, signal.SIG_IGN)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(128 + number)
+
+
+def _end_with_launcher() -> None:
+    wait([_sentinel()])
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
+    os._exit(128 + signal.SIGTERM)
+
+
+def _sentinel() -> int:
+    """What becomes readable when the launching process is gone."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # noqa: S101 - this runs in processes of multiprocessing only
+    return parent.sentinel
+
+
+def _restored(work: bytes) -> Work:
+    restored, singletons = cloudpickle.loads(work)
+    Singleton.set_state(singletons)
+    return restored
+
+
+def _pickled(result: JobReturn) -> bytes:
+    try:
+        pickled = cloudpickle.dumps(result)
+        cloudpickle.loads(pickled)  # an exception with arguments of its own may fail here only
+        return pickled
+    except Exception as error:  # whatever the task returned or raised
+        value = _shown.repr(result._return_value)
+        result._return_value = RuntimeError(f"{value} cannot be sent between processes: {error}")
+        result.status = JobStatus.FAILED
+        return cloudpickle.dumps(result)
