@@ -550,7 +550,8 @@ file, stop = sys.argv[1:]
 print("ready", flush=True)
 while not os.path.exists(file):
     time.sleep(0.001)
-while not os.path.exists(stop):
+parent = os.getppid()
+while not os.path.exists(stop) and os.getppid() == parent:
     with contextlib.suppress(Exception):
         mlflow.MlflowClient(f"sqlite:///{file}").search_experiments()
     time.sleep(0.02)

@@ -142,9 +142,9 @@ def test_a_sweep_is_named_by_its_file_or_first_swept_key_and_what_is_in_it():
 
 def test_a_leaderboard_ranks_variants_by_their_mean():
     results = [
-        Result("a", "dropout=0", 0, 0.90, 3, 1.0, "run-1"),
-        Result("b", "dropout=0.3", 0, 0.94, 2, 3.0, "run-2"),
-        Result("a", "dropout=0", 1, 0.96, 4, 2.0, "run-3"),
+        Result("a", "dropout=0", 0.90, 3, 1.0, "run-1"),
+        Result("b", "dropout=0.3", 0.94, 2, 3.0, "run-2"),
+        Result("a", "dropout=0", 0.96, 4, 2.0, "run-3"),
     ]
     rows = leaderboard(results, "max")
     assert [(row.rank, row.label, row.seeds, row.run_id) for row in rows] == [

@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -163,13 +164,21 @@ def _run_job(cfg: Any, config_dir: str | None) -> Any:
 
 @contextlib.contextmanager
 def _contained() -> Iterator[None]:
-    """Keeps a job that exits from taking along a launcher that runs it in its own process."""
+    """Tells a launcher in plain words how a job has failed, and keeps one that exits from taking it along."""
+    from experiments.sweeps.processes import JobDied
+
     try:
         yield
+    except ExperimentError:
+        raise
+    except Exception as error:
+        # In words: to read TensorFlow's errors, the launching process would have to import it.
+        last_line = traceback.format_exception_only(error)[-1].strip()
+        raise JobDied("error", last_line) from None
     except SystemExit as error:
         if error.code in {128 + number for number in signal.Signals}:  # so do signals end a process
             raise
-        raise RuntimeError(f"exit status {error.code}") from error
+        raise JobDied("exit", f"exit status {error.code}") from None
 
 
 def _list(arguments: argparse.Namespace) -> int:

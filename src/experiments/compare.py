@@ -10,9 +10,8 @@ from statistics import mean, stdev
 class Result:
     """What one finished run has reached."""
 
-    variant: str
+    variant: str  # the same for all seeds
     label: str  # what tells the variant from the others
-    seed: int
     objective: float
     best_epoch: int
     seconds: float

@@ -68,6 +68,11 @@ class Configuration:
         return {key: value for key, value in values.items() if key not in _NO_IDENTITY}
 
     @property
+    def paths(self) -> dict[str, str | None]:
+        """Where its data lies, which is no part of its identity."""
+        return {key: value for key, value in _container(self.cfg)["data"].items() if key.endswith("path")}
+
+    @property
     def variant(self) -> str:
         """Hash of the identity without the seed: runs that differ in nothing but chance share it."""
         return digest({key: value for key, value in self.identity.items() if key != "seed"})[:16]
@@ -151,11 +156,20 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> Configur
     Raises:
         ExperimentError: an override or a value that cannot work.
     """
+    return checked(compose_unchecked(overrides, config_dir))
+
+
+def compose_unchecked(overrides: Sequence[str], config_dir: str | None = None) -> Configuration:
+    """Composes one run whose values may still be wrong, as those of a combination that is to be left out.
+
+    Raises:
+        ExperimentError: an override that cannot work.
+    """
     _refuse_sweep(_swept(overrides), overrides, config_dir)
     _check_overrides(overrides, config_dir)
     cfg = _composed(overrides, config_dir)
     schema.check_targets(OmegaConf.to_container(cfg.hydra), "hydra")
-    return _checked(_configuration(cfg, cfg.hydra.runtime.choices, overrides, config_dir))
+    return _configuration(cfg, cfg.hydra.runtime.choices, overrides, config_dir)
 
 
 def check_command(overrides: Sequence[str], config_dir: str | None, *, multirun: bool) -> None:
@@ -189,7 +203,7 @@ def current_job(cfg: DictConfig, config_dir: str | None) -> Configuration:
     job = HydraConfig.get()
     overrides = [text for text in job.overrides.task if not text.startswith(schema.OF_A_JOB)]
     _check_overrides(overrides, config_dir)
-    return _checked(_configuration(cfg, job.runtime.choices, overrides, config_dir))
+    return checked(_configuration(cfg, job.runtime.choices, overrides, config_dir))
 
 
 def folders(config_dir: str | None) -> list[Path]:
@@ -235,7 +249,12 @@ def _configuration(
     return Configuration(without_hydra, tuple(overrides), choices.get("experiment"), options, config_dir)
 
 
-def _checked(configuration: Configuration) -> Configuration:
+def checked(configuration: Configuration) -> Configuration:
+    """The same configuration, held to all that can be told without building it.
+
+    Raises:
+        ExperimentError: a value that cannot work.
+    """
     values = _container(configuration.cfg)
     schema.check_targets(values)
     schema.check_run(values, configuration.options)

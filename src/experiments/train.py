@@ -246,10 +246,9 @@ def _opened(
         own["experiment"] = configuration.experiment
     if parent:
         own["job"] = cfg.tracking.job
-    unfinished = [
-        run for run in earlier if run.tags.get("fingerprint") == tags["fingerprint"] and run.status != "FINISHED"
-    ]
-    siblings = [run for run in earlier if parent and run.tags.get("mlflow.parentRunId") == parent]
+    ended = [run for run in earlier if run.status != "RUNNING" and "superseded" not in run.tags]
+    broken = [run for run in ended if run.status != "FINISHED" and run.tags.get("fingerprint") == tags["fingerprint"]]
+    same_job = [run for run in ended if parent and (run.parent, run.tags.get("job")) == (parent, str(cfg.tracking.job))]
     return tracking.open_run(
         experiment=str(cfg.tracking.experiment or configuration.choices["data"]),
         name=configuration.title,
@@ -257,7 +256,7 @@ def _opened(
         tags={**dict(cfg.tracking.tags), **own, **tags},
         files={"config.yaml": OmegaConf.to_yaml(cfg, resolve=True), "environment.txt": tracking.environment()},
         parent=parent,
-        superseded=sorted({run.run_id for run in [*unfinished, *siblings] if "superseded" not in run.tags}),
+        superseded=sorted({run.run_id for run in [*broken, *same_job]}),
     )
 
 

@@ -1,13 +1,16 @@
 """What is seen of a sweep while it runs: one live table on a terminal, plain prefixed lines elsewhere."""
 
+import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from statistics import median
 from typing import TextIO, TypeVar
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console as RichConsole
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress import track
 from rich.table import Table
@@ -15,11 +18,20 @@ from rich.text import Text
 
 from experiments.config import Configuration
 from experiments.sweeps import worker
-from experiments.sweeps.jobs import DIVERGED, FINISHED, PRUNED, RUNNING, WAITING, Job
+from experiments.sweeps.jobs import DIVERGED, FINISHED, PRUNED, RUNNING, Job
 
 _MOST_SHOWN = 8  # jobs that have ended, beside the running ones
 _WORTH_A_LINE = 20  # checked jobs
 T = TypeVar("T")
+
+
+class Console(RichConsole):
+    """A console whose reader may go away, as `head` does, without ending the sweep."""
+
+    def on_broken_pipe(self) -> None:
+        """Says no more."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Display:
@@ -28,7 +40,7 @@ class Display:
     def __init__(self) -> None:
         terminal = sys.stdout.isatty()
         # Where nobody looks at it, a table may be as wide as its content.
-        self.console = Console(file=sys.stdout, highlight=False, width=None if terminal else 200)
+        self.console = Console(file=sys.stdout, highlight=False, markup=False, width=None if terminal else 200)
         self.begun: dict[int, float] = {}
         self.said: dict[int, Mapping[str, float]] = {}
         self.lasted: list[float] = []
@@ -37,6 +49,12 @@ class Display:
     def say(self, text: str) -> None:
         """Prints a line."""
         self.console.print(Text(text), soft_wrap=True)
+
+    def show(self, table: Table) -> None:
+        """Prints a table between empty lines."""
+        self.console.print()
+        self.console.print(table)
+        self.console.print()
 
     def progress(self, what: str, of: Iterable[T], total: int) -> Iterator[T]:
         """Goes through `of` and shows how far it is."""
@@ -50,11 +68,18 @@ class Display:
         """Says what takes its time, on a terminal."""
         return self.console.status(what) if self.console.is_terminal else nullcontext()
 
-    def live(self, jobs: Sequence[Job], n_jobs: int) -> AbstractContextManager[object]:
-        """Shows `jobs` as long as it is open, on a terminal."""
+    def live(self, total: int, n_jobs: int, metric: str) -> AbstractContextManager[object]:
+        """Shows how far the jobs are as long as it is open, on a terminal.
+
+        Args:
+            total: jobs to run.
+            n_jobs: at once.
+            metric: of an epoch, to show.
+        """
         if not self.console.is_terminal:
             return nullcontext()
-        return Live(get_renderable=lambda: self._picture(jobs, n_jobs), console=self.console, refresh_per_second=2)
+        picture = partial(self._picture, total, n_jobs, metric)
+        return Live(get_renderable=picture, console=self.console, refresh_per_second=2)
 
     def started(self, job: Job) -> None:
         """A job has begun."""
@@ -80,8 +105,7 @@ class Display:
         if not self.console.is_terminal:
             self.say(f"[{job.number}] {job.label}: {text}")
 
-    def _picture(self, jobs: Sequence[Job], n_jobs: int) -> RenderableType:
-        metric = jobs[0].configuration.cfg.objective.metric if jobs else ""
+    def _picture(self, total: int, n_jobs: int, metric: str) -> RenderableType:
         table = Table("job", "what differs", "epoch", metric, "time", "state", box=None, pad_edge=False)
         running = [job for job in self.order if job.state == RUNNING]
         ended = [job for job in self.order if job.state != RUNNING][-_MOST_SHOWN:]
@@ -96,10 +120,10 @@ class Display:
                 f"{seconds:.0f} s",
                 Text(job.state, style=_STYLES.get(job.state, "red")),
             )
-        return Group(table, Text(self._left(jobs, n_jobs), style="bold"))
+        return Group(table, Text(self._left(total, n_jobs), style="bold"))
 
-    def _left(self, jobs: Sequence[Job], n_jobs: int) -> str:
-        waiting = sum(job.state == WAITING for job in jobs)
+    def _left(self, total: int, n_jobs: int) -> str:
+        waiting = max(0, total - len(self.order))
         running = [job for job in self.order if job.state == RUNNING]
         head = f"{len(self.order) - len(running)} of {len(self.order) + waiting} jobs done, {len(running)} running"
         if not self.lasted:

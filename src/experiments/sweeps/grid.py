@@ -34,38 +34,33 @@ def run(sweeper: Any, arguments: Sequence[str]) -> None:
                 tracking.close_stale_runs()
             display.say(sweep.look_up(jobs, display))
         if dry:
-            display.console.print(sweep.dry_table(jobs))
+            display.show(sweep.dry_table(jobs))
             return
         name = job_list.sweep_name(jobs, sweeper.config.hydra.runtime.choices.get("sweep"), arguments, _identity(jobs))
-        with sweep.opened(jobs, jobs[0].configuration, name, display) as opened:
+        with sweep.opened(jobs, jobs[0].configuration, sweep.experiment_of(jobs), name, display) as opened:
             _launch(sweeper.launcher, opened, [job for job in jobs if job.state == WAITING and not job.twin])
 
 
 def _jobs(sweeper: Any, arguments: Sequence[str], display: Display) -> list[Job]:
     found = job_list.combinations(arguments, sweeper.params, sweeper.list, sweeper.hydra_context.config_loader)
-    composed = job_list.composed(found, sweeper.exclude, config_dir(sweeper))
+    composed = job_list.composed(found, sweeper.exclude, sweep.config_dir(sweeper))
     jobs = list(display.progress("Checking", composed, len(found)))
     if not jobs:
         raise ExperimentError("The sweep has no job: every combination is excluded.")
+    sweep.check_objectives(jobs)
     job_list.tell_apart(jobs)
     return jobs
 
 
-def config_dir(sweeper: Any) -> str | None:
-    """The user's folder of options, from `--config-dir`."""
-    sources = sweeper.config.hydra.runtime.config_sources
-    return next((source.path for source in sources if source.provider == "command-line"), None)
-
-
-def _identity(jobs: Sequence[Job]) -> list[list[Any]]:
-    return [[job.configuration.variant, job.configuration.cfg.seed] for job in jobs]
+def _identity(jobs: Sequence[Job]) -> list[Any]:
+    return [[job.configuration.variant, job.configuration.cfg.seed, job.configuration.paths] for job in jobs]
 
 
 def _launch(launcher: Any, opened: sweep.Sweep, jobs: Sequence[Job]) -> None:
     if hasattr(launcher, "pool"):
         pool = launcher.pool()
         source = ((job.number, opened.overrides(job)) for job in jobs)
-        with pool, opened.display.live(opened.jobs, pool.n_jobs):
+        with pool, opened.display.live(len(jobs), pool.n_jobs, opened.cfg.objective.metric):
             for _ in opened.follow(pool.events(source), {job.number: job for job in jobs}):
                 pass
         for job in jobs:

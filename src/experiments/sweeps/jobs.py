@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,7 +45,8 @@ class Job:
     @property
     def label(self) -> str:
         """What tells it from the other jobs."""
-        return " ".join(f"{key}={value}" for key, value in self.differing.items())
+        words = [f"{key}={value}" for key, value in self.differing.items()]
+        return " ".join(words) or self.configuration.choices["model"]
 
     @property
     def label_without_seed(self) -> str:
@@ -53,10 +55,14 @@ class Job:
         return " ".join(words) or self.configuration.choices["model"]
 
     @property
+    def result(self) -> str:
+        """What jobs share whose results are those of one variant: the same configuration on the same data."""
+        return f"{self.configuration.variant} {self.plan.data_sha256 if self.plan else ''}"
+
+    @property
     def fingerprint(self) -> str:
-        """What tells equal runs."""
-        assert self.plan  # noqa: S101 - jobs are planned before they are compared
-        return self.plan.fingerprint
+        """What tells equal runs; empty for a job that could not be planned."""
+        return self.plan.fingerprint if self.plan else ""
 
     @property
     def objective(self) -> float | None:
@@ -88,9 +94,11 @@ def combinations(
     fixed = tuple(text for text, part in zip(arguments, parsed, strict=True) if not part.is_sweep_override())
     typed = {part.key_or_group for part in parsed}
     swept = _values([part for part in parsed if part.is_sweep_override()])
+    if "sweep" in swept:
+        raise ExperimentError("sweep= names one sweep, and cannot be swept.", advice="Start them one after another.")
     found: list[tuple[tuple[str, ...], dict[str, str]]] = []
     for block in [*([params] if params or not listed else []), *listed]:
-        texts = [f"{key}={_as_text(value)}" for key, value in block.items() if key not in typed]
+        texts = [f"{key}={as_text(value)}" for key, value in block.items() if key not in typed]
         values = _values(config.parse(texts, config_loader)) | swept
         if len(found) + math.prod(map(len, values.values())) > MOST_JOBS:
             raise ExperimentError(
@@ -121,8 +129,17 @@ def _values(overrides: Iterable[Override]) -> dict[str, list[str]]:
     return values
 
 
-def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def as_text(value: Any) -> str:
+    """A value of YAML in Hydra's grammar, in which a text stands as it is."""
+    return value if isinstance(value, str) else _inner_text(value)
+
+
+def _inner_text(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{_inner_text(inner)}' for key, inner in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{','.join(map(_inner_text, value))}]"
+    return json.dumps(value)
 
 
 def composed(
@@ -136,17 +153,35 @@ def composed(
         ExperimentError: a job that cannot work, by its number and values, or an exclusion that names an unknown key.
     """
     number = 0
+    unknown: dict[str, ExperimentError] = {key: ExperimentError("") for exclusion in excluded for key in exclusion}
     for overrides, own in found:
         with in_job(number, own):
-            configuration = config.compose(overrides, config_dir)
-        if any(_matches(configuration, exclusion) for exclusion in excluded):
+            configuration = config.compose_unchecked(overrides, config_dir)
+        values = {}
+        for key in {key for exclusion in excluded for key in exclusion}:
+            try:
+                values[key] = configuration.value(key)
+                unknown.pop(key, None)
+            except ExperimentError as error:  # another job may have it
+                if key in unknown:
+                    unknown[key] = error
+        if any(_matches(values, exclusion) for exclusion in excluded):
             continue
+        with in_job(number, own):
+            config.checked(configuration)
         yield Job(number, overrides, own, configuration)
         number += 1
+    if unknown:
+        raise next(iter(unknown.values()))
 
 
-def _matches(configuration: Configuration, exclusion: Mapping[str, Any]) -> bool:
-    return all(configuration.value(key) == value for key, value in exclusion.items())
+def _matches(values: Mapping[str, Any], exclusion: Mapping[str, Any]) -> bool:
+    return all(key in values and values[key] == _as_choice(key, value) for key, value in exclusion.items())
+
+
+def _as_choice(key: str, value: Any) -> Any:
+    """A value as a configuration has it: that of `callbacks` is the sorted text of its list."""
+    return f"[{','.join(sorted(value))}]" if key == "callbacks" and isinstance(value, list) else value
 
 
 @contextlib.contextmanager
@@ -169,6 +204,8 @@ def tell_apart(jobs: Sequence[Job]) -> None:
 
 def sweep_name(jobs: Sequence[Job], choice: str | None, arguments: Sequence[str], identity: Any) -> str:
     """The choice of `sweep=` or the first swept override, and six hex digits of what makes this sweep."""
-    swept = [text for text in arguments if jobs and text.partition("=")[0].lstrip("+") in jobs[0].own]
+    swept = [text for text in arguments if jobs and text.partition("=")[0] in jobs[0].own]
     head = choice or next(iter([*swept, *arguments]), "sweep")
-    return f"{head[:80]}-{config.digest(identity)[:6]}"
+    # MLflow's filters cannot quote quotes, and take these others for wildcards.
+    plain = re.sub(r"""[`%'"\\]""", "", head)
+    return f"{plain[:80]}-{config.digest(identity)[:6]}"

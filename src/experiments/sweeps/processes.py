@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ import psutil
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, setup_globals
 from omegaconf import DictConfig
 
-from experiments.sweeps.worker import GRACE, Work, answer, work_on_job
+from experiments.sweeps.worker import GRACE, Surroundings, Work, answer, work_on_job
 
 _log = logging.getLogger(__name__)
 
@@ -115,8 +116,17 @@ def _ensure_server() -> None:
 
 def _end_server() -> None:
     for child in psutil.Process().children():  # it would end by itself, but only after its imports
-        if "multiprocessing.forkserver" in " ".join(child.cmdline()):
+        with contextlib.suppress(psutil.Error):
+            if "multiprocessing.forkserver" in " ".join(child.cmdline()):
+                child.kill()
+
+
+def _kill(process: BaseProcess) -> None:
+    """Ends a job's process and those that it has started."""
+    with contextlib.suppress(psutil.Error):
+        for child in psutil.Process(process.pid).children(recursive=True):
             child.kill()
+    process.kill()
 
 
 @contextlib.contextmanager
@@ -155,12 +165,16 @@ class Pool:
         self.stop_on_error = stop_on_error
         self.running: dict[int, _Job] = {}
         self.out_of_memory = _out_of_memory_kills()
+        # What a job writes for itself alone; its process ends without the tidying up of Python.
+        self.scratch = tempfile.TemporaryDirectory(prefix="experiments-", ignore_cleanup_errors=True)
+        # Of a command that a script has started in the background, Ctrl-C is none of its business.
+        self.heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
 
     def __enter__(self) -> "Pool":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        with deaf():
+        with deaf(), self.scratch:
             self.stop(signal.SIGINT if kind and issubclass(kind, KeyboardInterrupt) else signal.SIGTERM)
 
     def events(self, jobs: Iterable[tuple[int, Sequence[str]]]) -> Iterator[Started | Said | Ended]:
@@ -187,9 +201,9 @@ class Pool:
         _ensure_server()
         context = _context()
         connection, theirs = context.Pipe()
-        process = context.Process(
-            target=work_on_job, args=(theirs, self.work, number, list(overrides)), name=f"job {number}"
-        )
+        surroundings = Surroundings(self.scratch.name, self.heeded)
+        arguments = (theirs, self.work, number, list(overrides), surroundings)
+        process = context.Process(target=work_on_job, args=arguments, name=f"job {number}")
         process.start()
         theirs.close()
         self.running[number] = _Job(number, overrides, process, connection, time.monotonic() + self.timeout)
@@ -214,7 +228,7 @@ class Pool:
         for job in self.running.values():
             if time.monotonic() > job.deadline and not job.timed_out:
                 job.timed_out = True
-                job.process.kill()
+                _kill(job.process)
 
     def _read(self, job: _Job) -> Iterator[Said]:
         try:
@@ -255,7 +269,7 @@ class Pool:
             wait([job.process.sentinel for job in jobs if job.process.is_alive()], timeout=0.5)
         for job in jobs:
             if job.process.is_alive():
-                job.process.kill()
+                _kill(job.process)
             job.connection.close()
             self._end(job)
 
@@ -266,10 +280,11 @@ def _failed(error: BaseException, overrides: Sequence[str]) -> JobReturn:
 
 def _death(code: int) -> JobDied:
     """Why a process has ended with `code`, which multiprocessing makes negative for a signal."""
-    if code >= 0:
+    number = -code if code < 0 else code - 128
+    named = number in {each.value for each in signal.Signals}
+    if code >= 0 and not (named and code > 128):
         return JobDied("exit", f"exit status {code}")
-    named = -code in {number.value for number in signal.Signals}
-    return JobDied("signal", signal.Signals(-code).name if named else f"signal {-code}")
+    return JobDied("signal", signal.Signals(number).name if named else f"signal {number}")
 
 
 def _out_of_memory_kills() -> int:
@@ -310,20 +325,23 @@ class Planner:
     work: Work
     process: BaseProcess = field(init=False)
     connection: Connection = field(init=False)
+    scratch: tempfile.TemporaryDirectory[str] = field(init=False)
 
     def __enter__(self) -> "Planner":
         context = _context()
         self.connection, theirs = context.Pipe()
-        arguments = (theirs, self.work.pickled())
+        self.scratch = tempfile.TemporaryDirectory(prefix="experiments-", ignore_cleanup_errors=True)
+        arguments = (theirs, self.work.pickled(), Surroundings(self.scratch.name, []))
         self.process = context.Process(target=answer, args=arguments, name="planner", daemon=True)
         self.process.start()
         theirs.close()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.kill()
+        _kill(self.process)
         self.process.join()
         self.connection.close()
+        self.scratch.cleanup()
 
     def plan(self, overrides: Sequence[str]) -> JobReturn:
         """What the task function returns for one job."""
@@ -332,4 +350,7 @@ class Planner:
             return cloudpickle.loads(self.connection.recv())
         except (EOFError, BrokenPipeError, ConnectionResetError):
             self.process.join()
-            return _failed(_death(self.process.exitcode or 0), overrides)
+            died = _failed(_death(self.process.exitcode or 0), overrides)
+            self.__exit__()
+            self.__enter__()  # for the jobs to come
+            return died

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,17 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from experiments import config, report, tracking
-from experiments.config import Plan
+from experiments.config import Configuration, Plan
 from experiments.errors import ExperimentError
-from experiments.sweeps import grid, processes, space, sweep
 from experiments.sweeps import jobs as job_list
+from experiments.sweeps import processes, space, sweep
 from experiments.sweeps.display import Display
-from experiments.sweeps.jobs import ELSEWHERE, FAILED, FINISHED, PRUNED, RUNNING, WAITING, Job
+from experiments.sweeps.jobs import ELSEWHERE, FAILED, FINISHED, NOT_STARTED, PRUNED, RUNNING, WAITING, Job
 
 _NAME = "study"  # each journal holds one
 _INTERRUPTED = "interrupted"
 _MOST_COMPARED = 20  # older studies
+_OPEN = (ELSEWHERE, NOT_STARTED)  # trials that are left to the next call
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
@@ -46,20 +48,23 @@ def run(sweeper: Any, arguments: Sequence[str]) -> None:
         fixed, distributions = space.search_space(arguments, sweeper.params, sweeper.hydra_context.config_loader)
         checked = _checked(sweeper, fixed, distributions, display)
         first = checked[0].configuration
-        _check_pruner(sweeper.pruner, first.cfg, distributions)
+        _check_pruner(_made("pruner", sweeper.pruner), first.cfg, distributions)
+        _made("sampler", sweeper.sampler)
         tracking.check_store()
+        tracking.check_writable(journal("").parent, "The file of a study")
         with sweep.planner_of(sweeper, display) as planner:
             sweep.plan(checked, planner, display)
             if first.cfg.dry_run:
                 display.say(f"{sweeper.n_trials} trials over these and what lies between:")
-                display.console.print(sweep.dry_table(checked))
+                display.show(sweep.dry_table(checked))
                 return
-            tracking.close_stale_runs()
-            identity = _identity(checked[0], distributions)
+            identity = _identity(checked, distributions)
             choice = sweeper.config.hydra.runtime.choices.get("sweep")
             name = job_list.sweep_name(checked, choice, arguments, identity)
-            _check_storage(name)
-            with sweep.opened([], first, name, display) as opened:
+            tracking.close_stale_runs()
+            for parent in tracking.parents(name):
+                _load(journal(parent.run_id))
+            with sweep.opened([], first, sweep.experiment_of(checked), name, display) as opened:
                 _Study(sweeper, opened, planner, fixed, distributions, identity).run()
 
 
@@ -71,14 +76,29 @@ def _checked(
     for params in space.corners(distributions):
         own = space.overrides(params)
         found.append(((*fixed, *(f"{key}={value}" for key, value in own.items())), own))
-    composed = job_list.composed(found, [], grid.config_dir(sweeper))
+    composed = job_list.composed(found, [], sweep.config_dir(sweeper))
     jobs = list(display.progress("Checking", composed, len(found)))
+    sweep.check_objectives(jobs)
     job_list.tell_apart(jobs)
     return jobs
 
 
-def _check_pruner(pruner: DictConfig, cfg: DictConfig, distributions: Mapping[str, BaseDistribution]) -> None:
-    prunes = not isinstance(hydra.utils.instantiate(pruner), NopPruner)
+def _made(key: str, node: DictConfig, **more: Any) -> Any:
+    """The sampler or pruner that `node` describes.
+
+    Raises:
+        ExperimentError: Optuna refuses it.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return hydra.utils.instantiate(node, **more)
+    except Exception as error:
+        raise ExperimentError(f"hydra.sweeper.{key}: {error.__cause__ or error}") from error
+
+
+def _check_pruner(pruner: Any, cfg: DictConfig, distributions: Mapping[str, BaseDistribution]) -> None:
+    prunes = not isinstance(pruner, NopPruner)
     if prunes and cfg.epochs == 1 and "epochs" not in distributions:
         raise ExperimentError(
             "A pruner stops a run between epochs, and epochs=1 leaves nothing to stop.",
@@ -86,16 +106,18 @@ def _check_pruner(pruner: DictConfig, cfg: DictConfig, distributions: Mapping[st
         )
 
 
-def _identity(first: Job, distributions: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+def _identity(corners: Sequence[Job], distributions: Mapping[str, BaseDistribution]) -> dict[str, Any]:
     """What makes a study the same as or another than an earlier one."""
-    assert first.plan  # noqa: S101
-    searched = set(distributions)
-    parameters = {key: value for key, value in first.configuration.parameters.items() if key not in searched}
+    first = corners[0].plan
+    assert first  # noqa: S101
+    parameters = corners[0].configuration.parameters
     return {
         "space": space.described(distributions),
-        "parameters": parameters,
-        "data": first.plan.data_sha256,
-        "code": first.plan.code_sha256,
+        "parameters": {key: value for key, value in parameters.items() if key not in distributions},
+        "data": first.data_sha256,
+        "code": first.code_sha256,
+        # What the options mean that are chosen from, whichever file they are in.
+        "options": config.digest([[job.result, job.plan.code_sha256] for job in corners if job.plan]),
     }
 
 
@@ -119,6 +141,7 @@ class _Study:
         self.objective = opened.cfg.objective
         self.trials: dict[int, Trial] = {}  # asked in this call
         self.held: dict[str, list[Job]] = {}  # fingerprint of a running job -> trials that are the very same run
+        self.first = opened.first
         file = journal(opened.parent.run_id)
         if not file.exists():
             self._tell_of_older(identity)
@@ -129,7 +152,8 @@ class _Study:
         self._take_up()
         say = self.opened.display.say
         ended = self._ended()
-        say(f"{self.sweeper.n_trials} trials: {ended} ended, {max(0, self.sweeper.n_trials - ended)} to run")
+        self.to_run = max(0, self.sweeper.n_trials - ended)
+        say(f"{self.sweeper.n_trials} trials: {ended} ended, {self.to_run} to run")
         launcher = self.sweeper.launcher
         try:
             if hasattr(launcher, "pool"):
@@ -159,7 +183,7 @@ class _Study:
                 by_number[job.number] = job
                 yield job.number, self.opened.overrides(job)
 
-        with pool, self.opened.display.live(self.opened.jobs, pool.n_jobs):
+        with pool, self.opened.display.live(self.to_run, pool.n_jobs, self.objective.metric):
             for job in self.opened.follow(pool.events(source()), by_number):
                 self._tell(job)
 
@@ -183,13 +207,15 @@ class _Study:
                 self.opened.jobs.append(self._earlier_job(trial))
 
     def _earlier_job(self, trial: FrozenTrial) -> Job:
-        job = self._job(trial.number, trial.params)
-        job.plan = Plan(job.configuration.variant, trial.user_attrs.get("fingerprint", ""), "", "", 0)
-        job.earlier = True
-        if run_id := trial.user_attrs.get("run_id"):
-            sweep.take(job, tracking.recorded(run_id))
+        if "fingerprint" not in trial.user_attrs:
+            job = self._refused_job(trial.number, trial.params, trial.user_attrs.get("reason", ""))
         else:
+            job = self._job(trial.number, trial.params)
+            job.plan = Plan(job.configuration.variant, trial.user_attrs["fingerprint"], "", "", 0)
             job.state, job.reason = FAILED, trial.user_attrs.get("reason", "")
+            if run_id := trial.user_attrs.get("run_id"):
+                sweep.take(job, tracking.recorded(run_id))
+        job.earlier = True
         return job
 
     def _ended(self) -> int:
@@ -219,20 +245,26 @@ class _Study:
                 yield job
 
     def _under_way(self) -> int:
-        return sum(job.state in (WAITING, RUNNING, ELSEWHERE) for job in self.opened.jobs)
+        return sum(job.state in (WAITING, RUNNING, *_OPEN) for job in self.opened.jobs)
 
     def _job(self, number: int, params: Mapping[str, Any]) -> Job:
+        job = self._unchecked_job(number, params, self.first)
+        return replace(job, configuration=config.compose(job.overrides, sweep.config_dir(self.sweeper)))
+
+    def _refused_job(self, number: int, params: Mapping[str, Any], why: str) -> Job:
+        """A trial that could not even be composed or built, with the configuration of another one in its place."""
+        return replace(self._unchecked_job(number, params, self.first), state=FAILED, reason=why)
+
+    def _unchecked_job(self, number: int, params: Mapping[str, Any], configuration: Configuration) -> Job:
         own = space.overrides(params)
         words = (*self.fixed, *(f"{key}={value}" for key, value in own.items()))
-        configuration = config.compose(words, grid.config_dir(self.sweeper))
-        job = Job(number, words, own, configuration, differing=space.shortened(params, self.distributions))
-        job.trial = number
-        return job
+        differing = space.shortened(params, self.distributions)
+        return Job(number, words, own, configuration, differing, trial=number)
 
     def _refused(self, trial: Trial, why: str) -> None:
         trial.set_user_attr("reason", why)
         self.study.tell(trial.number, state=TrialState.FAIL)
-        self.opened.display.say(f"[{trial.number}] cannot be trained: {why}")
+        self.opened.jobs.append(self._refused_job(trial.number, trial.params, why))
 
     def _known(self, job: Job) -> bool:
         """Whether the very same run has been trained, here or elsewhere; one pruned by another study does not count."""
@@ -250,7 +282,7 @@ class _Study:
         """Tells the study how a trial, and those that are the very same run, have ended."""
         for equal in [job, *self.held.pop(job.fingerprint, [])]:
             equal.state, equal.run, equal.reason = job.state, job.run, job.reason
-            if equal.state == ELSEWHERE:  # stays open: the next call asks again
+            if equal.state in _OPEN:
                 continue
             trial = self.trials[equal.number]
             if equal.run:
@@ -268,7 +300,9 @@ class _Study:
         older = []
         for parent in parents[:_MOST_COMPARED]:
             with contextlib.suppress(ExperimentError):  # one that cannot be read is no reason to refuse this one
-                older.append((parent.tags["sweep.name"], _load(journal(parent.run_id))))
+                study = _load(journal(parent.run_id))
+                if study and "identity" in study.user_attrs:
+                    older.append((parent.tags["sweep.name"], study))
         differences = [
             (name, _difference(study.user_attrs["identity"], identity), study) for name, study in older if study
         ]
@@ -286,7 +320,7 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         for key in sorted({*old[part], *new[part]}):
             if old[part].get(key) != new[part].get(key):
                 found.append(f"{key}: {old[part].get(key, 'not there')} is now {new[part].get(key, 'not there')}")
-    return found
+    return found or ["an option that is chosen from says something else"]
 
 
 # The file of a study
@@ -297,13 +331,6 @@ def journal(parent: str) -> Path:
     return tracking.home() / "mlruns" / "studies" / f"{parent}.journal"
 
 
-def _check_storage(name: str) -> None:
-    """Refuses a study that could not be kept or continued, before anything is recorded."""
-    tracking.check_writable(journal("").parent, "The file of a study")
-    for parent in tracking.parents(name):
-        _load(journal(parent.run_id))
-
-
 def _open(file: Path, mode: str, sweeper: Any, identity: Mapping[str, Any]) -> optuna.Study:
     """The study in `file`, made if need be."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -311,16 +338,14 @@ def _open(file: Path, mode: str, sweeper: Any, identity: Mapping[str, Any]) -> o
         storage=JournalStorage(JournalFileBackend(str(file))),
         study_name=_NAME,
         direction="maximize" if mode == "max" else "minimize",
-        pruner=hydra.utils.instantiate(sweeper.pruner),
+        pruner=_made("pruner", sweeper.pruner),
         load_if_exists=True,
     )
     study.set_user_attr("identity", dict(identity))
     seed = sweeper.sampler.get("seed")
     # Seeded alike, a continued study would draw the same trials once more.
     more = {"seed": seed + len(study.trials)} if seed is not None else {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study.sampler = hydra.utils.instantiate(sweeper.sampler, **more)
+    study.sampler = _made("sampler", sweeper.sampler, **more)
     return study
 
 

@@ -14,6 +14,7 @@ from optuna.distributions import (
 
 from experiments import config
 from experiments.errors import ExperimentError
+from experiments.sweeps.jobs import as_text
 
 
 def search_space(
@@ -34,10 +35,11 @@ def search_space(
     """
     typed = config.parse(arguments, config_loader)
     keys = {part.key_or_group for part in typed}
-    texts = [f"{key}={value}" for key, value in params.items() if key not in keys]
+    texts = [f"{key}={as_text(value)}" for key, value in params.items() if key not in keys]
     of_file = config.parse(texts, config_loader)
-    fixed = [text for text, part in zip([*texts, *arguments], [*of_file, *typed], strict=True) if not _searched(part)]
-    space = {part.get_key_element(): _distribution(part) for part in [*of_file, *typed] if _searched(part)}
+    parts = [*of_file, *typed]
+    fixed = [text for text, part in zip([*texts, *arguments], parts, strict=True) if not part.is_sweep_override()]
+    space = {part.get_key_element(): _distribution(part) for part in parts if part.is_sweep_override()}
     if not space:
         raise ExperimentError(
             "The search space names no parameter.",
@@ -46,12 +48,15 @@ def search_space(
     return tuple(fixed), space
 
 
-def _searched(part: Override) -> bool:
-    return part.is_sweep_override()
-
-
 def _distribution(part: Override) -> BaseDistribution:
     value = part.value()
+    meant = {"log", "int"} if isinstance(value, IntervalSweep) else set[str]()
+    unknown: set[str] = getattr(value, "tags", set()) - meant
+    if unknown:
+        raise ExperimentError(
+            f"{part.input_line}: the tag {', '.join(sorted(unknown))} says nothing here.",
+            advice="An interval may have the tags log and int, anything else none.",
+        )
     try:
         if isinstance(value, IntervalSweep):
             return _interval(value)

@@ -39,7 +39,8 @@ class Sweep:
     def __init__(self, parent: tracking.Parent, jobs: list[Job], first: Configuration, display: Display) -> None:
         self.parent = parent
         self.jobs = jobs
-        self.cfg = first.cfg  # of any job: what all have in common is read from it
+        self.first = first  # of any job: what all have in common is read from it
+        self.cfg = first.cfg
         self.display = display
         self.older = {run.run_id for run in parent.runs()}  # of earlier calls
 
@@ -103,13 +104,12 @@ class Sweep:
 
     def salvage(self, error: BaseException) -> None:
         """Takes what there is of the jobs that no launcher tells of any more."""
+        begun = {int(run.tags["job"]) for run in self.parent.runs() if run.run_id not in self.older}
         for job in self.jobs:
-            if job.state == RUNNING:
+            if job.state == RUNNING or (job.state == WAITING and job.number in begun):
                 self.settle(job, JobReturn(status=JobStatus.FAILED, _return_value=_death(error)))
             elif job.state == WAITING and not job.twin:
                 job.state = NOT_STARTED
-                if self._run_of(job):
-                    self.settle(job, JobReturn(status=JobStatus.FAILED, _return_value=_death(error)))
 
     def _run_of(self, job: Job) -> Recorded | None:
         return next((run for run in self.parent.runs(job.number) if run.run_id not in self.older), None)
@@ -117,18 +117,25 @@ class Sweep:
     def _record(self, job: Job, died: JobDied) -> None:
         """Makes the run of a job that ended before it could."""
         configuration = job.configuration
+        assert job.plan  # noqa: S101 - it has been started
         tags = {
+            **dict(configuration.cfg.tracking.tags),
             "variant": configuration.variant,
             "fingerprint": job.fingerprint,
+            "data.sha256": job.plan.data_sha256,
+            "code.sha256": job.plan.code_sha256,
             "job": job.number,
-            "command": configuration.command,
+            "command": f"{configuration.command} hydra.mode=RUN",
         }
         with tracking.open_run(
             experiment="",
             name=configuration.title,
             params=configuration.parameters,
             tags=tags,
-            files={"config.yaml": OmegaConf.to_yaml(configuration.cfg, resolve=True)},
+            files={
+                "config.yaml": OmegaConf.to_yaml(configuration.cfg, resolve=True),
+                "environment.txt": tracking.environment(),
+            },
             parent=self.parent.run_id,
             output=job_output(self.parent.run_id, job.number),
         ) as run:
@@ -150,9 +157,8 @@ class Sweep:
         """Every variant with its mean over the seeds, the best first."""
         results = {
             job.run.run_id: compare.Result(
-                variant=job.configuration.variant,
+                variant=job.result,
                 label=job.label_without_seed,
-                seed=job.configuration.cfg.seed,
                 objective=job.objective,
                 best_epoch=int(job.run.metrics["best/epoch"]),
                 seconds=job.run.metrics["cost/train_seconds"],
@@ -173,13 +179,12 @@ class Sweep:
             (self.parent.folder / "leaderboard.md").write_text(report.as_markdown(rows, metric))
             note.append(report.note(rows, metric))
             tags = {**tags, "best_run_id": rows[0].run_id}
-            self.display.console.print()
-            self.display.console.print(report.as_table(rows, metric))
-            self.display.console.print()
         tags = {**tags, "mlflow.note.content": "\n\n".join(part for part in note if part)}
         self.write_jobs()
         self.parent.set_tags(tags)
         self.parent.close(status)
+        if rows:
+            self.display.show(report.as_table(rows, metric))
         for job in self.jobs:
             if job.state in (FAILED, KILLED, ELSEWHERE, DIVERGED):
                 self.display.say(f"[{job.number}] {job.label}: {job.state}: {job.reason}")
@@ -191,7 +196,7 @@ class Sweep:
     def _link(self) -> str:
         ids = {job.run.run_id for job in self.jobs if job.run}
         elsewhere = any(job.run and job.run.parent != self.parent.run_id for job in self.jobs)
-        return self.parent.link(sorted(ids) if elsewhere else ())
+        return self.parent.link(self.cfg.objective.metric, self.cfg.objective.mode, sorted(ids) if elsewhere else ())
 
 
 def job_output(parent: str, number: int) -> str:
@@ -200,12 +205,13 @@ def job_output(parent: str, number: int) -> str:
 
 
 @contextlib.contextmanager
-def opened(jobs: list[Job], first: Configuration, name: str, display: Display) -> Iterator[Sweep]:
+def opened(jobs: list[Job], first: Configuration, experiment: str, name: str, display: Display) -> Iterator[Sweep]:
     """A sweep whose parent is in the store, closed with the truth about how it ended.
 
     Args:
         jobs: as far as they are known.
         first: of any job; what all have in common is read from it.
+        experiment: name of the MLflow experiment.
         name: of the sweep.
         display: where to tell of it.
 
@@ -214,14 +220,13 @@ def opened(jobs: list[Job], first: Configuration, name: str, display: Display) -
         JobsFailed: a job has no result.
     """
     with tracking.lock(config.digest(name)[:16], "This sweep is being run"):
-        yield from _opened(jobs, first, name, display)
+        yield from _opened(jobs, first, experiment, name, display)
 
 
-def _opened(jobs: list[Job], first: Configuration, name: str, display: Display) -> Iterator[Sweep]:
-    data = "+".join(dict.fromkeys(job.configuration.choices["data"] for job in jobs)) or first.choices["data"]
+def _opened(jobs: list[Job], first: Configuration, experiment: str, name: str, display: Display) -> Iterator[Sweep]:
     command = f"experiments train {shlex.join(sys.argv[1:])}"
     tags = {**dict(first.cfg.tracking.tags), "command": command}
-    parent = tracking.open_parent(str(first.cfg.tracking.experiment or data), name, tags)
+    parent = tracking.open_parent(experiment, name, tags)
     sweep = Sweep(parent, jobs, first, display)
     sweep.write_jobs()
     try:
@@ -235,8 +240,9 @@ def _opened(jobs: list[Job], first: Configuration, name: str, display: Display) 
         raise
     failed = [job for job in sweep.jobs if job.state in (FAILED, KILLED, ELSEWHERE, NOT_STARTED, WAITING)]
     sweep.close("FAILED" if failed else "FINISHED", {})
-    if any(not job.earlier for job in failed):
+    if any(job.trial is None for job in failed):  # of a search, a failed trial counts
         display.say(f"Run what is missing with: {command}")
+    if any(not job.earlier for job in failed):
         raise JobsFailed
 
 
@@ -267,6 +273,28 @@ def take(job: Job, run: Recorded | None) -> None:
         job.state = DIVERGED
     else:
         job.state = KILLED if run.status == "KILLED" else FAILED
+
+
+def config_dir(sweeper: Any) -> str | None:
+    """The user's folder of options, from `--config-dir`."""
+    sources = sweeper.config.hydra.runtime.config_sources
+    return next((source.path for source in sources if source.provider == "command-line"), None)
+
+
+def experiment_of(jobs: Sequence[Job]) -> str:
+    """The MLflow experiment of a sweep: as it is told, or every choice of data."""
+    told = jobs[0].configuration.cfg.tracking.experiment
+    return str(told or "+".join(dict.fromkeys(job.configuration.choices["data"] for job in jobs)))
+
+
+def check_objectives(jobs: Sequence[Job]) -> None:
+    """Holds all jobs to one objective.
+
+    Raises:
+        ExperimentError: they cannot be ranked.
+    """
+    if len({job.configuration.cfg.objective.metric for job in jobs}) > 1:
+        raise ExperimentError("The objective differs between the jobs, so nothing could rank them.")
 
 
 @contextlib.contextmanager
@@ -330,8 +358,9 @@ def look_up(jobs: Sequence[Job], display: Display) -> str:
         job.share_with_twin()
     to_run = [job for job in jobs if job.state == WAITING and not job.twin]
     twins = sum(job.twin is not None and job.state == WAITING for job in jobs)
-    parts = [f"{sum(job.state == state for job in jobs)} {state}" for state in (FINISHED, DIVERGED)]
-    parts = [part for part in parts if not part.startswith("0 d")]
+    diverged = sum(job.state == DIVERGED for job in jobs)
+    parts = [f"{sum(job.state == FINISHED for job in jobs)} {FINISHED}"]
+    parts += [f"{diverged} {DIVERGED}"] if diverged else []
     parts += [f"{twins} equal to another one"] if twins else []
     with_other = [f"{count} of them were finished with other {what}" for what, count in other.items() if count]
     tail = f" ({', '.join(with_other)})" if with_other else ""

@@ -6,6 +6,7 @@ import os
 import reprlib
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -62,6 +63,14 @@ class Work:
         )
 
 
+@dataclass(frozen=True)
+class Surroundings:
+    """What the process of a job gets from the launching one."""
+
+    scratch: str  # folder for what TensorFlow leaves behind when a process ends without Python's tidying up
+    heeded: list[signal.Signals]  # that ask it to end
+
+
 def say(message: object) -> bool:
     """Tells the launching process something, if there is a way to it."""
     if _launcher is None:
@@ -71,10 +80,12 @@ def say(message: object) -> bool:
     return True
 
 
-def work_on_job(connection: Connection, work: bytes, number: int, overrides: list[str]) -> None:
+def work_on_job(
+    connection: Connection, work: bytes, number: int, overrides: list[str], surroundings: Surroundings
+) -> None:
     """Runs one job and sends its result: the whole life of its process."""
     global _launcher
-    _prepare()
+    _prepare(surroundings)
     _launcher = connection
     try:
         result = _restored(work).run(number, overrides)
@@ -85,11 +96,14 @@ def work_on_job(connection: Connection, work: bytes, number: int, overrides: lis
         error.add_note("".join(traceback.format_exception(error)))
     connection.send(("returned", _pickled(result)))
     connection.close()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # whatever threads the job has left behind
 
 
-def answer(connection: Connection, work: bytes) -> None:
+def answer(connection: Connection, work: bytes, surroundings: Surroundings) -> None:
     """Sends the plan of each job whose overrides come in: the whole life of a planner's process."""
-    _prepare()
+    _prepare(surroundings)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)  # a job says the same again
     os.dup2(nowhere, 2)
@@ -99,13 +113,14 @@ def answer(connection: Connection, work: bytes) -> None:
             connection.send(_pickled(restored.run(0, [*connection.recv(), "dry_run=true"])))
 
 
-def _prepare() -> None:
+def _prepare(surroundings: Surroundings) -> None:
     """Ends this process with the launching one, and lets it close its run before it ends by a signal."""
     if wait([_sentinel()], timeout=0):
         os._exit(128 + signal.SIGTERM)
     threading.Thread(target=_end_with_launcher, daemon=True).start()
-    for number in (signal.SIGINT, signal.SIGTERM):  # what closing a terminal means, the launching process decides
+    for number in surroundings.heeded:
         signal.signal(number, _stop_once)
+    tempfile.tempdir = surroundings.scratch
 
 
 def _stop_once(number: int, frame: object) -> None:

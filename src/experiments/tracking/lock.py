@@ -19,6 +19,7 @@ from experiments.tracking.store import alone_in, jobs_folder, open_store, shown_
 from experiments.tracking.sweep import end_run
 
 _TOUCHED_EVERY = 10  # seconds
+_SAME_START = 60  # seconds between two readings of one process's start
 _ABANDONED_AFTER = 120  # seconds without a touch from another host
 
 
@@ -30,7 +31,8 @@ def _lives(process: dict[str, object]) -> bool:
     """Whether a process of this host is alive; a process id alone may have gone to another one since."""
     with contextlib.suppress(psutil.NoSuchProcess):
         found = psutil.Process(int(str(process["pid"])))
-        same = abs(found.create_time() - float(str(process.get("started", found.create_time())))) < 1
+        # Wide, as the times that a system tells of a process move when its clock is set.
+        same = abs(found.create_time() - float(str(process.get("started", found.create_time())))) < _SAME_START
         return same and found.status() != psutil.STATUS_ZOMBIE
     return False
 

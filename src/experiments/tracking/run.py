@@ -253,6 +253,9 @@ def own_output(name: str) -> Iterator[TextIO]:
             os.dup2(file.fileno(), 2)
         try:
             yield console
+        except Exception:
+            traceback.print_exc()
+            raise
         finally:
             _own_output = None
 

@@ -17,6 +17,7 @@ from experiments.tracking.run import provenance, remember, send_files
 from experiments.tracking.store import experiment_id, jobs_folder, open_store
 
 _A_PAGE = 1000
+_MOST_IN_A_LINK = 50
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,6 @@ class Recorded:
     tags: Mapping[str, str]
     metrics: Mapping[str, float]  # the latest value of each
     seconds: float | None  # from its start to its end; None while it runs
-    epochs: int  # as many as were logged
 
     @property
     def finished(self) -> bool:
@@ -51,7 +51,6 @@ class Recorded:
 
 def _recorded(run: StoredRun) -> Recorded:
     info = run.info
-    epochs = [metric.step for metric in run.data._metric_objs if metric.key == "loss"]
     seconds = (info.end_time - info.start_time) / 1000 if info.end_time else None
     return Recorded(
         run_id=info.run_id,
@@ -62,7 +61,6 @@ def _recorded(run: StoredRun) -> Recorded:
         tags=run.data.tags,
         metrics=run.data.metrics,
         seconds=seconds,
-        epochs=max(epochs, default=0),
     )
 
 
@@ -115,17 +113,23 @@ class Parent:
     run_id: str
     experiment_id: str
     name: str
-    artifact_uri: str
     folder: Path
 
-    def link(self, run_ids: Sequence[str] = ()) -> str:
-        """Its runs, or those of `run_ids`, as a sorted table with charts in the MLflow UI, without host and port."""
+    def link(self, metric: str, mode: str, run_ids: Sequence[str] = ()) -> str:
+        """Its runs, or those of `run_ids`, as a sorted table with charts in the MLflow UI, without host and port.
+
+        Args:
+            metric: what the best is chosen by.
+            mode: `max` or `min`.
+            run_ids: when some are not its own; more than 50 would be too long a link.
+        """
         query = f"tags.sweep = '{self.name}' and tags.superseded IS NULL"
-        if run_ids:
+        if 0 < len(run_ids) <= _MOST_IN_A_LINK:
             query = f"attributes.run_id IN ({', '.join(repr(run_id) for run_id in run_ids)})"
         return (
             f"#/experiments/{self.experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
-            f"&searchFilter={quote(query, safe='')}&orderByKey=metrics.%60best%2Fval_accuracy%60&orderByAsc=false"
+            f"&searchFilter={quote(query, safe='')}"
+            f"&orderByKey=metrics.%60best%2F{metric}%60&orderByAsc={str(mode == 'min').lower()}"
         )
 
     def runs(self, job: int | None = None) -> list[Recorded]:
@@ -171,17 +175,18 @@ def open_parent(experiment: str, name: str, tags: Mapping[str, object]) -> Paren
     place = experiment_id(client, experiment)
     own = provenance() | dict(tags)
     older = next(_found(client, f"tags.`sweep.name` = '{name}'", [place]), None)
-    if older:
-        run_id = older.run_id
-        client.update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
-        for key, value in own.items():
-            client.set_tag(run_id, key, value)
-        for key in ("reason", "failure"):
-            if key in older.tags:
-                client.delete_tag(run_id, key)
-    else:
+    if older is None:
         run_id = client.create_run(place, tags=own | {"sweep.name": name}, run_name=name).info.run_id
+    else:
+        run_id = older.run_id
     folder = jobs_folder() / run_id
     folder.mkdir(parents=True, exist_ok=True)
     remember(folder)
-    return Parent(client, run_id, place, name, client.get_run(run_id).info.artifact_uri, folder)
+    if older:
+        for key, value in own.items():
+            client.set_tag(run_id, key, value)
+        for key in {"reason", "failure"} & set(older.tags):
+            client.delete_tag(run_id, key)
+        # Last, or the start of another command would close it as one of a dead process.
+        client.update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
+    return Parent(client, run_id, place, name, folder)

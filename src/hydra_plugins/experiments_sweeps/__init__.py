@@ -69,6 +69,8 @@ class _OurSweeper(Sweeper):
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
+        if config.hydra.launcher.get("n_jobs") == 0:  # joblib would find out when the first job starts
+            raise _refused("launcher.n_jobs", 0, "another number")
 
 
 class GridSweeper(_OurSweeper):
@@ -162,7 +164,12 @@ class _OptunaSweeper:
 _SAMPLERS = {
     "tpe": {"_target_": "optuna.samplers.TPESampler", "seed": None, "n_startup_trials": 10, "multivariate": False},
     "random": {"_target_": "optuna.samplers.RandomSampler", "seed": None},
-    "cmaes": {"_target_": "optuna.samplers.CmaEsSampler", "seed": None, "n_startup_trials": 1},
+    "cmaes": {
+        "_target_": "optuna.samplers.CmaEsSampler",
+        "seed": None,
+        "n_startup_trials": 1,
+        "warn_independent_sampling": False,
+    },
 }
 _PRUNERS = {
     "none": {"_target_": "optuna.pruners.NopPruner"},
