@@ -70,7 +70,7 @@ if __name__ == "__main__":
 
 # Calls the launcher as a sweeper does, several times, and tells what it returned.
 DRIVER = """
-import json, os, signal, sys, threading, time
+import json, os, signal, sys, tempfile, threading, time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,6 +126,10 @@ def task(cfg):
             net = keras.Sequential([keras.layers.Conv2D(4, 3), keras.layers.Flatten(), keras.layers.Dense(10)])
             net.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
             net.fit(np.random.random((64, 28, 28, 1)), np.arange(64) % 10, verbose=0)
+        case "thread":
+            threading.Thread(target=time.sleep, args=(90,)).start()
+        case "scratch":
+            return tempfile.mkdtemp()
         case "generator":
             return (x for x in range(3))
         case "unspeakable":
@@ -458,6 +462,23 @@ def test_a_process_that_outlives_its_job_holds_up_nothing(tmp_path):
             if process.info["cwd"] == str(tmp_path):
                 process.kill()
     assert (died["reason"], died["failure"], good["status"]) == ("signal", "SIGKILL", "COMPLETED")
+
+
+@pytest.mark.slow
+def test_a_thread_that_a_job_leaves_behind_holds_up_nothing(tmp_path):
+    orders = {"thread": {"overrides": ["hydra.launcher.n_jobs=1"], "jobs": [["do=thread"], GOOD]}}
+    begun = time.monotonic()
+    results = drive(tmp_path, orders)["thread"]
+    assert [result["status"] for result in results] == ["COMPLETED"] * 2
+    assert time.monotonic() - begun < 80
+
+
+@pytest.mark.slow
+def test_temporary_files_of_a_job_go_with_the_launch(tmp_path):
+    (result,) = drive(tmp_path, {"scratch": {"jobs": [["do=scratch"]]}})["scratch"]
+    assert result["status"] == "COMPLETED"
+    assert not Path(result["value"]).exists()
+    assert Path(result["value"]).parent.name.startswith("experiments-")
 
 
 @pytest.mark.slow

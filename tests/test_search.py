@@ -29,9 +29,11 @@ import keras
 
 
 class Spoiler(keras.callbacks.Callback):
-    def __init__(self, what):
+    def __init__(self, what, level):
         super().__init__()
         self.what = what
+        if level == 2:
+            os.abort()
 
     def on_epoch_end(self, epoch, logs=None):
         if self.what == "raise":
@@ -112,6 +114,11 @@ def test_the_command_line_wins_over_the_space_of_a_file():
     of_file = {"model.dropout": "interval(0,0.5)", "epochs": "range(1,4)", "batch_size": "32"}
     fixed, found = space.search_space(["epochs=3"], of_file, None)
     assert (fixed, found) == (("batch_size=32", "epochs=3"), {"model.dropout": FloatDistribution(0.0, 0.5)})
+
+
+def test_a_misspelt_tag_is_refused():
+    with pytest.raises(ExperimentError, match="the tag lgo says nothing here"):
+        space.search_space(["model.dropout=tag(lgo,interval(0.1,1))"], {}, None)
 
 
 @pytest.mark.parametrize("text", ["epochs=range(3,3)", "model.dropout=interval(1,0)", "seed=tag(log,interval(0,1))"])
@@ -228,7 +235,7 @@ def spoiler(tmp_path):
     (tmp_path / "my_callbacks.py").write_text(SPOILER)
     (tmp_path / "mine" / "callbacks").mkdir(parents=True)
     (tmp_path / "mine" / "callbacks" / "spoiler.yaml").write_text(
-        "spoiler:\n  _target_: my_callbacks.Spoiler\n  what: none\n"
+        "spoiler:\n  _target_: my_callbacks.Spoiler\n  what: none\n  level: 1\n"
     )
     words = ["--config-dir", str(tmp_path / "mine"), *OPTUNA, "callbacks=[spoiler]", "epochs=2"]
     return words, {"PYTHONPATH": str(tmp_path), "EXPERIMENTS_ALLOW_TARGETS": "my_callbacks"}
@@ -267,6 +274,26 @@ def test_spoiled_trials_fail_and_the_study_goes_on(store, spoiler, n_jobs):
             assert trial.state.name == "FAIL"
             assert (run.info.status, run.data.tags["reason"], run.data.tags["failure"]) == told[kind]
             assert f"[{trial.number}]" in done.stdout and told[kind][2] in done.stdout
+
+
+@pytest.mark.slow
+def test_trials_that_cannot_be_built_fail_and_the_study_can_be_continued(store, spoiler):
+    """At the ends of the space all is well; one value between kills the process that checks trials."""
+    words, env = spoiler
+    words = [*words, "hydra/sweeper/sampler=random", "callbacks.spoiler.level=tag(int,interval(1,3))", "epochs=1"]
+    for n_trials, ended in ((5, 0), (6, 5)):
+        done = experiments(*words, f"hydra.sweeper.n_trials={n_trials}", **env)
+        assert f"{n_trials} trials: {ended} ended, {n_trials - ended} to run\n" in done.stdout
+    parent, children = parent_and_children(store)
+    trials = study_of(parent).trials
+    levels = [trial.params["callbacks.spoiler.level"] for trial in trials]
+    assert len(levels) == 6
+    assert 2 in levels[:5] and set(levels) != {2}
+    assert [trial.state.name for trial in trials] == ["FAIL" if level == 2 else "COMPLETE" for level in levels]
+    refused = levels.count(2)
+    assert f"6 jobs: {6 - refused} finished, {refused} failed\n" in done.stdout
+    assert done.stdout.count("failed: it cannot be built: SIGABRT.") == refused
+    assert len(children) == len(set(levels)) - 1
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pytest
 
 from experiments import config
@@ -107,6 +108,35 @@ def test_exclusions_are_left_out_and_numbers_go_on():
     ]
 
 
+def test_exclusions_are_left_out_before_they_are_refused():
+    grid = {"callbacks": "[],[reduce_on_plateau]", "schedule": "constant,one_cycle"}
+    found = jobs.combinations([], grid, [], None)
+    excluded = [{"schedule": "one_cycle", "callbacks": ["reduce_on_plateau"]}]
+    assert len(list(jobs.composed(found, excluded, None))) == 3
+    with pytest.raises(ExperimentError, match=r"Job 3 .*sets the learning rate"):
+        list(jobs.composed(found, [], None))
+
+
+def test_an_exclusion_may_name_what_only_some_jobs_have_but_not_what_none_has():
+    found = jobs.combinations(["model=conv2,sequential"], {}, [], None)
+    left = list(jobs.composed(found, [{"model.dropout": 0.0, "model": "conv2"}], None))
+    assert [job.own["model"] for job in left] == ["sequential"]
+    with pytest.raises(ExperimentError, match=r"model\.dropuot: model=\w+ has no such key"):
+        list(jobs.composed(found, [{"model": "conv9", "model.dropuot": 1}], None))
+
+
+def test_values_of_a_list_are_written_in_hydras_grammar():
+    listed = [{"objective": {"metric": "val_loss", "mode": "min"}}]
+    (job,) = jobs.composed(jobs.combinations([], {}, listed, None), [], None)
+    assert (job.configuration.cfg.objective.metric, job.configuration.cfg.objective.mode) == ("val_loss", "min")
+
+
+def test_quotes_in_a_value_do_not_reach_the_name_that_the_store_is_asked_for():
+    arguments = ["model.activation='relu','gelu'"]
+    found = list(jobs.composed(jobs.combinations(arguments, {}, [], None), [], None))
+    assert jobs.sweep_name(found, None, arguments, 1).startswith("model.activation=relu,gelu-")
+
+
 def test_jobs_are_told_apart_by_what_differs():
     listed = list(jobs.composed(jobs.combinations(["epochs=2", "model=conv3", "seed=0,1"], {}, [], None), [], None))
     jobs.tell_apart(listed)
@@ -192,6 +222,10 @@ def test_a_leaderboard_ranks_variants_by_their_mean():
         ),
         (["-m", "hydra/sweeper=optuna", "seed=0,1", "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0 is refused"),
         (["-m", "hydra/sweeper=optuna", "model.dropout=interval(0,2)"], "Job 1 (model.dropout=2.0): model.dropout=2"),
+        (["-m", "sweep=quick,batch_size"], "sweep= names one sweep, and cannot be swept."),
+        (["-m", "objective={metric: val_accuracy, mode: max},{metric: val_loss, mode: min}"], "The objective differs"),
+        (["-m", "hydra/sweeper=optuna", "seed=0,1", "+hydra.sweeper.sampler.foo=1"], "unexpected keyword argument"),
+        (["-m", "hydra/launcher=joblib", "seed=0,1", "hydra.launcher.n_jobs=0"], "hydra.launcher.n_jobs=0 is refused"),
         (["sweep=nope"], "sweep=nope: there is no such option."),
     ],
 )  # fmt: skip
@@ -370,6 +404,37 @@ def test_force_trains_all_again(swept):
     assert "2 jobs: 0 finished, 2 to run" in done.stdout
     new = [run for run in children(store) if run.info.run_id not in before]
     assert [run.info.status for run in new] == ["FINISHED"] * 2
+
+
+@pytest.mark.slow
+def test_jobs_on_other_data_are_others(store, digits, tmp_path):
+    shutil.copy(digits, tmp_path / "other.npz")
+    with np.load(digits) as arrays:
+        np.savez(tmp_path / "other.npz", **{name: values[::-1] for name, values in arrays.items()})
+    words = ["data=npz", f"data.path={digits},{tmp_path}/other.npz", "seed=0", *TINY, "hydra.launcher.n_jobs=1"]
+    done = experiments("-m", *words)
+    assert done.returncode == 0, done.stdout
+    assert "2 jobs: 2 finished\n" in done.stdout
+    assert len({run.data.tags["variant"] for run in children(store)}) == 1
+    assert len({run.data.tags["fingerprint"] for run in children(store)}) == 2
+    assert not [run for run in runs(store) if "superseded" in run.data.tags]
+    assert [line.split()[0] for line in done.stdout.splitlines() if f"data.path={tmp_path}" in line[4:]]
+    folder = Path(parents(store)[0].info.artifact_uri.removeprefix("file://"))
+    rows = list(csv.DictReader((folder / "leaderboard.csv").read_text().splitlines()))
+    assert sorted((row["what_differs"], row["seeds"]) for row in rows) == sorted(
+        (f"data.path={path}", "1") for path in (digits, tmp_path / "other.npz")
+    )
+
+
+@pytest.mark.slow
+def test_a_reader_that_goes_away_does_not_end_the_sweep(store):
+    words = [EXPERIMENTS, "train", "-m", "seed=0,1", *TINY]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as sweep:
+        assert sweep.stdout.readline()
+        sweep.stdout.close()
+        assert sweep.wait(180) == 0
+    (parent,) = parents(store)
+    assert [run.info.status for run in [parent, *children(store)]] == ["FINISHED"] * 3
 
 
 @pytest.mark.slow
