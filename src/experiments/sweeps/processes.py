@@ -171,6 +171,7 @@ class Pool:
         self.heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
 
     def __enter__(self) -> "Pool":
+        _ensure_server()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -198,7 +199,6 @@ class Pool:
                 yield event
 
     def _start(self, number: int, overrides: Sequence[str]) -> None:
-        _ensure_server()
         context = _context()
         connection, theirs = context.Pipe()
         surroundings = Surroundings(self.scratch.name, self.heeded)
