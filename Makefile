@@ -32,3 +32,4 @@ ui: $(INSTALLED)
 
 bench: $(INSTALLED)
 	@$(BIN)/python benchmarks/overhead.py $(ARGS)
+	@$(BIN)/python benchmarks/sweep.py

@@ -12,7 +12,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 from rich.table import Table
 
-from experiments import compare, config, report, tracking
+from experiments import compare, report, tracking
 from experiments.config import Configuration, Plan
 from experiments.errors import ExperimentError, JobsFailed
 from experiments.sweeps import jobs as job_list
@@ -219,7 +219,7 @@ def opened(jobs: list[Job], first: Configuration, experiment: str, name: str, di
         Elsewhere: another process runs it.
         JobsFailed: a job has no result.
     """
-    with tracking.lock(config.digest(name)[:16], "This sweep is being run"):
+    with tracking.lock(tracking.lock_of_sweep(name), "This sweep is being run"):
         yield from _opened(jobs, first, experiment, name, display)
 
 

@@ -1,6 +1,6 @@
 """Where runs are recorded: the only package that knows MLflow."""
 
-from experiments.tracking.lock import Elsewhere, close_stale_runs, lock, unlock
+from experiments.tracking.lock import Elsewhere, close_stale_runs, lock, lock_of_sweep, unlock
 from experiments.tracking.run import TAGS, Run, environment, open_run, own_output, preload
 from experiments.tracking.store import (
     check_store,
@@ -29,6 +29,7 @@ __all__ = [
     "home",
     "jobs_folder",
     "lock",
+    "lock_of_sweep",
     "nothing_recorded",
     "open_parent",
     "open_run",

@@ -68,6 +68,11 @@ def lock(name: str, what: str = "This very run is being trained") -> Iterator[No
         file.unlink(missing_ok=True)
 
 
+def lock_of_sweep(name: str) -> str:
+    """The name under which a sweep is locked: its own may hold what no file name can."""
+    return sha256(name.encode()).hexdigest()[:16]
+
+
 def unlock(name: str) -> None:
     """Removes the lock that a dead process has left."""
     file = _lock_file(name)
@@ -105,7 +110,8 @@ def close_stale_runs() -> int:
     stale = [run for run in client.search_runs(experiments, running) if not _lives(_process_of(run))]
     for run in stale:
         end_run(run.info.run_id, "KILLED", {"reason": "stale", "failure": "its process was gone"})
-        unlock(run.data.tags.get("fingerprint", ""))
+        name = run.data.tags.get("sweep.name")
+        unlock(lock_of_sweep(name) if name else run.data.tags.get("fingerprint", ""))
     return len(stale)
 
 
