@@ -277,7 +277,7 @@ def test_a_dry_run_checks_and_tracks_nothing(tmp_path):
     words = ["-m", "model=conv2,conv3", "seed=0,1,1", "dry_run=true", "data.limit=40"]
     done = experiments(*words, MLFLOW_TRACKING_URI=f"sqlite:///{store}", EXPERIMENTS_HOME=str(home))
     assert done.returncode == 0, done.stdout
-    lines = [re.split(r"  +", line.strip()) for line in done.stdout.splitlines()]
+    lines = [re.split(r"  +", line.strip()) for line in done.stdout.splitlines() if line]
     assert lines == [
         ["job", "what differs", "parameters", "state"],
         ["0", "model=conv2 seed=0", "121,930", "to run"],
