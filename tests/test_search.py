@@ -4,18 +4,17 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 from statistics import mean
 
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+import commands
+from commands import EXPERIMENTS, runs
 from experiments.errors import ExperimentError
 from experiments.sweeps import search, space
 
-EXPERIMENTS = str(Path(sys.executable).parent / "experiments")
 TINY = ["data.limit=40", "tracking.model=false", "model.filters=[4,4]", "model.dense_units=[8]"]
 OPTUNA = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.sampler.seed=3"]
 
@@ -58,20 +57,7 @@ def command(*words):
 
 
 def experiments(*words, **env):
-    """Runs the command to its end; standard output and errors in one text."""
-    return subprocess.run(
-        command(*words),
-        env=os.environ | env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-
-
-def runs(store):
-    found = [experiment.experiment_id for experiment in store.search_experiments()]
-    return store.search_runs(found) if found else []
+    return commands.experiments(*command(*words)[2:], **env)
 
 
 def parent_and_children(store):
@@ -185,6 +171,16 @@ def test_another_space_is_another_study_and_says_so(store):
     name = re.search(r"This is another study than (\S+) \(1 trials\): (.*)\n", longer.stdout)
     assert name[1].startswith("model.dropout=interval(0,0.5)-")
     assert name[2] == "epochs: 1 is now 2"
+
+
+@pytest.mark.slow
+def test_cma_es_chooses_trials_too(store):
+    words = [*OPTUNA, "hydra/sweeper/sampler=cmaes", "hydra.sweeper.n_trials=3", "epochs=1"]
+    done = experiments(*words, "model.dropout=interval(0,0.5)", "optimizer.learning_rate=interval(0.001,0.01)")
+    assert done.returncode == 0, done.stdout
+    parent, children = parent_and_children(store)
+    assert [trial.state.name for trial in study_of(parent).trials] == ["COMPLETE"] * 3
+    assert len({run.data.params["model.dropout"] for run in children}) == 3
 
 
 @pytest.mark.slow

@@ -2,48 +2,29 @@
 
 import csv
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
 
+from commands import EXPERIMENTS, experiments, runs
 from experiments import config
 from experiments.compare import Result, leaderboard
 from experiments.config import CONF_DIR
 from experiments.errors import ExperimentError
 from experiments.report import as_csv, as_markdown
-from experiments.sweeps import jobs
+from experiments.sweeps import jobs, sweep
 
-EXPERIMENTS = str(Path(sys.executable).parent / "experiments")
 TINY = ["data.limit=40", "epochs=1", "tracking.model=false", "model.filters=[4,4]", "model.dense_units=[8]"]
 
 
 @pytest.fixture(autouse=True)
 def fresh_keras():
     """Nothing here builds a net in this process."""
-
-
-def experiments(*words, **env):
-    """Runs the command to its end; standard output and errors in one text."""
-    return subprocess.run(
-        [EXPERIMENTS, "train", *words],
-        env=os.environ | env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-
-
-def runs(store):
-    found = [experiment.experiment_id for experiment in store.search_experiments()]
-    return store.search_runs(found) if found else []
 
 
 def children(store):
@@ -165,6 +146,15 @@ def test_a_sweep_is_named_by_its_file_or_first_swept_key_and_what_is_in_it():
     assert re.fullmatch(r"model=conv2,conv3-[0-9a-f]{6}", name("epochs=2", "model=conv2,conv3"))
     assert re.fullmatch(r"quick-[0-9a-f]{6}", name("model=conv2,conv3", choice="quick"))
     assert name("epochs=2", "model=conv2,conv3") != name("epochs=3", "model=conv2,conv3")
+
+
+def test_a_sweep_over_data_is_kept_under_the_names_of_all_of_them():
+    def experiment(*arguments):
+        return sweep.experiment_of(list(jobs.composed(jobs.combinations(arguments, {}, [], None), [], None)))
+
+    assert experiment("data=mnist_5k,mnist", "seed=0,1") == "mnist_5k+mnist"
+    assert experiment("seed=0,1") == "mnist_5k"
+    assert experiment("data=mnist_5k,mnist", "tracking.experiment=mine") == "mine"
 
 
 # The table
@@ -429,10 +419,10 @@ def test_jobs_on_other_data_are_others(store, digits, tmp_path):
 @pytest.mark.slow
 def test_a_reader_that_goes_away_does_not_end_the_sweep(store):
     words = [EXPERIMENTS, "train", "-m", "seed=0,1", *TINY]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as sweep:
-        assert sweep.stdout.readline()
-        sweep.stdout.close()
-        assert sweep.wait(180) == 0
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(180) == 0
     (parent,) = parents(store)
     assert [run.info.status for run in [parent, *children(store)]] == ["FINISHED"] * 3
 
@@ -471,6 +461,13 @@ def test_a_job_has_the_same_bits_alone_and_at_any_place_in_a_sweep(store):
     for metric in ("loss", "accuracy", "val_loss", "val_accuracy"):
         histories = {tuple(m.value for m in store.get_metric_history(run.info.run_id, metric)) for run in found}
         assert len(histories) == 1
+
+
+@pytest.mark.slow
+def test_every_job_keeps_its_own_number_of_threads(store):
+    done = experiments("-m", "threads=1,2", *TINY)
+    assert "2 jobs: 2 finished\n" in done.stdout
+    assert sorted(run.data.params["threads"] for run in children(store)) == ["1", "2"]
 
 
 @pytest.mark.slow

@@ -401,3 +401,12 @@ def test_averaged_weights_must_be_the_ones_that_are_kept(compose):
         ExperimentError, match=r"^callbacks\.swap_ema_weights\.swap_on_epoch must be true: the run would"
     ):
         compose("callbacks=swap_ema_weights", "callbacks.swap_ema_weights.swap_on_epoch=false")
+
+
+def test_a_job_whose_data_or_code_has_changed_since_it_was_checked_fails(store, digits):
+    result = run([*small(digits), "tracking.fingerprint='0123456789abcdef'"])
+    assert (result.status, result.objective, result.history) == ("FAILED", None, {})
+    found = store.get_run(result.run_id)
+    assert (found.info.status, found.data.tags["reason"]) == ("FAILED", "changed")
+    assert found.data.tags["failure"] == "the data or the code have changed since the sweep was started"
+    assert not found.data.metrics

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from rich.table import Table
 
-from experiments import plots
 from experiments.compare import Row
 
 _MOST_ROWS = 20  # of a note: MLflow cuts it at 8,000 characters
@@ -51,6 +50,8 @@ def as_table(rows: Sequence[Row], metric: str) -> Table:
 
 def write_search_history(file: Path, trials: Sequence[tuple[int, float, bool]], metric: str, mode: str) -> None:
     """Draws what every trial (number, value, pruned or not) has reached."""
+    from experiments import plots  # matplotlib, which no other sweep needs
+
     plots.search_history(trials, metric, mode).savefig(file)
 
 

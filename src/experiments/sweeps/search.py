@@ -18,7 +18,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from experiments import config, report, tracking
-from experiments.config import Configuration, Plan
+from experiments.config import Plan
 from experiments.errors import ExperimentError
 from experiments.sweeps import jobs as job_list
 from experiments.sweeps import processes, space, sweep
@@ -141,7 +141,6 @@ class _Study:
         self.objective = opened.cfg.objective
         self.trials: dict[int, Trial] = {}  # asked in this call
         self.held: dict[str, list[Job]] = {}  # fingerprint of a running job -> trials that are the very same run
-        self.first = opened.first
         file = journal(opened.parent.run_id)
         if not file.exists():
             self._tell_of_older(identity)
@@ -248,18 +247,18 @@ class _Study:
         return sum(job.state in (WAITING, RUNNING, *_OPEN) for job in self.opened.jobs)
 
     def _job(self, number: int, params: Mapping[str, Any]) -> Job:
-        job = self._unchecked_job(number, params, self.first)
+        job = self._unchecked_job(number, params)
         return replace(job, configuration=config.compose(job.overrides, sweep.config_dir(self.sweeper)))
 
     def _refused_job(self, number: int, params: Mapping[str, Any], why: str) -> Job:
         """A trial that could not even be composed or built, with the configuration of another one in its place."""
-        return replace(self._unchecked_job(number, params, self.first), state=FAILED, reason=why)
+        return replace(self._unchecked_job(number, params), state=FAILED, reason=why)
 
-    def _unchecked_job(self, number: int, params: Mapping[str, Any], configuration: Configuration) -> Job:
+    def _unchecked_job(self, number: int, params: Mapping[str, Any]) -> Job:
         own = space.overrides(params)
         words = (*self.fixed, *(f"{key}={value}" for key, value in own.items()))
         differing = space.shortened(params, self.distributions)
-        return Job(number, words, own, configuration, differing, trial=number)
+        return Job(number, words, own, self.opened.first, differing, trial=number)
 
     def _refused(self, trial: Trial, why: str) -> None:
         trial.set_user_attr("reason", why)
@@ -303,9 +302,7 @@ class _Study:
                 study = _load(journal(parent.run_id))
                 if study and "identity" in study.user_attrs:
                     older.append((parent.tags["sweep.name"], study))
-        differences = [
-            (name, _difference(study.user_attrs["identity"], identity), study) for name, study in older if study
-        ]
+        differences = [(name, _difference(study.user_attrs["identity"], identity), study) for name, study in older]
         if differences:
             name, different, study = min(differences, key=lambda found: len(found[1]))
             self.opened.display.say(

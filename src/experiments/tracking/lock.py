@@ -102,8 +102,8 @@ def _keep(file: Path, done: threading.Event) -> None:
             os.utime(file)
 
 
-def close_stale_runs() -> int:
-    """Closes the runs that a dead process of this host has left open; returns how many."""
+def close_stale_runs() -> None:
+    """Closes the runs that a dead process of this host has left open."""
     client = open_store()
     experiments = [found.experiment_id for found in client.search_experiments(view_type=ViewType.ACTIVE_ONLY)]
     running = f"attributes.status = 'RUNNING' and tags.host = '{socket.gethostname()}'"
@@ -112,7 +112,6 @@ def close_stale_runs() -> int:
         end_run(run.info.run_id, "KILLED", {"reason": "stale", "failure": "its process was gone"})
         name = run.data.tags.get("sweep.name")
         unlock(lock_of_sweep(name) if name else run.data.tags.get("fingerprint", ""))
-    return len(stale)
 
 
 def _process_of(run: Run) -> dict[str, object]:

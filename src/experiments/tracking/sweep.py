@@ -25,7 +25,6 @@ class Recorded:
     """A run as the store has it."""
 
     run_id: str
-    experiment_id: str
     name: str
     status: str
     artifact_uri: str
@@ -54,7 +53,6 @@ def _recorded(run: StoredRun) -> Recorded:
     seconds = (info.end_time - info.start_time) / 1000 if info.end_time else None
     return Recorded(
         run_id=info.run_id,
-        experiment_id=info.experiment_id,
         name=info.run_name,
         status=info.status,
         artifact_uri=info.artifact_uri,
