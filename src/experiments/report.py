@@ -42,7 +42,8 @@ def as_table(rows: Sequence[Row], metric: str) -> Table:
     """A table for the console."""
     table = Table(box=None, pad_edge=False)
     for name in ("rank", "what differs", "seeds", metric, "best epoch", "time", "run"):
-        table.add_column(name, justify="left" if name in ("what differs", "run") else "right", overflow="fold")
+        words = name == "what differs"  # alone may be broken: a broken run id could not be copied
+        table.add_column(name, justify="left" if name in ("what differs", "run") else "right", no_wrap=not words)
     for row in rows:
         table.add_row(*_cells(row))
     return table
