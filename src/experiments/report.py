@@ -43,7 +43,9 @@ def as_table(rows: Sequence[Row], metric: str) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in ("rank", "what differs", "seeds", metric, "best epoch", "time", "run"):
         words = name == "what differs"  # alone may be broken: a broken run id could not be copied
-        table.add_column(name, justify="left" if name in ("what differs", "run") else "right", no_wrap=not words)
+        table.add_column(
+            name, justify="left" if name in ("what differs", "run") else "right", no_wrap=not words, overflow="fold"
+        )
     for row in rows:
         table.add_row(*_cells(row))
     return table
