@@ -1,8 +1,10 @@
 """What tests of whole commands share."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 EXPERIMENTS = str(Path(sys.executable).parent / "experiments")
@@ -24,3 +26,32 @@ def runs(store):
     """Every run of a store, in whichever experiment."""
     found = [experiment.experiment_id for experiment in store.search_experiments()]
     return store.search_runs(found) if found else []
+
+
+def forked(folder):
+    """A context that starts processes from a server which has imported all that a run needs: 3 s a run, not 10.
+
+    What they print goes to files in `folder`.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["experiments.preload"])
+
+    def start(*overrides, config_dir=None, **env):
+        output = Path(tempfile.mkstemp(dir=folder, suffix=".txt")[1])
+        env = {name: value for name, value in os.environ.items() if name.startswith(("MLFLOW", "EXP", "KERAS"))} | env
+        process = context.Process(target=_train, args=(overrides, config_dir, env, output))
+        process.start()
+        process.output = output
+        return process
+
+    return start
+
+
+def _train(overrides, config_dir, env, output):
+    os.environ.update(env)
+    file = os.open(output, os.O_WRONLY)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    from experiments import run
+
+    run(overrides, config_dir=config_dir)

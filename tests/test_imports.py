@@ -23,16 +23,18 @@ ALLOWED = {
     "data": set(),
     "models": set(),
     "schedules": set(),
-    "training": set(),
+    "checkpoints": set(),
+    "training": {"checkpoints"},
     "evaluation": {"training"},
     "plots": set(),
     "tracking": {"config"},
     "compare": {"config", "tracking"},
     "report": {"compare", "plots", "tracking"},
     "sweeps": {"config", "compare", "report", "tracking"},
-    "train": {"config", "data", "models", "training", "evaluation", "plots", "tracking"},
+    "train": {"config", "data", "models", "checkpoints", "training", "evaluation", "plots", "tracking"},
+    "reproduce": {"config", "train", "tracking"},
     "preload": {"train", "plots", "tracking", "__init__"},  # what the processes of jobs begin with
-    "cli": {"config", "train", "sweeps", "tracking", "__init__"},
+    "cli": {"config", "train", "reproduce", "sweeps", "tracking", "__init__"},
     "__init__": {"config", "train"},
     "hydra_plugins": {"sweeps"},
 }
@@ -42,7 +44,7 @@ AT_HOME = {
     "hydra": {"config", "cli", "sweeps", "hydra_plugins"},
     "omegaconf": {"config", "cli", "train", "sweeps", "hydra_plugins"},
     "optuna": {"sweeps"},
-    "keras": {"data", "models", "schedules", "training", "evaluation", "train"},
+    "keras": {"data", "models", "schedules", "training", "evaluation", "train", "reproduce"},
     "tensorflow": {"training", "train"},
 }
 

@@ -4,6 +4,8 @@ import itertools
 import math
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -71,6 +73,7 @@ def fit(model, *, epochs=2, schedule=0.01, optimizer=None, augmentation=(), call
         "metric": "val_accuracy",
         "mode": "max",
         "on_epoch": lambda epoch, metrics: calls.append((epoch, dict(metrics))),
+        "folder": Path(tempfile.mkdtemp()),
         **changed,
     }
     batches = training.training_batches(

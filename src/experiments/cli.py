@@ -39,6 +39,11 @@ def main() -> None:
     ui.add_argument("--host", default="127.0.0.1")
     ui.add_argument("--port", type=int, default=5000, choices=range(1, 65536), metavar="PORT")
     ui.set_defaults(function=_ui)
+    again = commands.add_parser("reproduce", help="train a recorded run again and compare every number")
+    again.add_argument("run", metavar="RUN", help="its id, or runs:/ and the id")
+    again.add_argument("--tolerance", type=float, default=0.0, help="largest difference that counts as equal")
+    again.set_defaults(function=_reproduce)
+    commands.add_parser("sync", help="send what a lost store lacks").set_defaults(function=_sync)
     arguments = parser.parse_args()
     _exit(_spoken(arguments.function, arguments))
 
@@ -196,6 +201,21 @@ def _list(arguments: argparse.Namespace) -> int:
             if file.parent.name == group:
                 comments = (line[1:].strip() for line in file.read_text().splitlines() if line.startswith("#"))
                 print(f"  {file.stem:{width}}  {next((c for c in comments if not c.startswith('@')), '')}")
+    return 0
+
+
+def _reproduce(arguments: argparse.Namespace) -> int:
+    with quiet_import():
+        from experiments import reproduce
+
+    return 0 if reproduce.reproduce(arguments.run, arguments.tolerance) else 1
+
+
+def _sync(_: argparse.Namespace) -> int:
+    from experiments import tracking
+
+    tracking.check_store()
+    tracking.sync(print)
     return 0
 
 

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import inspect
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,7 +42,7 @@ GROUPS, EPOCH_METRICS = schema.GROUPS, schema.EPOCH_METRICS
 _CHOOSABLE = (*GROUPS, "experiment", "sweep")
 _FREE = "tracking.tags."
 #: Root keys that cannot change a result.
-_NO_IDENTITY = ("tracking", "force", "dry_run")
+_NO_IDENTITY = ("tracking", "force", "resume", "dry_run")
 
 
 @dataclass(frozen=True)
@@ -113,10 +114,17 @@ class Configuration:
         return shlex.join(["experiments", "train", *where, *self.overrides, *alone])
 
     @property
+    def as_yaml(self) -> str:
+        """All values, with paths of data that hold in any working directory."""
+        values = _container(self.cfg)
+        values["data"] |= {key: path and os.path.abspath(os.path.expanduser(path)) for key, path in self.paths.items()}
+        return OmegaConf.to_yaml(OmegaConf.create(values))
+
+    @property
     def title(self) -> str:
         """Model, what the user changed, seed: at most 80 characters."""
         places = ("data.path=", "data.test_path=")
-        told = ("model=", "seed=", "tracking.", "+tracking.", "hydra.", "sweep=", "force=", *places)
+        told = ("model=", "seed=", "tracking.", "+tracking.", "hydra.", "sweep=", "force=", "resume=", *places)
         last = {override.partition("=")[0]: override for override in self.overrides}  # of two for a key
         changed = [override for override in last.values() if not override.startswith(told)]
         if self.cfg.tracking.parent:
@@ -204,6 +212,29 @@ def current_job(cfg: DictConfig, config_dir: str | None) -> Configuration:
     overrides = [text for text in job.overrides.task if not text.startswith(schema.OF_A_JOB)]
     _check_overrides(overrides, config_dir)
     return checked(_configuration(cfg, job.runtime.choices, overrides, config_dir))
+
+
+def restored(text: str, overrides: Sequence[str], experiment: str | None, choices: Mapping[str, str]) -> Configuration:
+    """The configuration of a recorded run, held to the same rules as one that was just composed.
+
+    What cannot change a result, such as `tracking`, is as in a new run.
+
+    Args:
+        text: its `config.yaml`.
+        overrides: that it was composed by.
+        experiment: choice of the group `experiment`.
+        choices: of the other groups, among other values.
+
+    Raises:
+        ExperimentError: keys or values that this version does not take.
+    """
+    values = yaml.safe_load(text)
+    today = compose([])
+    if not isinstance(values, dict):
+        raise ExperimentError("it is no mapping.")
+    values |= {key: _container(today.cfg)[key] for key in _NO_IDENTITY}
+    options = {group: choices.get(group, "") for group in today.options}
+    return checked(Configuration(OmegaConf.create(values), tuple(overrides), experiment, options))
 
 
 def folders(config_dir: str | None) -> list[Path]:
@@ -457,7 +488,7 @@ def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 # Code as a part of the identity
 
-_RESULT_MODULES = ("train", "data", "models", "schedules", "training", "evaluation")
+_RESULT_MODULES = ("train", "data", "models", "schedules", "training", "checkpoints", "evaluation")
 
 
 def read_own_code() -> str:

@@ -39,7 +39,9 @@ _ROOT: dict[str, Any] = {
     "tracking.job": int | None,
     "tracking.fingerprint": str | None,
     "tracking.trial": int | None,
+    "tracking.patience": Annotated[float, Field(ge=0)],
     "force": bool,
+    "resume": bool,
     "dry_run": bool,
 }
 

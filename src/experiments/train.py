@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import numpy as np
 import tensorflow as tf
 from omegaconf import OmegaConf
 
-from experiments import config, models, plots, tracking, training
+from experiments import checkpoints, config, models, plots, tracking, training
+from experiments.checkpoints import Checkpoint
 from experiments.config import Configuration, Plan
 from experiments.data import Dataset
 from experiments.errors import ExperimentError
@@ -55,39 +57,62 @@ class _Parts:
     augmentation: list[keras.Layer]
 
 
-def run(configuration: Configuration, stop: EpochFunction | None = None) -> RunResult:
+@dataclass(frozen=True)
+class _Past:
+    """What earlier runs of a configuration leave to the one that is about to begin."""
+
+    attempt: str | None  # id of the run to go on with
+    checkpoint: Checkpoint | None  # to go on from
+    superseded: list[str]  # ids of runs that it takes the place of
+    outdated: list[str]  # ids of runs whose files nobody needs once it is finished
+
+
+def run(configuration: Configuration, stop: EpochFunction | None = None, reproduces: str | None = None) -> RunResult:
     """Trains, evaluates and records what `configuration` describes.
 
-    A job of a sweep that is finished already is not trained again: its result is returned.
+    A job of a sweep that is finished already is not trained again: its result is returned. A run that was killed goes
+    on from its last checkpoint.
 
     Args:
         configuration: the run.
         stop: asked at every epoch's end whether to go on is hopeless.
+        reproduces: id of the run whose numbers this one is to have again, from the first epoch on.
 
     Raises:
+        StoreLost: the store does not answer; a sweep's job has waited for it.
         ExperimentError: what was asked cannot work, or another process trains it; nothing has been recorded.
     """
     cfg = configuration.cfg
     with _console(of_a_job=bool(cfg.tracking.parent)):
-        training.start_runtime(
-            seed=cfg.seed, threads=cfg.threads, deterministic=cfg.deterministic, precision=cfg.precision
-        )
+        _start_runtime(cfg)
         _check_free_tags(cfg)
         if config.CHECKOUT is None:
             _log.info("Recording in %s", tracking.shown_uri())
+        tracking.be_patient(cfg.tracking.patience if cfg.tracking.parent else 0)
         tracking.check_store()
         data: Dataset = _part(cfg, "data", Dataset)
-        tags = _identify(configuration, data)
+        tags = _identify(configuration, data) | ({"reproduces": reproduces} if reproduces else {})
         parts = build(cfg, data)
         _close_stale_runs(cfg)
         with tracking.lock(tags["fingerprint"]):
             earlier = tracking.earlier_runs(configuration.variant, cfg.seed)
-            if equal := _equal_run(cfg, tags, earlier):
+            if not reproduces and (equal := _equal_run(cfg, tags, earlier)):
                 return _as_recorded(cfg, equal)
-            with _opened(configuration, tags, earlier) as record:
+            past = _past(cfg, tags, earlier, anew=reproduces is not None)
+            with _opened(configuration, tags, past) as record:
                 if _has_changed(cfg, tags, record):
                     return RunResult(record.id, record.name, "FAILED", None, {}, {}, record.artifacts)
-                return _trained(cfg, data, parts, record, stop)
+                return _trained(cfg, data, parts, record, stop, past.checkpoint)
+
+
+def identify(configuration: Configuration) -> dict[str, str]:
+    """What tells a run of `configuration` from every other, as tags: digests of its values, data and code.
+
+    Raises:
+        ExperimentError: the data are not there.
+    """
+    _start_runtime(configuration.cfg)
+    return _identify(configuration, _part(configuration.cfg, "data", Dataset))
 
 
 def plan(configuration: Configuration) -> Plan:
@@ -105,15 +130,22 @@ def plan(configuration: Configuration) -> Plan:
     return Plan(tags["variant"], tags["fingerprint"], tags["data.sha256"], tags["code.sha256"], num_parameters)
 
 
-def _trained(cfg: Any, data: Dataset, parts: _Parts, record: tracking.Run, stop: EpochFunction | None) -> RunResult:
+def _trained(
+    cfg: Any,
+    data: Dataset,
+    parts: _Parts,
+    record: tracking.Run,
+    stop: EpochFunction | None,
+    checkpoint: Checkpoint | None,
+) -> RunResult:
     """Fills an open run."""
     _log.info("%s (%s)", record.name, record.id)
+    _tell_of_checkpoint(cfg, checkpoint)
     _warn_of_scale(parts.scaling, data)
     _warn_of_idle_cores(cfg)
-    batches = _training_batches(cfg, data, parts)
-    _save(record, "samples.png", _samples_figure(batches, parts.scaling, data))
+    _save(record, "samples.png", _samples_figure(_training_batches(cfg, data, parts), parts.scaling, data))
     try:
-        result = _fit(cfg, data, parts, batches, record, stop)
+        result = _fit(cfg, data, parts, record, stop, checkpoint)
     except Diverged as diverged:
         return _diverged(record, diverged)
     validation = evaluate(parts.model, data.validation_images, data.validation_labels)
@@ -121,8 +153,9 @@ def _trained(cfg: Any, data: Dataset, parts: _Parts, record: tracking.Run, stop:
     metrics = _metrics(parts.model, result, test)
     _write_tables(record, data, validation, test)
     _draw(record, cfg, data, result, test)
-    # At step 0 the UI draws single values as bars beside each other.
-    record.log_metrics(metrics, model_id=_log_model(record, cfg, parts.model, data, result))
+    _log_model(record, cfg, parts.model, data, result)
+    record.log_metrics(metrics)  # at step 0 the UI draws single values as bars beside each other
+    record.set_tags(_digests(parts.model, validation, test))
     _summarise(record, cfg, data, result, metrics)
     objective = result.best[cfg.objective.metric]
     return RunResult(record.id, record.name, "FINISHED", objective, metrics, result.history, record.artifacts)
@@ -187,6 +220,10 @@ def _part(cfg: Any, key: str, kind: type, **run_values: Any) -> Any:
 # Before the training
 
 
+def _start_runtime(cfg: Any) -> None:
+    training.start_runtime(seed=cfg.seed, threads=cfg.threads, deterministic=cfg.deterministic, precision=cfg.precision)
+
+
 def _check_free_tags(cfg: Any) -> None:
     for name in cfg.tracking.tags:
         if name in tracking.TAGS or name.startswith("mlflow."):
@@ -236,28 +273,64 @@ def _has_changed(cfg: Any, tags: Mapping[str, str], record: tracking.Run) -> boo
     return changed
 
 
+def _past(cfg: Any, tags: Mapping[str, str], earlier: Sequence[Recorded], *, anew: bool) -> _Past:
+    """What there is to go on with, and what a new run takes the place of."""
+    equal = [run for run in earlier if run.tags.get("fingerprint") == tags["fingerprint"]]
+    broken = [run for run in equal if run.status != "FINISHED" and not run.diverged and "reproduces" not in run.tags]
+    if anew:
+        return _Past(None, None, [], [])
+    for attempt in broken if cfg.resume and not cfg.force else ():
+        folder = tracking.run_folder(attempt.run_id)
+        if "superseded" not in attempt.tags and (checkpoint := checkpoints.newest(folder)):
+            break
+    else:
+        attempt, checkpoint = None, None
+    job = (cfg.tracking.parent, str(cfg.tracking.job))
+    same_job = [run for run in earlier if cfg.tracking.parent and (run.parent, run.tags.get("job")) == job]
+    over = {run.run_id for run in [*broken, *same_job] if run.status != "RUNNING" and "superseded" not in run.tags}
+    itself = {attempt.run_id} if attempt else set()
+    return _Past(
+        attempt=attempt.run_id if attempt else None,
+        checkpoint=checkpoint,
+        superseded=sorted(over - itself),
+        outdated=sorted({run.run_id for run in broken} - itself),
+    )
+
+
 def _opened(
-    configuration: Configuration, tags: Mapping[str, str], earlier: Sequence[Recorded]
+    configuration: Configuration, tags: Mapping[str, str], past: _Past
 ) -> contextlib.AbstractContextManager[tracking.Run]:
     cfg = configuration.cfg
     parent = cfg.tracking.parent
     own: dict[str, object] = {"command": configuration.command}
+    if "reproduces" in tags:
+        own["command"] = f"experiments reproduce {tags['reproduces']}"
     if configuration.experiment:
         own["experiment"] = configuration.experiment
     if parent:
         own["job"] = cfg.tracking.job
-    ended = [run for run in earlier if run.status != "RUNNING" and "superseded" not in run.tags]
-    broken = [run for run in ended if run.status != "FINISHED" and run.tags.get("fingerprint") == tags["fingerprint"]]
-    same_job = [run for run in ended if parent and (run.parent, run.tags.get("job")) == (parent, str(cfg.tracking.job))]
+    files = {"config.yaml": configuration.as_yaml, "environment.txt": tracking.environment()}
+    if uncommitted := tracking.uncommitted():
+        files["git.diff"] = uncommitted
     return tracking.open_run(
         experiment=str(cfg.tracking.experiment or configuration.choices["data"]),
         name=configuration.title,
         params=configuration.parameters,
         tags={**dict(cfg.tracking.tags), **own, **tags},
-        files={"config.yaml": OmegaConf.to_yaml(cfg, resolve=True), "environment.txt": tracking.environment()},
+        files=files,
         parent=parent,
-        superseded=sorted({run.run_id for run in [*broken, *same_job]}),
+        attempt=past.attempt,
+        superseded=past.superseded,
+        outdated=past.outdated,
+        patience=cfg.tracking.patience,
     )
+
+
+def _tell_of_checkpoint(cfg: Any, checkpoint: Checkpoint | None) -> None:
+    if checkpoint:
+        _log.info("Going on after epoch %d", checkpoint.epoch)
+        if not cfg.deterministic:
+            _log.info("With deterministic=false the result is not that of an uninterrupted run to the last bit.")
 
 
 def _warn_of_scale(scaling: keras.Layer, data: Dataset) -> None:
@@ -279,7 +352,7 @@ def _warn_of_idle_cores(cfg: Any) -> None:
         _log.info("This machine has %d cores: threads=8 would be faster, and another result.", cores)
 
 
-def _training_batches(cfg: Any, data: Dataset, parts: _Parts) -> tf.data.Dataset:
+def _training_batches(cfg: Any, data: Dataset, parts: _Parts, after_epoch: int = 0) -> tf.data.Dataset:
     return training.training_batches(
         data.train_images,
         data.train_labels,
@@ -288,6 +361,7 @@ def _training_batches(cfg: Any, data: Dataset, parts: _Parts) -> tf.data.Dataset
         epochs=cfg.epochs,
         seed=cfg.seed,
         augmentation=parts.augmentation,
+        after_epoch=after_epoch,
     )
 
 
@@ -298,17 +372,18 @@ def _fit(
     cfg: Any,
     data: Dataset,
     parts: _Parts,
-    batches: tf.data.Dataset,
     record: tracking.Run,
     stop: EpochFunction | None,
+    checkpoint: Checkpoint | None,
 ) -> TrainingResult:
     terminal = sys.stdout.isatty()
+    trained = checkpoint.epoch if checkpoint else 0
 
     def on_epoch(epoch: int, metrics: Mapping[str, float]) -> bool:
         record.log_metrics(metrics, step=epoch)
         values = "  ".join(f"{name} {metrics[name]:.4f}" for name in config.EPOCH_METRICS)
         # On a terminal Keras's progress bar says the same; job.log has the line in any case.
-        level = logging.DEBUG if terminal else logging.INFO
+        level = logging.DEBUG if terminal or epoch <= trained else logging.INFO
         _log.log(level, "Epoch %d/%d  %s  %.1f s", epoch, cfg.epochs, values, metrics["epoch_seconds"])
         hopeless = stop is not None and stop(epoch, metrics) and epoch < cfg.epochs
         if hopeless:
@@ -318,7 +393,7 @@ def _fit(
 
     return training.fit(
         parts.model,
-        batches,
+        _training_batches(cfg, data, parts, trained),
         (data.validation_images, data.validation_labels),
         num_images=len(data.train_images),
         epochs=cfg.epochs,
@@ -331,6 +406,8 @@ def _fit(
         callbacks=parts.callbacks,
         on_epoch=on_epoch,
         progress_bar=terminal,
+        folder=record.folder,
+        checkpoint=checkpoint,
     )
 
 
@@ -354,14 +431,24 @@ def _metrics(model: keras.Model, result: TrainingResult, test: Evaluation) -> di
     }
 
 
+def _digests(model: keras.Model, validation: Evaluation, test: Evaluation) -> dict[str, str]:
+    """What two runs have in common that ended with the same bits."""
+    weights = sha256(b"".join(np.ascontiguousarray(weight).tobytes() for weight in model.get_weights()))
+    predictions = sha256(b"".join(said.probabilities.tobytes() for said in (validation, test)))
+    return {"weights.sha256": weights.hexdigest(), "predictions.sha256": predictions.hexdigest()}
+
+
 def _write_tables(record: tracking.Run, data: Dataset, validation: Evaluation, test: Evaluation) -> None:
     for part, said in (("validation", validation), ("test", test)):
-        np.savez(record.folder / f"{part}_predictions.npz", labels=said.labels, probabilities=said.probabilities)
+        with record.file(f"{part}_predictions.npz") as file:
+            np.savez(file, labels=said.labels, probabilities=said.probabilities)
     worst = test.wrong[:_MOST_MISTAKES]
-    np.savez_compressed(record.folder / "mistakes.npz", index=data.test_index[worst], image=data.test_images[worst])
-    (record.folder / "classification_report.txt").write_text(test.report(data.class_names))
-    report = json.dumps(test.report_values(data.class_names), indent=2)
-    (record.folder / "classification_report.json").write_text(report)
+    with record.file("mistakes.npz") as file:
+        np.savez_compressed(file, index=data.test_index[worst], image=data.test_images[worst])
+    with record.file("classification_report.txt") as file:
+        file.write_text(test.report(data.class_names))
+    with record.file("classification_report.json") as file:
+        file.write_text(json.dumps(test.report_values(data.class_names), indent=2))
 
 
 def _draw(record: tracking.Run, cfg: Any, data: Dataset, result: TrainingResult, test: Evaluation) -> None:
@@ -386,15 +473,15 @@ def _samples_figure(batches: tf.data.Dataset, scaling: keras.Layer, data: Datase
 
 
 def _save(record: tracking.Run, name: str, figure: Any) -> None:
-    figure.savefig(record.folder / name)
+    with record.file(name) as file:
+        figure.savefig(file)
 
 
-def _log_model(record: tracking.Run, cfg: Any, model: keras.Model, data: Dataset, result: TrainingResult) -> str | None:
-    if not cfg.tracking.model:
-        return None
-    # Without the training's own state, the model loads anywhere; given as lists it would ask for lists.
-    bare = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
-    return record.log_model(bare, image_shape=data.image_shape, num_classes=data.num_classes, step=result.best_epoch)
+def _log_model(record: tracking.Run, cfg: Any, model: keras.Model, data: Dataset, result: TrainingResult) -> None:
+    if cfg.tracking.model:
+        # Without the training's own state, the model loads anywhere; given as lists it would ask for lists.
+        bare = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+        record.log_model(bare, image_shape=data.image_shape, num_classes=data.num_classes, step=result.best_epoch)
 
 
 def _summarise(

@@ -19,10 +19,10 @@ from experiments.tracking import Recorded
 
 MOST_JOBS = 1000
 
-#: States of a job. Those of the first line need no further run, the last three are errors.
+#: States of a job. Those of the first line need no further run, those of the last are errors.
 FINISHED, PRUNED, DIVERGED = "finished", "pruned", "diverged"
 WAITING, RUNNING, NOT_STARTED = "waiting", "running", "not started"
-FAILED, KILLED, ELSEWHERE = "failed", "killed", "running elsewhere"
+FAILED, KILLED, ELSEWHERE, NOT_RECORDED = "failed", "killed", "running elsewhere", "not recorded"
 
 
 @dataclass
@@ -39,6 +39,7 @@ class Job:
     state: str = WAITING
     reason: str = ""  # of an error
     run: Recorded | None = None
+    attempts: Mapping[str, object] = field(default_factory=dict)  # run id -> how far equal runs were before this call
     trial: int | None = None  # of a study
     earlier: bool = False  # ended in an earlier call of the same command
 

@@ -36,7 +36,7 @@ class JobDied(Exception):
     """A job's process ended without a result.
 
     Args:
-        reason: `error`, `exit`, `signal`, `timeout`, `memory` or `interrupted`.
+        reason: `error`, `exit`, `signal`, `timeout`, `memory`, `interrupted` or `store`.
         failure: in words.
     """
 
@@ -50,8 +50,8 @@ class JobDied(Exception):
 
     @property
     def status(self) -> str:
-        """How its run ended: FAILED by an error or an exit code, KILLED by all else."""
-        return "FAILED" if self.reason in ("error", "exit") else "KILLED"
+        """How its run ended: FAILED by an error, an exit code or a lost store, KILLED by all else."""
+        return "FAILED" if self.reason in ("error", "exit", "store") else "KILLED"
 
 
 @dataclass(frozen=True)

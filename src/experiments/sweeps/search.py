@@ -23,12 +23,22 @@ from experiments.errors import ExperimentError
 from experiments.sweeps import jobs as job_list
 from experiments.sweeps import processes, space, sweep
 from experiments.sweeps.display import Display
-from experiments.sweeps.jobs import ELSEWHERE, FAILED, FINISHED, NOT_STARTED, PRUNED, RUNNING, WAITING, Job
+from experiments.sweeps.jobs import (
+    ELSEWHERE,
+    FAILED,
+    FINISHED,
+    NOT_RECORDED,
+    NOT_STARTED,
+    PRUNED,
+    RUNNING,
+    WAITING,
+    Job,
+)
 
 _NAME = "study"  # each journal holds one
 _INTERRUPTED = "interrupted"
 _MOST_COMPARED = 20  # older studies
-_OPEN = (ELSEWHERE, NOT_STARTED)  # trials that are left to the next call
+_OPEN = (ELSEWHERE, NOT_RECORDED, NOT_STARTED)  # trials that are left to the next call
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
@@ -267,10 +277,14 @@ class _Study:
 
     def _known(self, job: Job) -> bool:
         """Whether the very same run has been trained, here or elsewhere; one pruned by another study does not count."""
+        try:
+            equal = tracking.earlier_runs(job.configuration.variant, job.configuration.cfg.seed)
+        except tracking.StoreLost:  # the job itself waits for it
+            return False
+        equal = [run for run in equal if run.tags.get("fingerprint") == job.fingerprint]
+        job.attempts = {run.run_id: run.attempt for run in equal}
         if self.opened.cfg.force:
             return False
-        equal = tracking.earlier_runs(job.configuration.variant, job.configuration.cfg.seed)
-        equal = [run for run in equal if run.tags.get("fingerprint") == job.fingerprint]
         pruned_here = [run for run in equal if "pruned" in run.tags and run.parent == self.opened.parent.run_id]
         done = [run for run in equal if run.finished or run.diverged] or pruned_here
         if done:

@@ -6,10 +6,10 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
-from omegaconf import OmegaConf
 from rich.table import Table
 
 from experiments import compare, report, tracking
@@ -23,6 +23,7 @@ from experiments.sweeps.jobs import (
     FAILED,
     FINISHED,
     KILLED,
+    NOT_RECORDED,
     NOT_STARTED,
     PRUNED,
     RUNNING,
@@ -42,7 +43,7 @@ class Sweep:
         self.first = first  # of any job: what all have in common is read from it
         self.cfg = first.cfg
         self.display = display
-        self.older = {run.run_id for run in parent.runs()}  # of earlier calls
+        self.older = {run.run_id: run.attempt for run in parent.runs()}  # of earlier calls
 
     def overrides(self, job: Job) -> list[str]:
         """What a launcher starts `job` with."""
@@ -75,6 +76,12 @@ class Sweep:
             job.state, job.reason = ELSEWHERE, str(error)
             output.unlink(missing_ok=True)
             return
+        try:
+            self._take_result(job, error, output)
+        except tracking.StoreLost as lost:
+            job.state, job.reason = NOT_RECORDED, str(lost)
+
+    def _take_result(self, job: Job, error: BaseException | None, output: Path) -> None:
         run = self._run_of(job)
         if run is None and error is None:  # another sweep had finished it meanwhile
             earlier = tracking.earlier_runs(job.configuration.variant, job.configuration.cfg.seed)
@@ -104,7 +111,9 @@ class Sweep:
 
     def salvage(self, error: BaseException) -> None:
         """Takes what there is of the jobs that no launcher tells of any more."""
-        begun = {int(run.tags["job"]) for run in self.parent.runs() if run.run_id not in self.older}
+        begun = set()
+        with contextlib.suppress(tracking.StoreLost):
+            begun = {int(run.tags["job"]) for run in self.parent.runs() if self.older.get(run.run_id) != run.attempt}
         for job in self.jobs:
             if job.state == RUNNING or (job.state == WAITING and job.number in begun):
                 self.settle(job, JobReturn(status=JobStatus.FAILED, _return_value=_death(error)))
@@ -112,7 +121,12 @@ class Sweep:
                 job.state = NOT_STARTED
 
     def _run_of(self, job: Job) -> Recorded | None:
-        return next((run for run in self.parent.runs(job.number) if run.run_id not in self.older), None)
+        """The run that this call has made or gone on with; that may be one outside of this sweep."""
+        earlier = tracking.earlier_runs(job.configuration.variant, job.configuration.cfg.seed)
+        equal = [run for run in earlier if run.tags.get("fingerprint") == job.fingerprint]
+        before = {**self.older, **job.attempts}
+        runs = [*self.parent.runs(job.number), *equal]
+        return next((run for run in runs if before.get(run.run_id) != run.attempt), None)
 
     def _record(self, job: Job, died: JobDied) -> None:
         """Makes the run of a job that ended before it could."""
@@ -132,12 +146,10 @@ class Sweep:
             name=configuration.title,
             params=configuration.parameters,
             tags=tags,
-            files={
-                "config.yaml": OmegaConf.to_yaml(configuration.cfg, resolve=True),
-                "environment.txt": tracking.environment(),
-            },
+            files={"config.yaml": configuration.as_yaml, "environment.txt": tracking.environment()},
             parent=self.parent.run_id,
             output=job_output(self.parent.run_id, job.number),
+            patience=self.cfg.tracking.patience,
         ) as run:
             run.fail(died.failure, {"reason": died.reason}, died.status)
 
@@ -169,7 +181,7 @@ class Sweep:
         }
         return compare.leaderboard(results.values(), self.cfg.objective.mode)
 
-    def close(self, status: str, tags: Mapping[str, object]) -> None:
+    def close(self, status: str, tags: Mapping[str, object], patience: float) -> None:
         """Writes the table to the parent, ends it and prints how the sweep has gone."""
         rows = self.leaderboard()
         metric = self.cfg.objective.metric
@@ -182,11 +194,11 @@ class Sweep:
         tags = {**tags, "mlflow.note.content": "\n\n".join(part for part in note if part)}
         self.write_jobs()
         self.parent.set_tags(tags)
-        self.parent.close(status)
+        self.parent.close(status, patience)
         if rows:
             self.display.show(report.as_table(rows, metric))
         for job in self.jobs:
-            if job.state in (FAILED, KILLED, ELSEWHERE, DIVERGED):
+            if job.state in (FAILED, KILLED, ELSEWHERE, NOT_RECORDED, DIVERGED):
                 self.display.say(f"[{job.number}] {job.label}: {job.state}: {job.reason}")
         self.display.say(counts(self.jobs))
         if rows:
@@ -226,20 +238,21 @@ def opened(jobs: list[Job], first: Configuration, experiment: str, name: str, di
 def _opened(jobs: list[Job], first: Configuration, experiment: str, name: str, display: Display) -> Iterator[Sweep]:
     command = f"experiments train {shlex.join(sys.argv[1:])}"
     tags = {**dict(first.cfg.tracking.tags), "command": command}
-    parent = tracking.open_parent(experiment, name, tags)
+    parent = tracking.open_parent(experiment, name, tags, first.cfg.tracking.patience)
     sweep = Sweep(parent, jobs, first, display)
     sweep.write_jobs()
     try:
         yield sweep
     except BaseException as error:
         with deaf():  # a second Ctrl-C would leave the record half-written
+            tracking.be_patient(0)
             sweep.salvage(error)
             died = _death(error)
-            sweep.close(died.status, {"reason": died.reason, "failure": died.failure})
+            sweep.close(died.status, {"reason": died.reason, "failure": died.failure}, patience=0)
         display.say(f"Go on with: {command}")
         raise
-    failed = [job for job in sweep.jobs if job.state in (FAILED, KILLED, ELSEWHERE, NOT_STARTED, WAITING)]
-    sweep.close("FAILED" if failed else "FINISHED", {})
+    failed = [job for job in sweep.jobs if job.state in (FAILED, KILLED, ELSEWHERE, NOT_RECORDED, NOT_STARTED, WAITING)]
+    sweep.close("FAILED" if failed else "FINISHED", {}, patience=first.cfg.tracking.patience)
     if any(job.trial is None for job in failed):  # of a search, a failed trial counts
         display.say(f"Run what is missing with: {command}")
     if any(not job.earlier for job in failed):
@@ -250,6 +263,8 @@ def _death(error: BaseException | None) -> JobDied:
     """Why a job or a sweep has ended, as its run says it."""
     if isinstance(error, JobDied):
         return error
+    if isinstance(error, tracking.StoreLost):
+        return JobDied("store", str(error))
     if isinstance(error, KeyboardInterrupt):
         return JobDied("interrupted", "SIGINT")
     if isinstance(error, SystemExit):
@@ -348,6 +363,7 @@ def look_up(jobs: Sequence[Job], display: Display) -> str:
             continue
         earlier = tracking.earlier_runs(job.configuration.variant, job.configuration.cfg.seed)
         equal = [run for run in earlier if run.tags.get("fingerprint") == job.fingerprint]
+        job.attempts = {run.run_id: run.attempt for run in equal}
         done = next((run for run in equal if run.finished), None) or next((run for run in equal if run.diverged), None)
         if done and not job.configuration.cfg.force:
             take(job, done)
@@ -369,7 +385,7 @@ def look_up(jobs: Sequence[Job], display: Display) -> str:
 
 def counts(jobs: Sequence[Job]) -> str:
     """How many jobs are in each state."""
-    order = (FINISHED, PRUNED, DIVERGED, FAILED, KILLED, ELSEWHERE, NOT_STARTED, WAITING)
+    order = (FINISHED, PRUNED, DIVERGED, FAILED, KILLED, ELSEWHERE, NOT_RECORDED, NOT_STARTED, WAITING)
     found = {state: sum(job.state == state for job in jobs) for state in order}
     head = f"{len(jobs):,} {'job' if len(jobs) == 1 else 'jobs'}"
     return f"{head}: {', '.join(f'{count} {state}' for state, count in found.items() if count)}"

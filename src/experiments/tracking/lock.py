@@ -3,24 +3,28 @@
 import contextlib
 import json
 import os
+import shutil
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from time import time
 
 import psutil
 from mlflow.entities import Run, ViewType
+from mlflow.exceptions import MlflowException
 
 from experiments.errors import ExperimentError
+from experiments.tracking.outbox import REMEMBERED, is_waiting
 from experiments.tracking.run import this_process
-from experiments.tracking.store import alone_in, jobs_folder, open_store, shown_uri, store_uri
+from experiments.tracking.store import alone_in, ask, jobs_folder, open_store, shown_uri, store_uri
 from experiments.tracking.sweep import end_run
 
 _TOUCHED_EVERY = 10  # seconds
 _SAME_START = 60  # seconds between two readings of one process's start
 _ABANDONED_AFTER = 120  # seconds without a touch from another host
+_STALE = {"reason": "stale", "failure": "its process was gone"}
 
 
 class Elsewhere(ExperimentError):
@@ -105,19 +109,61 @@ def _keep(file: Path, done: threading.Event) -> None:
 def close_stale_runs() -> None:
     """Closes the runs that a dead process of this host has left open."""
     client = open_store()
-    experiments = [found.experiment_id for found in client.search_experiments(view_type=ViewType.ACTIVE_ONLY)]
+    found = ask(client.search_experiments, view_type=ViewType.ACTIVE_ONLY)
+    experiments = [experiment.experiment_id for experiment in found]
     running = f"attributes.status = 'RUNNING' and tags.host = '{socket.gethostname()}'"
-    stale = [run for run in client.search_runs(experiments, running) if not _lives(_process_of(run))]
+    stale = [run for run in ask(client.search_runs, experiments, running) if not _lives(_process_of(run))]
     for run in stale:
-        end_run(run.info.run_id, "KILLED", {"reason": "stale", "failure": "its process was gone"})
+        end_run(run.info.run_id, "KILLED", _STALE)
         name = run.data.tags.get("sweep.name")
         unlock(lock_of_sweep(name) if name else run.data.tags.get("fingerprint", ""))
 
 
+def sync(say: Callable[[str], None]) -> None:
+    """Sends what the folders of ended runs still hold, and closes those that their processes could not close.
+
+    Args:
+        say: takes a line about each of them.
+
+    Raises:
+        StoreLost: the store is gone.
+    """
+    client = open_store()
+    folders = [folder for folder in sorted(jobs_folder().glob("*/")) if is_waiting(folder)]
+    idle = [folder for folder in folders if not _is_at_work(folder)]
+    for folder in idle:
+        try:
+            name = ask(client.get_run, folder.name).info.run_name
+        except MlflowException:
+            say(f"{folder.name} is not in this store; it was recorded in {_remembered(folder).get('store')}.")
+            continue
+        end_run(folder.name, "KILLED", _STALE)
+        ended = ask(client.get_run, folder.name)
+        if ended.info.status == "FINISHED" or "diverged" in ended.data.tags:
+            shutil.rmtree(folder)
+        say(f"Sent {name} ({folder.name}): {ended.info.status}")
+    if len(idle) < len(folders):
+        say(f"{len(folders) - len(idle)} more are still open.")
+    elif not folders:
+        say("Nothing to send: the store has everything.")
+
+
+def _is_at_work(folder: Path) -> bool:
+    """Whether the process that has a run open is alive, here or on another host."""
+    holder = _remembered(folder)
+    if holder.get("host") == socket.gethostname():
+        return _lives(holder)
+    name = lock_of_sweep(str(holder["sweep"])) if holder.get("sweep") else str(holder.get("fingerprint"))
+    return any(_held(file) for file in jobs_folder().glob(f"*-{name}.lock"))
+
+
+def _remembered(folder: Path) -> dict[str, object]:
+    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+        return json.loads((folder / REMEMBERED).read_text())
+    return {}
+
+
 def _process_of(run: Run) -> dict[str, object]:
     """The process that has a run open: as its folder has it, or else as its tags."""
-    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-        written = json.loads((jobs_folder() / run.info.run_id / "run.json").read_text())
-        if written["store"] == shown_uri():
-            return written
-    return {"pid": run.data.tags["pid"]}
+    written = _remembered(jobs_folder() / run.info.run_id)
+    return written if written.get("store") == shown_uri() else {"pid": run.data.tags["pid"]}

@@ -1,39 +1,44 @@
 """One run in the store: opened, written and closed with the truth about how it ended."""
 
 import contextlib
-import functools
 import json
 import logging
+import math
 import os
-import platform
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import distributions, version
+from importlib.metadata import version
 from pathlib import Path
-from time import time
 from typing import Any, TextIO
 from urllib.parse import urlparse
 
 import mlflow
 import psutil
-from mlflow.entities import Metric, Param
-from mlflow.exceptions import MlflowException
+from mlflow.entities import RunInfo
 
-from experiments.config import CHECKOUT
-from experiments.tracking.store import experiment_id, jobs_folder, open_store, shown_uri, store_error, store_uri
+from experiments.errors import ExperimentError
+from experiments.tracking.outbox import MODEL, REMEMBERED, Outbox, is_waiting, send_missing
+from experiments.tracking.provenance import WithoutSecrets, environment, provenance, without_secrets
+from experiments.tracking.store import (
+    ask,
+    experiment_id,
+    jobs_folder,
+    open_store,
+    run_folder,
+    shown_uri,
+    store_error,
+    store_uri,
+)
 
 _log = logging.getLogger(__name__)
 
 _LONGEST_PARAM = 6000  # characters, MLflow's limit
-_PARAMS_A_BATCH = 100  # MLflow's limit
 _CUT = " … see config.yaml"
-_REMEMBERED = "run.json"
 _own_output: Path | None = None  # where this process writes its output as long as no run of a sweep is open
 
 #: Tags that the record itself sets; a user's free tags may not take their names.
@@ -47,15 +52,17 @@ TAGS = {
 
 @dataclass
 class Run:
-    """A run that is open in the store. What it logs is there when the call returns."""
+    """A run that is open in the store. What it records is sent while the training goes on."""
 
-    client: mlflow.MlflowClient
     id: str
     name: str
     experiment_id: str
     artifact_uri: str
-    folder: Path  # files of this run on their way to the store
+    folder: Path  # files of this run on their way to the store, and its checkpoints
+    outbox: Outbox
     status: str = "FINISHED"  # unless something is raised
+    diverged: bool = False
+    has_model: bool = False
 
     @property
     def artifacts(self) -> str:
@@ -67,64 +74,56 @@ class Run:
         """The page of this run in the MLflow UI, without host and port."""
         return f"#/experiments/{self.experiment_id}/runs/{self.id}"
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int = 0, model_id: str | None = None) -> None:
-        """Logs all `metrics` of a step in one call; with `model_id` they are the model's too."""
-        now = int(time() * 1000)
-        points = [Metric(name, value, now, step, model_id, run_id=self.id) for name, value in metrics.items()]
-        self.client.log_batch(self.id, metrics=points)
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Records `metrics` of a step, once; those of step 0 belong to the model, too, if there is one."""
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        self.outbox.put("metrics", step=step, metrics=finite, of_model=self.has_model and step == 0)
 
-    def set_tags(self, tags: Mapping[str, object]) -> None:
-        """Sets tags of the run."""
-        for name, value in tags.items():
-            self.client.set_tag(self.id, name, value)
+    def set_tags(self, tags: Mapping[str, object], run_id: str | None = None) -> None:
+        """Sets tags of the run, or of another one."""
+        if tags:
+            texts = {name: without_secrets(str(value)) for name, value in tags.items()}
+            self.outbox.put("tags", tags=texts, run_id=run_id)
 
     def fail(self, failure: str, tags: Mapping[str, object], status: str = "FAILED") -> None:
         """Lets the run end as FAILED or KILLED although nothing is raised."""
         _log.error("%s: %s", status, failure)
         self.status = status
+        self.diverged = "diverged" in tags
         self.set_tags({"failure": failure, **tags})
 
-    def log_files(self) -> None:
-        """Sends every file of the run's folder."""
-        send_files(self.client, self.id, self.folder)
+    @contextlib.contextmanager
+    def file(self, name: str) -> Iterator[Path]:
+        """The path to write an artifact to; a full disk costs the artifact and not the run."""
+        try:
+            yield self.folder / name
+        except OSError as error:
+            _log.warning("%s cannot be written: %s", name, error)
 
-    def log_model(self, model: Any, *, image_shape: tuple[int, ...], num_classes: int, step: int) -> str:
-        """Logs a Keras model that takes raw pixels, tied to the metrics of `step`.
+    def log_model(self, model: Any, *, image_shape: tuple[int, ...], num_classes: int, step: int) -> None:
+        """Records a Keras model that takes raw pixels, tied to the metrics of `step`.
 
         Args:
             model: uncompiled `keras.Model`.
             image_shape: height, width and channels.
             num_classes: length of a row of probabilities.
             step: the epoch whose weights it holds.
-
-        Returns:
-            The id of the logged model.
         """
         import_model_flavor()
+        import mlflow.keras
         import numpy as np
-        from mlflow.models import Model, ModelSignature
+        from mlflow.models import ModelSignature
         from mlflow.types import Schema, TensorSpec
 
         signature = ModelSignature(
             inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, *image_shape), "image")]),
             outputs=Schema([TensorSpec(np.dtype("float32"), (-1, num_classes))]),
         )
-        # Left to itself, Model.log takes the experiment of an active run, which we never have, or else number 0.
-        logged = self.client.create_logged_model(
-            self.experiment_id, name="model", source_run_id=self.id, params=self.client.get_run(self.id).data.params
-        )
-        Model.log(
-            artifact_path=None,
-            name="model",
-            model_id=logged.model_id,
-            flavor=mlflow.keras,
-            run_id=self.id,
-            step=step,
-            model=model,
-            signature=signature,
-            pip_requirements=_model_requirements(),
-        )
-        return logged.model_id
+        with self.file(MODEL) as folder:
+            shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed just here
+            mlflow.keras.save_model(model, str(folder), signature=signature, pip_requirements=_model_requirements())
+            self.outbox.put("model", step=step)
+            self.has_model = True
 
 
 def import_model_flavor() -> None:
@@ -159,10 +158,13 @@ def open_run(
     tags: Mapping[str, object],
     files: Mapping[str, str],
     parent: str | None = None,
+    attempt: str | None = None,
     superseded: Sequence[str] = (),
+    outdated: Sequence[str] = (),
     output: str = "",
+    patience: float,
 ) -> Iterator[Run]:
-    """A new run in the store, closed with the truth about how it ended.
+    """A run in the store, new or open again, closed with the truth about how it ended.
 
     Args:
         experiment: name of the MLflow experiment, made if need be; with a parent the run goes to the parent's.
@@ -171,41 +173,83 @@ def open_run(
         tags: beside those of the machine and the code, which are set here.
         files: artifacts to have from the start, name -> text.
         parent: id of the sweep's run.
+        attempt: id of an older run to go on with, in the place that it has.
         superseded: ids of older runs that this one takes the place of.
+        outdated: ids of older runs whose files nobody needs when this one is finished.
         output: name of the file that the output of the run's own process has gone to, if that was another one.
+        patience: seconds that the end waits for a lost store.
 
     Raises:
-        ExperimentError: the store is gone.
+        StoreLost: the store is gone.
+        ExperimentError: the experiment was deleted, or the run's folder cannot be made.
     """
     client = open_store()
-    try:
+    tags = provenance() | dict(tags)
+    fingerprint = str(tags.get("fingerprint", ""))
+    if attempt:
+        info = ask(_reopened, client, attempt, fingerprint)
+    else:
         if parent:
-            sweep = client.get_run(parent)
+            sweep = ask(client.get_run, parent)
             place = sweep.info.experiment_id
-            tags = {**tags, "mlflow.parentRunId": parent, "sweep": sweep.data.tags["sweep.name"]}
+            tags |= {"mlflow.parentRunId": parent, "sweep": sweep.data.tags["sweep.name"]}
         else:
-            place = experiment_id(client, experiment)
-        info = client.create_run(place, tags=provenance() | dict(tags), run_name=name).info
-    except MlflowException as error:
-        raise store_error(store_uri(), error) from error
-    run = Run(client, info.run_id, name, place, info.artifact_uri, jobs_folder() / info.run_id)
-    run.folder.mkdir(parents=True)
-    remember(run.folder, str(tags.get("fingerprint", "")))
+            place = ask(experiment_id, client, experiment)
+        texts = {key: without_secrets(str(value)) for key, value in tags.items()}
+        info = ask(client.create_run, place, tags=texts, run_name=without_secrets(name)).info
+    folder = _made_folder(client, info.run_id, fingerprint)
     if output and (jobs_folder() / output).exists():
-        (jobs_folder() / output).rename(run.folder / "job.log")
-    with _job_log(run.folder / "job.log"), _status(run):
-        for older in superseded:
-            client.set_tag(older, "superseded", run.id)
-        cut = [Param(key, _shortened(value)) for key, value in params.items()]
-        for start in range(0, len(cut), _PARAMS_A_BATCH):
-            client.log_batch(run.id, params=cut[start : start + _PARAMS_A_BATCH])
-        for file, text in files.items():
-            (run.folder / file).write_text(text)
-        yield run
-    shutil.rmtree(run.folder)
-    if run.status == "FINISHED":
-        for older in superseded:
-            shutil.rmtree(jobs_folder() / older, ignore_errors=True)
+        (jobs_folder() / output).rename(folder / "job.log")
+    with _job_log(folder / "job.log"):
+        outbox = Outbox(client, info.run_id, folder, unsure=attempt is not None)
+        run = Run(info.run_id, info.run_name, info.experiment_id, info.artifact_uri, folder, outbox)
+        with _status(run, patience):
+            for older in superseded:
+                run.set_tags({"superseded": run.id}, older)
+            if attempt:
+                run.set_tags(tags)
+            else:
+                outbox.put("params", params={key: _shortened(without_secrets(value)) for key, value in params.items()})
+            for file, text in files.items():
+                with run.file(file) as path:
+                    path.write_text(text, encoding="utf-8", newline="")
+            yield run
+    if run.status == "FINISHED" or run.diverged:
+        for run_id in (*outdated, run.id):
+            _forget(run_id)
+
+
+def _reopened(client: mlflow.MlflowClient, run_id: str, fingerprint: str) -> RunInfo:
+    """A run that had ended, open again, with all that its folder still held."""
+    folder = run_folder(run_id)
+    try:
+        send_missing(client, run_id, folder)
+    except OSError as error:
+        raise store_error(store_uri(), error) from error
+    # First, or the start of another command would close it as one of a dead process.
+    remember(folder, fingerprint=fingerprint)
+    for name in {"reason", "failure", "pruned"} & set(client.get_run(run_id).data.tags):
+        client.delete_tag(run_id, name)
+    client.update_run(run_id, status="RUNNING")
+    return client.get_run(run_id).info
+
+
+def _made_folder(client: mlflow.MlflowClient, run_id: str, fingerprint: str) -> Path:
+    folder = run_folder(run_id)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        remember(folder, fingerprint=fingerprint)
+    except OSError as error:
+        client.set_tag(run_id, "failure", f"its folder cannot be made: {error}")
+        client.set_terminated(run_id, "FAILED")
+        raise ExperimentError(f"The files of a run cannot be made: {error}.") from error
+    return folder
+
+
+def _forget(run_id: str) -> None:
+    """Deletes the folder of a run, unless it holds what the store lacks."""
+    if not is_waiting(run_folder(run_id)):
+        shutil.rmtree(run_folder(run_id), ignore_errors=True)
 
 
 def this_process() -> dict[str, object]:
@@ -213,17 +257,10 @@ def this_process() -> dict[str, object]:
     return {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
 
 
-def send_files(client: mlflow.MlflowClient, run_id: str, folder: Path) -> None:
-    """Sends every file of a run's folder but our own notes."""
-    for file in sorted(folder.iterdir()):
-        if file.name != _REMEMBERED:
-            client.log_artifact(run_id, str(file))
-
-
-def remember(folder: Path, fingerprint: str = "") -> None:
-    """Writes down in a run's folder whose it is and which process has it open."""
-    written = {"store": shown_uri(), "fingerprint": fingerprint, **this_process()}
-    (folder / _REMEMBERED).write_text(json.dumps(written))
+def remember(folder: Path, *, fingerprint: str = "", sweep: str = "") -> None:
+    """Writes down in the folder of a run, or of a sweep's parent, whose it is and which process has it open."""
+    written = {"store": shown_uri(), "fingerprint": fingerprint, "sweep": sweep, **this_process()}
+    (folder / REMEMBERED).write_text(json.dumps(written))
 
 
 @contextlib.contextmanager
@@ -264,9 +301,11 @@ def own_output(name: str) -> Iterator[TextIO]:
 def _job_log(file: Path) -> Iterator[None]:
     """Writes the log of this package to `file`, after what this process has printed so far if that is kept."""
     if _own_output:
+        if file.exists():  # from an attempt before; this process goes on writing at the end
+            _own_output.write_bytes(file.read_bytes() + _own_output.read_bytes())
         _own_output.rename(file)
     job_log = logging.FileHandler(file)
-    job_log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    job_log.setFormatter(WithoutSecrets("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger("experiments").addHandler(job_log)
     try:
         yield
@@ -276,7 +315,7 @@ def _job_log(file: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _status(run: Run) -> Iterator[None]:
+def _status(run: Run, patience: float) -> Iterator[None]:
     """Closes `run` as FINISHED, FAILED or KILLED, and says why in tags and files."""
     status, tags = "FAILED", {}
     try:
@@ -292,43 +331,22 @@ def _status(run: Run) -> Iterator[None]:
         raise
     except BaseException as error:
         last_line = traceback.format_exception_only(error)[-1].strip().splitlines()[-1].strip()
-        tags = {"reason": "error", "failure": last_line}
-        (run.folder / "traceback.txt").write_text(traceback.format_exc())
+        # TensorFlow says in its own way that memory is short.
+        short = isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"
+        tags = {"reason": "memory" if short else "error", "failure": last_line}
+        with run.file("traceback.txt") as file:
+            file.write_text(traceback.format_exc())
         raise
     finally:
+        run.status = status
         if tags:
             _log.error("%s: %s", status, tags["failure"])
         run.set_tags(tags)
-        run.log_files()
-        run.client.set_terminated(run.id, status)
+        run.outbox.close(status, patience)
 
 
 def _shortened(value: str) -> str:
     return value if len(value) <= _LONGEST_PARAM else value[: _LONGEST_PARAM - len(_CUT)] + _CUT
-
-
-def provenance() -> dict[str, object]:
-    """The machine and the code, as tags."""
-    tags: dict[str, object] = {"host": socket.gethostname(), "pid": os.getpid(), "python": platform.python_version()}
-    tags |= {name: version(name) for name in ("tensorflow", "keras", "mlflow")}
-    if CHECKOUT and (commit := _git("rev-parse", "HEAD")):
-        tags |= {"git.commit": commit, "git.dirty": str(bool(_git("status", "--porcelain"))).lower()}
-    return tags
-
-
-def _git(*arguments: str) -> str:
-    git = shutil.which("git")
-    if git is None:
-        return ""
-    done = subprocess.run([git, "-C", str(CHECKOUT), *arguments], capture_output=True, text=True, check=False)  # noqa: S603
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
-@functools.cache
-def environment() -> str:
-    """Every installed package with its version, as a file that pip can install."""
-    found = {dist.metadata["Name"]: dist.version for dist in distributions() if dist.metadata["Name"]}
-    return "".join(f"{name}=={found[name]}\n" for name in sorted(found, key=str.lower) if name != "experiments")
 
 
 def _local(uri: str) -> Path | None:

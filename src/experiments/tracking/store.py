@@ -3,18 +3,21 @@
 import contextlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from time import monotonic, sleep, time
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 from urllib.parse import quote, urlparse
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # MLflow's own 7 retries of 120 s would let a command stand still for minutes when a server is down.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "8")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 import mlflow
 from mlflow.entities import ViewType
@@ -22,12 +25,26 @@ from mlflow.exceptions import MlflowException
 
 from experiments.config import CHECKOUT
 from experiments.errors import ExperimentError
+from experiments.tracking.provenance import without_secrets
 
 for _noisy in ("mlflow", "alembic"):
     logging.getLogger(_noisy).setLevel(logging.WARNING)
 
+AGAIN_AFTER = 3  # seconds between two tries to reach a lost store
 _STILL_WRITTEN = 5  # seconds since the last change of a SQLite file that another program may be making
+#: What a store says when it is there and the answer is no.
+_FINAL_ERRORS = {
+    "INVALID_PARAMETER_VALUE", "INVALID_STATE", "PERMISSION_DENIED", "RESOURCE_ALREADY_EXISTS",
+    "RESOURCE_DOES_NOT_EXIST", "UNAUTHENTICATED",
+}  # fmt: skip
+_patience = 0.0  # seconds to wait for a lost store
+_waited_in_vain = False
 T = TypeVar("T")
+P = ParamSpec("P")
+
+
+class StoreLost(ExperimentError):
+    """The store does not answer."""
 
 
 def home() -> Path:
@@ -39,6 +56,17 @@ def home() -> Path:
 def jobs_folder() -> Path:
     """Where runs and jobs keep their files until the store has them."""
     return home() / "mlruns" / "jobs"
+
+
+def run_folder(run_id: str) -> Path:
+    """Where a run keeps its files until the store has them.
+
+    Raises:
+        ExperimentError: the id, which may come from a server, would lead out of the folder of all runs.
+    """
+    if not re.fullmatch(r"[\w-]+", run_id):
+        raise ExperimentError(f"{run_id!r} is no id of a run.")
+    return jobs_folder() / run_id
 
 
 def store_uri() -> str:
@@ -78,10 +106,7 @@ def check_store() -> None:
     if file and nothing_recorded():
         check_writable(file.parent, f"The tracking store {uri}")
         return
-    try:
-        _ask(lambda: mlflow.MlflowClient(uri).search_experiments(max_results=1, view_type=ViewType.ALL), file)
-    except Exception as error:  # every kind of store has its own
-        raise store_error(uri, error) from error
+    _reach(lambda: mlflow.MlflowClient(uri).search_experiments(max_results=1, view_type=ViewType.ALL))
 
 
 def nothing_recorded() -> bool:
@@ -101,7 +126,20 @@ def check_writable(folder: Path, what: str) -> None:
         raise ExperimentError(f"{what} cannot be made: {there} is not writable.")
 
 
-def _ask(ask: Callable[[], T], file: Path | None) -> T:
+def _reach(question: Callable[[], T]) -> T:
+    """The answer of a store that may not be there, or be of the wrong kind."""
+    uri = store_uri()
+
+    def translated() -> T:
+        try:
+            return _once_made(question, sqlite_file(uri))
+        except Exception as error:  # every kind of store has its own
+            raise store_error(uri, error) from error
+
+    return ask(translated)
+
+
+def _once_made(question: Callable[[], T], file: Path | None) -> T:
     """The answer of a store whose tables may be being made just now.
 
     Making a SQLite store is not safe from two processes at once: those of ours take turns, and other programs get 20 s.
@@ -110,7 +148,7 @@ def _ask(ask: Callable[[], T], file: Path | None) -> T:
     while True:
         try:
             with alone_in(file.parent) if file else contextlib.nullcontext():
-                return ask()
+                return question()
         except Exception:
             being_made = file and file.exists() and time() - file.stat().st_mtime < _STILL_WRITTEN
             if not being_made or monotonic() > deadline:
@@ -135,18 +173,57 @@ def alone_in(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def be_patient(seconds: float) -> None:
+    """Sets how long this process waits for a lost store before it gives a question up."""
+    global _patience, _waited_in_vain
+    _patience, _waited_in_vain = seconds, False
+
+
+def ask(question: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """The answer of the store; waited for, once, as long as patience lasts.
+
+    Raises:
+        StoreLost: it does not answer.
+        MlflowException: it answers that this cannot be.
+    """
+    global _waited_in_vain
+    deadline = monotonic() + (0 if _waited_in_vain else _patience)
+    while True:
+        try:
+            answer = question(*args, **kwargs)
+            _waited_in_vain = False
+            return answer
+        except (StoreLost, MlflowException) as error:
+            if is_final(error):
+                raise
+            lost = store_error(store_uri(), error)
+        if not isinstance(lost, StoreLost):
+            raise lost
+        if monotonic() + AGAIN_AFTER > deadline:
+            _waited_in_vain = True
+            raise lost
+        sleep(AGAIN_AFTER)
+
+
+def is_final(error: Exception) -> bool:
+    """Whether a store that answers has said no, so that waiting would not help."""
+    return isinstance(error, MlflowException) and error.error_code in _FINAL_ERRORS
+
+
 def store_error(uri: str, error: Exception) -> ExperimentError:
     """What is wrong with a store, and what to do, from whatever it has raised."""
     shown = without_password(uri)
+    if isinstance(error, StoreLost):
+        return error
     if "out-of-date database schema" in str(error):
         return ExperimentError(
             f"The tracking store {shown} was made by another version of MLflow than this one ({version('mlflow')}).",
             advice=f"Copy the file first, then: mlflow db upgrade {shown}",
         )
-    reason = str(error).replace(uri, shown).splitlines()[0][:300].rstrip(".")
+    reason = without_secrets(str(error).replace(uri, shown)).splitlines()[0][:300].rstrip(".")
     if urlparse(uri).scheme not in ("http", "https"):
-        return ExperimentError(f"The tracking store {shown} cannot be used: {reason}.")
-    return ExperimentError(
+        return StoreLost(f"The tracking store {shown} cannot be used: {reason}.")
+    return StoreLost(
         f"The tracking store {shown} cannot be reached: {reason}.",
         advice="Start its server, or unset MLFLOW_TRACKING_URI to record in a local file.",
     )
@@ -160,10 +237,7 @@ def open_store() -> mlflow.MlflowClient:
     """
     uri = store_uri()
     mlflow.set_tracking_uri(uri)
-    try:
-        return _ask(lambda: mlflow.MlflowClient(uri), sqlite_file(uri))
-    except Exception as error:
-        raise store_error(uri, error) from error
+    return _reach(lambda: mlflow.MlflowClient(uri))
 
 
 def experiment_id(client: mlflow.MlflowClient, name: str) -> str:
@@ -176,7 +250,9 @@ def experiment_id(client: mlflow.MlflowClient, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         file = sqlite_file(uri)
-        location = (file.parent / "artifacts" / quote(name, safe="")).as_uri() if file else None
+        # A name of dots alone would be another folder.
+        inside = name.replace(".", "_") if not name.strip(".") else quote(name, safe="")
+        location = (file.parent / "artifacts" / inside).as_uri() if file else None
         try:
             # The kind opens the experiment's page on its training runs instead of traces.
             tags = {"mlflow.experimentKind": "custom_model_development"}

@@ -1,0 +1,158 @@
+"""Trains a recorded run again and says whether every number is equal."""
+
+import shlex
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from experiments import config, tracking, train
+from experiments.config import Configuration
+from experiments.errors import ExperimentError
+from experiments.tracking import Recorded
+
+#: What may be another now than when a run was recorded, and then explains other numbers.
+_CONDITIONS = (
+    "data.sha256", "data.validation_sha256", "data.test_sha256", "code.sha256", "git.commit", "git.dirty",
+    "python", "tensorflow", "keras", "mlflow", "host",
+)  # fmt: skip
+_OF_A_DIGEST = 12  # characters that are shown
+_PREDICTIONS = ("validation_predictions.npz", "test_predictions.npz")
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """One kind of number, in the run and in its reproduction."""
+
+    name: str
+    equal: bool
+    difference: float | None  # the largest; None when they have not the same length or one is missing
+
+    @property
+    def verdict(self) -> str:
+        if self.equal:
+            return "equal" if not self.difference else f"within {self.difference:.2g}"
+        return "different" if self.difference is None else f"differs by up to {self.difference:.2g}"
+
+
+def reproduce(run: str, tolerance: float = 0.0) -> bool:
+    """Trains the configuration of a run again, as a new run, and prints what is equal and what is not.
+
+    Args:
+        run: its id, or `runs:/` and the id.
+        tolerance: the largest difference of two numbers that still counts as equal.
+
+    Returns:
+        Whether every per-epoch metric (but `epoch_seconds`), all weights and all predictions are equal.
+
+    Raises:
+        ExperimentError: there is no such run, or it cannot be trained again here.
+    """
+    console = Console(soft_wrap=True, highlight=False)
+    tracking.check_store()
+    original = tracking.existing(run)
+    configuration = _configuration(original)
+    _tell_of_conditions(console, original, {**tracking.provenance(), **train.identify(configuration)})
+    epochs = len(tracking.history(original).get("loss", ()))
+    unfinished = not original.finished and not original.diverged
+    result = train.run(configuration, (lambda epoch, _: unfinished and epoch >= epochs), reproduces=original.run_id)
+    rows = _compared(original, tracking.recorded(result.run_id), tolerance)
+    console.print(_table(rows))
+    equal = all(row.equal for row in rows)
+    verdict = "Equal: every number of" if equal else "Different: not every number of"
+    console.print(f"{verdict} {original.run_id} was had again by {result.run_id}.")
+    return equal
+
+
+def _configuration(run: Recorded) -> Configuration:
+    """The stored configuration of `run`, checked as if it came from a stranger."""
+    if "sweep.name" in run.tags:
+        raise ExperimentError(f"{run.run_id} is a sweep.", advice="Name one of its runs.")
+    with tempfile.TemporaryDirectory() as folder:
+        file = tracking.artifact(run, "config.yaml", Path(folder)) if "fingerprint" in run.tags else None
+        if file is None:
+            raise ExperimentError(f"{run.run_id} ({run.name}) was not recorded by this project.")
+        text = file.read_text()
+    if run.status == "RUNNING":
+        raise ExperimentError(f"{run.run_id} ({run.name}) is still running.")
+    if not run.diverged and not tracking.history(run):
+        raise ExperimentError(f"{run.run_id} ({run.name}) has no number to compare: {run.tags.get('failure', '')}")
+    typed = [word for word in shlex.split(run.tags.get("command", ""))[2:] if "=" in word]
+    try:
+        restored = config.restored(text, typed, run.tags.get("experiment"), run.params)
+    except ExperimentError as error:
+        raise ExperimentError(f"{run.run_id} has a configuration that this version does not take: {error}") from error
+    restored.cfg.tracking.experiment = tracking.experiment_name(run)
+    return restored
+
+
+def _tell_of_conditions(console: Console, original: Recorded, now: Mapping[str, object]) -> None:
+    table = Table("condition", "then", "now", box=None, pad_edge=False)
+    for name in _CONDITIONS:
+        before, today = original.tags.get(name, "not recorded"), str(now.get(name, "not known"))
+        if before != today:
+            table.add_row(name, before[:_OF_A_DIGEST], today[:_OF_A_DIGEST])
+    if table.row_count:
+        console.print("Not as when the run was recorded, so numbers may differ:")
+        console.print(table)
+    else:
+        console.print("Data, code, versions and machine are those of the run.")
+
+
+def _compared(original: Recorded, again: Recorded, tolerance: float) -> list[_Compared]:
+    then, now = tracking.history(original), tracking.history(again)
+    names = sorted({*then, *now} - {"epoch_seconds"})
+    rows = [_series(name, np.array(then.get(name, ())), np.array(now.get(name, ())), tolerance) for name in names]
+    if original.diverged or again.diverged:
+        same = original.tags.get("diverged_epoch") == again.tags.get("diverged_epoch")
+        return [*rows, _Compared("diverged", same, None)]
+    for kind, arrays in (("weights", _weights), ("predictions", _predictions)):
+        digest = original.tags.get(f"{kind}.sha256")
+        if digest is None:  # the run was killed before it had any
+            continue
+        if digest == again.tags.get(f"{kind}.sha256"):
+            rows.append(_Compared(kind, True, None))
+        else:
+            rows.append(_series(kind, arrays(original), arrays(again), tolerance))
+    return rows
+
+
+def _series(name: str, then: np.ndarray, now: np.ndarray, tolerance: float) -> _Compared:
+    if then.shape != now.shape or not then.size:
+        return _Compared(name, False, None)
+    difference = float(np.abs(then - now).max())
+    return _Compared(name, difference <= tolerance, difference)
+
+
+def _predictions(run: Recorded) -> np.ndarray:
+    """Every recorded probability, one after another; empty when there are none."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [tracking.artifact(run, name, Path(folder)) for name in _PREDICTIONS]
+        arrays = [_probabilities(file).ravel() for file in files if file]
+    return np.concatenate([np.empty(0), *arrays])
+
+
+def _probabilities(file: Path) -> np.ndarray:
+    with np.load(file, allow_pickle=False) as archive:
+        return archive["probabilities"]
+
+
+def _weights(run: Recorded) -> np.ndarray:
+    """Every weight of the logged model, one after another; empty when none was logged."""
+    import keras
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = tracking.model_file(run, Path(folder))
+        weights = keras.saving.load_model(file, safe_mode=True).get_weights() if file else []
+    return np.concatenate([np.empty(0), *(weight.ravel() for weight in weights)])
+
+
+def _table(rows: list[_Compared]) -> Table:
+    table = Table("number", "verdict", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(row.name, row.verdict)
+    return table

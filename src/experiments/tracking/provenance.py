@@ -1,0 +1,214 @@
+"""Where a run comes from: machine, packages, commit and what is not committed; and texts without secrets."""
+
+import contextlib
+import functools
+import json
+import logging
+import os
+import platform
+import re
+import shutil
+import socket
+import subprocess
+from importlib.metadata import PackageNotFoundError, distribution, distributions, version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import quote, unquote, urlsplit
+
+from experiments.config import CHECKOUT
+
+_log = logging.getLogger(__name__)
+
+_HIDDEN = "***"
+_SECRET_NAME = re.compile(
+    "PASSWORD|PASSWD|TOKEN|SECRET|API_KEY|APIKEY|ACCESS_KEY|PRIVATE_KEY|CREDENTIAL", re.IGNORECASE
+)
+_SHORTEST_SECRET = 8  # characters; shorter values, such as true or 4096, also stand where they are none
+_SHORTEST_PASSWORD = 6  # characters of a store's password that is looked for outside of its URI
+_STORES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+#: https://token@host, https://token:@host and https://token:x-oauth-basic@host; other schemes have a user there.
+_TOKEN_IN_URI = re.compile(r"(https?://)[^\s:/?#@\[\]\"'<>,;()]+(?=(?::(?:x-oauth-basic)?)?@)", re.IGNORECASE)
+#: The scheme is not looked at: to search for :// first is fast, and any scheme will do.
+_PASSWORD_IN_URI = re.compile(
+    r"""
+    (?P<before>://[^\s:/?\#@\[\]"<>]*:)
+    (?!\d*[/?\#"',;)])  # a port
+    (?P<password>
+        (?:[^\s/?\#@"<>]+|@[^\s/?\#@"'<>,;]+)(?:@[^\s/?\#@"'<>,;]*)*  # up to the last @ before the path
+        |(?:(?!://)[^\s@"<>])+  # SQLAlchemy takes / ? and # as they are
+    )
+    (?=@)
+    """,
+    re.VERBOSE,
+)
+
+
+def provenance() -> dict[str, object]:
+    """The machine and the code, as tags."""
+    tags: dict[str, object] = {"host": socket.gethostname(), "pid": os.getpid(), "python": platform.python_version()}
+    tags |= {name: version(name) for name in ("tensorflow", "keras", "mlflow")}
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        commit = _git("rev-parse", "--verify", "HEAD").decode().strip()
+        changed = _git("status", "--porcelain", "--untracked-files=normal", "--", ".")
+        tags |= {"git.commit": commit, "git.dirty": str(bool(changed)).lower()}
+    return tags
+
+
+@functools.cache
+def environment() -> str:
+    """Every installed package with its version, as a file that pip can install.
+
+    What came from elsewhere than an index (PEP 610), and so cannot be had by its version, is a comment.
+    """
+    names = set()
+    for found in distributions():
+        with contextlib.suppress(FileNotFoundError):  # left behind by an installation that was interrupted
+            if "Name" in found.metadata:
+                names.add(re.sub("[-_.]+", "-", found.metadata["Name"]).lower())  # PEP 503: A_b and a-b are one
+    lines = []
+    for name in sorted(names - {"experiments"}):
+        with contextlib.suppress(PackageNotFoundError):  # pip sets an old version aside as ~ame while it installs
+            dist = distribution(name)
+            line = f"{dist.metadata['Name']}=={dist.version}"
+            direct_url = dist.read_text("direct_url.json")
+            lines.append(f"# {line} from {_source(direct_url)}" if direct_url else line)
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _source(direct_url: str) -> str:
+    """The URL in the text of a direct_url.json, without what may be secret; of a repository also the commit."""
+    found = json.loads(direct_url)
+    url = urlsplit(found["url"])
+    url = url._replace(netloc=url.netloc.rpartition("@")[2], query="", fragment="")
+    vcs = found.get("vcs_info")
+    return f"{vcs['vcs']}+{url.geturl()}@{vcs['commit_id']}" if vcs else url.geturl()
+
+
+def uncommitted(limit: int = 1_000_000) -> str:
+    r"""What `git apply` needs, at the root of the checkout, to make the work tree out of its commit.
+
+    Untracked files are in it unless they are ignored: the smallest first, as long as they have no more than `limit`
+    bytes together, so that data left in a checkout costs no time. The rest is told of in the last line.
+
+    Args:
+        limit: bytes; a longer diff is cut at the end of a line, and the last line tells how much is missing.
+
+    Returns:
+        A diff with binary files in it and with characters that are not UTF-8 as \ufffd. It is empty if nothing is
+        uncommitted, if there is no checkout, repository or git, and, with a warning, if git fails.
+    """
+    try:
+        used_index = os.fsdecode(_git("rev-parse", "--git-path", "index").rstrip(b"\r\n"))
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    try:
+        diff, left_out = _diff(Path(str(CHECKOUT), used_index), limit)
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = error.stderr.decode(errors="replace") if isinstance(error, subprocess.CalledProcessError) else error
+        _log.warning("What is not committed is not recorded: %s", reason)
+        return ""
+    missing = [f"{len(left_out)} untracked, such as {left_out[-1]!r}"] if left_out else []
+    if len(diff) > limit:
+        end = diff.rfind(b"\n", 0, limit) + 1
+        missing.append(f"{len(diff) - end} bytes that were cut here")
+        diff = diff[:end]
+    note = f"# Not in this diff: {' and '.join(missing)}.\n" if missing else ""
+    return diff.decode(errors="replace") + note
+
+
+def _diff(used_index: Path, limit: int) -> tuple[bytes, list[str]]:
+    """The diff of the checkout, and the untracked files that are not in it, the largest last."""
+    with TemporaryDirectory() as folder:
+        index = Path(folder, "index")
+        with contextlib.suppress(FileNotFoundError):  # nothing was ever added
+            # The time is copied too: git looks again into files that were changed as late as the index was written.
+            shutil.copy2(used_index, index)
+        listed = _git("ls-files", "--others", "--exclude-standard", "-z", "--", ".", index=index).split(b"\0")[:-1]
+        root = os.fsencode(str(CHECKOUT))
+        taken, left_out, room = [], [], limit
+        for size, name in sorted((os.lstat(os.path.join(root, name)).st_size, name) for name in listed):
+            room -= size
+            other_repository = name.endswith(b"/")
+            if room < 0 or other_repository:
+                left_out.append(name.decode(errors="replace"))
+            else:
+                taken.append(name)
+        if taken:
+            names = ("--pathspec-from-file=-", "--pathspec-file-nul")
+            _git("--literal-pathspecs", "add", "--intent-to-add", *names, index=index, stdin=b"\0".join(taken))
+        try:
+            commit = _git("rev-parse", "--verify", "HEAD")
+        except subprocess.CalledProcessError:
+            commit = _git("hash-object", "-t", "tree", "--stdin")  # nothing was ever committed: the empty tree
+        # A user's settings may ask for another program, other prefixes or no context, which git apply cannot read.
+        options = ("--no-color", "--no-ext-diff", "--no-textconv", "--no-renames", "--submodule=short", "--unified=3")
+        prefixes = ("--src-prefix=a/", "--dst-prefix=b/")
+        # In a folder of a bigger repository git apply passes over what is not named from the repository's root.
+        command = ("-c", "diff.relative=false", "diff", "--binary", *options, *prefixes)
+        return _git(*command, commit.decode().strip(), "--", ".", index=index), left_out
+
+
+def _git(*arguments: str, index: Path | None = None, stdin: bytes = b"") -> bytes:
+    """The output of git in the checkout.
+
+    Raises:
+        OSError: there is no checkout or no git.
+        subprocess.CalledProcessError: git fails, for example because the checkout is in no repository.
+    """
+    git = shutil.which("git")
+    if git is None or CHECKOUT is None:
+        raise FileNotFoundError("no git" if git is None else "no checkout")
+    # Without optional locks, or asking would get in the way of a user who commits meanwhile.
+    command = [git, "--no-optional-locks", "-C", str(CHECKOUT), *arguments]
+    variables = os.environ | ({"GIT_INDEX_FILE": str(index)} if index else {})
+    return subprocess.run(command, input=stdin, capture_output=True, env=variables, check=True).stdout  # noqa: S603
+
+
+def without_secrets(text: str) -> str:
+    """The text with `***` in place of every secret.
+
+    Secrets are the values of environment variables that are called so (PASSWORD, TOKEN, API_KEY ...), passwords and
+    tokens in URIs, and the passwords of the MLflow stores wherever they stand. Users and hosts stay.
+    """
+    values = tuple(os.environ.get(name, "") for name in os.environ if _is_secret(name))
+    uris = tuple(os.environ.get(name, "") for name in _STORES)
+    for secret in _secrets(values, uris):
+        text = text.replace(secret, _HIDDEN)
+    if "://" in text:
+        text = _TOKEN_IN_URI.sub(rf"\g<1>{_HIDDEN}", text)
+        text = _PASSWORD_IN_URI.sub(rf"\g<before>{_HIDDEN}", text)
+    return text
+
+
+@functools.cache
+def _is_secret(name: str) -> bool:
+    return _SECRET_NAME.search(name) is not None
+
+
+@functools.lru_cache(maxsize=1)
+def _secrets(values: tuple[str, ...], uris: tuple[str, ...]) -> list[str]:
+    """What must not be shown, the longest first.
+
+    Args:
+        values: of environment variables; those that name a file are no secrets.
+        uris: of stores.
+    """
+    secrets = {value.strip() for value in values if not os.path.exists(value)}
+    secrets = {secret for secret in secrets if len(secret) >= _SHORTEST_SECRET}
+    for uri in uris:
+        if found := _PASSWORD_IN_URI.search(uri):
+            password = unquote(found["password"])
+            rest = uri[: found.start("password")] + uri[found.end("password") :]
+            # In mlflow:mlflow@host/mlflow it is no more secret than the user.
+            if len(password) >= _SHORTEST_PASSWORD and password not in rest:
+                secrets |= {password, found["password"]}
+    secrets |= {quote(secret, safe="", errors="surrogateescape") for secret in secrets}
+    return sorted(secrets, key=len, reverse=True)
+
+
+class WithoutSecrets(logging.Formatter):
+    """A formatter whose lines and tracebacks show no secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line of a record, and its traceback, without secrets."""
+        return without_secrets(super().format(record))

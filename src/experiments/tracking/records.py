@@ -1,0 +1,158 @@
+"""What the store has of runs that are not open here."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+import mlflow
+from mlflow.artifacts import download_artifacts
+from mlflow.entities import Metric
+from mlflow.entities import Run as StoredRun
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from experiments.errors import ExperimentError
+from experiments.tracking.store import ask, open_store, store_uri
+
+_A_PAGE = 1000
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A run as the store has it."""
+
+    run_id: str
+    name: str
+    status: str
+    artifact_uri: str
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]  # the latest value of each
+    seconds: float | None  # from its start to its end; None while it runs
+
+    @property
+    def finished(self) -> bool:
+        """Whether it holds the result of its configuration: trained to the end, for its own sake."""
+        return self.status == "FINISHED" and not {"pruned", "reproduces"} & set(self.tags)
+
+    @property
+    def attempt(self) -> tuple[str, float | None]:
+        """What changes when a run that had ended is gone on with."""
+        return self.status, self.seconds
+
+    @property
+    def parent(self) -> str | None:
+        """The run of the sweep that it was trained for."""
+        return self.tags.get(MLFLOW_PARENT_RUN_ID)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether its training diverged, which it would do again."""
+        return "diverged" in self.tags
+
+
+def _recorded(run: StoredRun) -> Recorded:
+    info = run.info
+    seconds = (info.end_time - info.start_time) / 1000 if info.end_time else None
+    return Recorded(
+        run_id=info.run_id,
+        name=info.run_name,
+        status=info.status,
+        artifact_uri=info.artifact_uri,
+        params=run.data.params,
+        tags=run.data.tags,
+        metrics=run.data.metrics,
+        seconds=seconds,
+    )
+
+
+def search(client: mlflow.MlflowClient, query: str, experiments: list[str] | None = None) -> Iterator[Recorded]:
+    """The runs that `query` finds, the newest first, by default in all active experiments."""
+    if experiments is None:
+        experiments = [found.experiment_id for found in ask(client.search_experiments)]
+    token = None
+    while experiments:
+        page = ask(
+            client.search_runs,
+            experiments,
+            query,
+            max_results=_A_PAGE,
+            order_by=["attributes.start_time DESC"],
+            page_token=token,
+        )
+        yield from map(_recorded, page)
+        token = page.token
+        if not token:
+            return
+
+
+def earlier_runs(variant: str, seed: int) -> list[Recorded]:
+    """Every run of a configuration, the newest first, whatever its data and code were."""
+    return list(search(open_store(), f"tags.variant = '{variant}' and params.seed = '{seed}'"))
+
+
+def parents(name: str) -> list[Recorded]:
+    """The parents of that name in all experiments, the newest first."""
+    return list(search(open_store(), f"tags.`sweep.name` = '{name}'"))
+
+
+def recorded(run_id: str) -> Recorded:
+    """A run by its id."""
+    return _recorded(ask(open_store().get_run, run_id))
+
+
+def existing(run: str) -> Recorded:
+    """A run that a user names, by its id or as `runs:/…`.
+
+    Raises:
+        ExperimentError: there is none; the nearest name is said.
+    """
+    run_id = run.removeprefix("runs:/").partition("/")[0]
+    try:
+        return recorded(run_id)
+    except MlflowException as error:
+        client = open_store()
+        experiments = [experiment.experiment_id for experiment in ask(client.search_experiments)]
+        latest = ask(client.search_runs, experiments, order_by=["attributes.start_time DESC"]) if experiments else []
+        ids = {found.info.run_name: found.info.run_id for found in reversed(latest)}
+        ids |= {found.info.run_id: found.info.run_id for found in latest}
+        near = [name for name in ids if name.startswith(run_id)] or get_close_matches(run_id, ids, n=1)
+        said = [f"{ids[name]} ({name})" if name != ids[name] else name for name in near[:1]]
+        question = f"Did you mean {said[0]}?" if said else ""
+        raise ExperimentError(f"{run}: there is no such run in this store.", advice=question) from error
+
+
+def experiment_name(run: Recorded) -> str:
+    """The name of the MLflow experiment that a run is in."""
+    client = open_store()
+    return ask(client.get_experiment, ask(client.get_run, run.run_id).info.experiment_id).name
+
+
+def history(run: Recorded) -> dict[str, list[float]]:
+    """Metric -> one value an epoch, of every metric that epochs have."""
+    client = open_store()
+    series = {name: ask(client.get_metric_history, run.run_id, name) for name in run.metrics if "/" not in name}
+    return {name: [point.value for point in sorted(points, key=_step)] for name, points in series.items()}
+
+
+def _step(point: Metric) -> int:
+    return point.step
+
+
+def artifact(run: Recorded, name: str, folder: Path) -> Path | None:
+    """A copy of an artifact of a run in `folder`, or None when the run has none of that name."""
+    client = open_store()
+    if name not in {found.path for found in ask(client.list_artifacts, run.run_id)}:
+        return None
+    return Path(ask(client.download_artifacts, run.run_id, name, str(folder)))
+
+
+def model_file(run: Recorded, folder: Path) -> Path | None:
+    """A copy of the .keras file that a run has logged in `folder`, or None when it has logged none."""
+    outputs = ask(open_store().get_run, run.run_id).outputs
+    if not outputs or not outputs.model_outputs:
+        return None
+    uri = f"models:/{outputs.model_outputs[-1].model_id}"
+    copied = ask(download_artifacts, artifact_uri=uri, dst_path=str(folder), tracking_uri=store_uri())
+    return next(Path(copied).rglob("*.keras"), None)

@@ -1,0 +1,255 @@
+"""A store that fails: no training stops for it, no number is lost, and none is there twice."""
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+
+import mlflow
+import pytest
+
+from commands import EXPERIMENTS, experiments, forked, runs
+
+pytestmark = pytest.mark.slow
+
+METRICS = ("loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "epoch_seconds")
+#: Epochs of about half a second.
+SLOW = ["data.limit=2000", "batch_size=32", "tracking.patience=60"]
+
+
+class Server:
+    """A real MLflow server on a store in `folder`."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process = None
+
+    def start(self, *, answering=True):
+        words = [
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--workers",
+            "1",
+            "--uvicorn-opts",
+            "--log-level error",
+        ]
+        stores = ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
+        artifacts = ["--artifacts-destination", str(self.folder / "artifacts"), "--serve-artifacts"]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", *stores, *artifacts, *words],
+            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 90
+        while answering and not self.answers():
+            assert self.process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+
+    def answers(self):
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def kill(self):
+        if self.process and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+@pytest.fixture
+def server(new_store, tmp_path, monkeypatch):
+    """A server whose store every run of the test goes to."""
+    folder = tmp_path / "server"
+    folder.mkdir()
+    (folder / "mlflow.db").write_bytes(new_store.read_bytes())
+    server = Server(folder)
+    server.start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    monkeypatch.setenv("EXPERIMENTS_HOME", str(tmp_path / "home"))
+    yield server
+    server.kill()
+
+
+def wait_for(epochs, process, home):
+    """Waits until a run has written down so many epochs."""
+    deadline = time.monotonic() + 120
+    while written(home) < epochs:
+        assert process.is_alive() and time.monotonic() < deadline, process.output.read_text()
+        time.sleep(0.05)
+
+
+def written(home):
+    return sum(file.read_text().count('"kind": "metrics"') for file in home.glob("mlruns/jobs/*/history.jsonl"))
+
+
+def finished(process):
+    process.join(240)
+    assert process.exitcode == 0, process.output.read_text()
+    return process.output.read_text()
+
+
+def steps(store, run):
+    return {name: [point.step for point in store.get_metric_history(run.info.run_id, name)] for name in METRICS}
+
+
+def every_step(epochs):
+    return {name: list(range(1, epochs + 1)) for name in METRICS}
+
+
+def store_of(server):
+    return mlflow.MlflowClient(f"sqlite:///{server.folder}/mlflow.db")
+
+
+def model_of(store, run):
+    (output,) = run.outputs.model_outputs
+    return store.get_logged_model(output.model_id)
+
+
+def test_a_server_that_dies_and_comes_back_gets_every_point_once(server, tmp_path):
+    process = forked(tmp_path)(*SLOW, "epochs=8")
+    wait_for(2, process, tmp_path / "home")
+    server.kill()
+    wait_for(5, process, tmp_path / "home")
+    server.start()
+    said = finished(process)
+    assert said.count(f"The tracking store {server.uri} cannot be reached") == 1
+    assert said.count("The tracking store answers again and has everything.") == 1
+    store = store_of(server)
+    (run,) = runs(store)
+    assert run.info.status == "FINISHED"
+    assert steps(store, run) == every_step(8)
+    assert len(store.get_metric_history(run.info.run_id, "test/accuracy")) == 1
+    assert model_of(store, run).status == "READY"
+    assert list((tmp_path / "home" / "mlruns" / "jobs").iterdir()) == []
+
+
+def test_a_server_that_never_comes_back_leaves_the_run_to_sync(server, tmp_path, monkeypatch):
+    process = forked(tmp_path)(*SLOW, "epochs=4", "tracking.patience=1")
+    wait_for(2, process, tmp_path / "home")
+    server.kill()
+    said = finished(process)
+    (folder,) = (tmp_path / "home" / "mlruns" / "jobs").iterdir()
+    assert f"What is missing there waits in {folder}. Send it later with: experiments sync" in said
+    other = Server(server.folder)  # at another address, with the same database
+    other.start()
+    try:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", other.uri)
+        sync = [EXPERIMENTS, "sync"]
+        sent = subprocess.run(sync, capture_output=True, text=True, check=True).stdout
+        store = store_of(server)
+        (run,) = runs(store)
+        assert sent == f"Sent {run.info.run_name} ({run.info.run_id}): FINISHED\n"
+        assert run.info.status == "FINISHED"
+        assert steps(store, run) == every_step(4)
+        assert {"weights.sha256", "predictions.sha256", "mlflow.note.content"} <= set(run.data.tags)
+        assert "test/accuracy" in run.data.metrics
+        files = {file.path for file in mlflow.MlflowClient(other.uri).list_artifacts(run.info.run_id)}
+        assert {"config.yaml", "curves.png", "test_predictions.npz", "job.log"} <= files
+        model = model_of(store, run)
+        assert model.status == "READY"
+        assert {metric.key for metric in model.metrics} >= {"val_accuracy", "test/accuracy"}
+        loaded = mlflow.keras.load_model(f"models:/{model.model_id}")
+        assert loaded.output_shape == (None, 10)
+        assert subprocess.run(sync, capture_output=True, text=True, check=True).stdout == (
+            "Nothing to send: the store has everything.\n"
+        )
+        assert not folder.exists()
+    finally:
+        other.kill()
+
+
+def test_a_locked_database_holds_no_training_up(store, tmp_path):
+    file = tmp_path / "store" / "mlflow.db"
+    process = forked(tmp_path)(*SLOW, "epochs=6")
+    wait_for(1, process, tmp_path / "home")
+    other = sqlite3.connect(file, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    locked = time.monotonic()
+    wait_for(6, process, tmp_path / "home")
+    assert time.monotonic() - locked < 20  # as long as a client waits for the lock before it fails
+    time.sleep(max(0, 24 - (time.monotonic() - locked)))
+    other.execute("ROLLBACK")
+    other.close()
+    said = finished(process)
+    assert said.count("cannot be used") == 1
+    (run,) = runs(store)
+    assert run.info.status == "FINISHED"
+    assert steps(store, run) == every_step(6)
+
+
+def test_artifacts_that_cannot_be_written_are_sent_later(store, tmp_path):
+    artifacts = tmp_path / "store" / "artifacts"
+    artifacts.write_text("in the way of a folder")
+    said = finished(forked(tmp_path)(*SLOW, "epochs=2", "tracking.patience=0"))
+    assert "Send it later with: experiments sync" in said
+    (run,) = runs(store)
+    assert run.info.status == "RUNNING"
+    assert steps(store, run) == every_step(2)
+    artifacts.unlink()
+    subprocess.run([EXPERIMENTS, "sync"], check=True)
+    (run,) = runs(store)
+    assert run.info.status == "FINISHED"
+    assert "curves.png" in {file.path for file in store.list_artifacts(run.info.run_id)}
+    assert model_of(store, run).status == "READY"
+
+
+def test_a_job_that_starts_during_an_outage_waits_and_fails(server, tmp_path):
+    command = ["-m", "seed=0,1,2", "data.limit=500", "epochs=2", "tracking.patience=4", "tracking.model=false"]
+    process = subprocess.Popen([EXPERIMENTS, "train", *command], stdout=subprocess.PIPE, text=True)
+    store = store_of(server)
+    deadline = time.monotonic() + 120
+    while not any(run.data.params.get("seed") == "1" for run in runs(store)):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    server.kill()
+    said = process.communicate(timeout=240)[0]
+    assert process.returncode == 1
+    assert "[2] seed=2: not recorded" in said or "[2] seed=2: failed" in said
+    server.start()
+    again = experiments(*command)
+    assert again.returncode == 0, again.stdout
+    finished_runs = [run for run in runs(store) if run.info.status == "FINISHED" and "sweep" in run.data.tags]
+    assert sorted(run.data.params["seed"] for run in finished_runs) == ["0", "1", "2"]
+    for run in finished_runs:
+        assert steps(store, run) == every_step(2)
+
+
+def test_eight_runs_at_once_in_one_file_keep_every_point(store, tmp_path):
+    start = forked(tmp_path)
+    quick = ["data.limit=100", "epochs=30", "tracking.model=false", "threads=1"]
+    for process in [start(*quick, f"seed={seed}") for seed in range(8)]:
+        finished(process)
+    found = runs(store)
+    assert sorted(run.data.params["seed"] for run in found) == list("01234567")
+    for run in found:
+        assert run.info.status == "FINISHED"
+        assert steps(store, run) == every_step(30)
+
+
+def test_sync_leaves_runs_of_other_stores_and_open_ones_alone(store, tmp_path, capfd):
+    foreign = tmp_path / "home" / "mlruns" / "jobs" / ("0" * 32)
+    foreign.mkdir(parents=True)
+    (foreign / "history.jsonl").write_text('{"kind": "status", "at": 1, "status": "FINISHED"}\n')
+    (foreign / "run.json").write_text(json.dumps({"store": "http://elsewhere", "host": "elsewhere", "pid": 1}))
+    process = forked(tmp_path)(*SLOW, "epochs=40")
+    wait_for(1, process, tmp_path / "home")
+    said = subprocess.run([EXPERIMENTS, "sync"], capture_output=True, text=True, check=True).stdout
+    process.kill()
+    process.join()
+    assert said == (f"{'0' * 32} is not in this store; it was recorded in http://elsewhere.\n1 more are still open.\n")
+    assert foreign.exists()
+    said = subprocess.run([EXPERIMENTS, "sync"], capture_output=True, text=True, check=True).stdout
+    (run,) = runs(store)
+    assert f"Sent {run.info.run_name} ({run.info.run_id}): KILLED\n" in said
+    assert run.data.tags["reason"] == "stale"
