@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 EXPERIMENTS = str(Path(sys.executable).parent / "experiments")
@@ -55,3 +56,25 @@ def _train(overrides, config_dir, env, output):
     from experiments import run
 
     run(overrides, config_dir=config_dir)
+
+
+def written(home):
+    """How many epochs the runs of a home that are not over have written down."""
+    return sum(file.read_text().count('"kind": "metrics"') for file in home.glob("mlruns/jobs/*/history.jsonl"))
+
+
+def wait_for(epochs, process, home):
+    """Waits until a training has written down so many epochs."""
+    deadline = time.monotonic() + 120
+    while written(home) < epochs:
+        assert process.is_alive() and time.monotonic() < deadline, process.output.read_text()
+        time.sleep(0.01)
+
+
+def killed_after(process, epochs, seconds, home):
+    """Kills a training at a moment after it has written down some epochs."""
+    wait_for(epochs, process, home)
+    time.sleep(seconds)
+    process.kill()
+    process.join()
+    assert process.exitcode == -9

@@ -20,7 +20,7 @@ EXPERIMENTS = str(Path(sys.executable).parent / "experiments")
 HEAVY = ["keras", "matplotlib", "mlflow", "sklearn", "tensorflow"]
 ROOT = (
     "augment, batch_size, callbacks, data, deterministic, dry_run, epochs, experiment, force, label_smoothing, model, "
-    "objective, optimizer, precision, scale, schedule, seed, sweep, threads, tracking"
+    "objective, optimizer, precision, resume, scale, schedule, seed, sweep, threads, tracking"
 )
 
 

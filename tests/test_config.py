@@ -12,7 +12,7 @@ from experiments.errors import ExperimentError
 
 ROOT = (
     "augment, batch_size, callbacks, data, deterministic, dry_run, epochs, experiment, force, label_smoothing, model, "
-    "objective, optimizer, precision, scale, schedule, seed, sweep, threads, tracking"
+    "objective, optimizer, precision, resume, scale, schedule, seed, sweep, threads, tracking"
 )
 CONV2 = "activation, batch_norm, conv_dropout, dense_units, dropout, filters, kernel_size, padding, pool_sizes"
 NO_OTHER = "Only free tags are added with +, as in +tracking.tags.idea=x."
@@ -56,7 +56,7 @@ UNKNOWN = {
     "objective={metrik:val_loss}": "objective.metrik: there is no such key. Did you mean metric? "
     "Allowed: metric, mode.",
     "tracking.notes=x": "tracking.notes: there is no such key. Did you mean note? "
-    "Allowed: experiment, model, note, tags.",
+    "Allowed: experiment, model, note, patience, tags.",
     "tracking.tags.idea=wider": "tracking.tags.idea: there is no such key. "
     "A free tag is added with +tracking.tags.idea=…",
     "tracking.tags={idea:wider}": "tracking.tags.idea: there is no such key. "
@@ -250,7 +250,7 @@ OWN = {
     "epoch: 3\n": "epoch: there is no such key. Did you mean epochs? "
     f"Allowed: {ROOT.replace('experiment, ', '').replace('sweep, ', '')}.",
     "tracking:\n  notes: x\n": "tracking.notes: there is no such key. Did you mean note? "
-    "Allowed: experiment, model, note, tags.",
+    "Allowed: experiment, model, note, patience, tags.",
     "defaults:\n  - override /scale: unti\n": f"scale=unti: there is no such option. Did you mean unit? "
     f"Allowed: {options('scale')}.",
     "callbacks:\n  mine: 3\n": "callbacks.mine._target_ is missing: it must name a class or a function, "

@@ -12,7 +12,7 @@ import time
 import mlflow
 import pytest
 
-from commands import EXPERIMENTS, experiments, forked, runs
+from commands import EXPERIMENTS, experiments, forked, runs, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -79,18 +79,6 @@ def server(new_store, tmp_path, monkeypatch):
     monkeypatch.setenv("EXPERIMENTS_HOME", str(tmp_path / "home"))
     yield server
     server.kill()
-
-
-def wait_for(epochs, process, home):
-    """Waits until a run has written down so many epochs."""
-    deadline = time.monotonic() + 120
-    while written(home) < epochs:
-        assert process.is_alive() and time.monotonic() < deadline, process.output.read_text()
-        time.sleep(0.05)
-
-
-def written(home):
-    return sum(file.read_text().count('"kind": "metrics"') for file in home.glob("mlruns/jobs/*/history.jsonl"))
 
 
 def finished(process):

@@ -1,13 +1,20 @@
 """A training that is killed and started again ends as if nothing had happened, in the same run."""
 
+import json
+import os
 import random
 import shutil
+import signal
+import socket
+import subprocess
 import time
+from pathlib import Path
 
+import psutil
 import pytest
 
-from commands import forked, runs
-from experiments import tracking
+from commands import EXPERIMENTS, experiments, forked, killed_after, runs
+from experiments import ExperimentError, config, tracking, train
 
 pytestmark = pytest.mark.slow
 
@@ -52,24 +59,6 @@ def finished(process):
     process.join(240)
     assert process.exitcode == 0, process.output.read_text()
     return process.output.read_text()
-
-
-def journals(folder):
-    """How many epochs each run has written down."""
-    files = folder.glob("mlruns/jobs/*/history.jsonl")
-    return {file: file.read_text().count('"kind": "metrics"') for file in files}
-
-
-def killed_after(process, epochs, seconds, folder):
-    """Kills a training at a moment after it has written down some epochs."""
-    deadline = time.monotonic() + 120
-    while not any(count >= epochs for count in journals(folder).values()) if epochs else False:
-        assert process.is_alive() and time.monotonic() < deadline, process.output.read_text()
-        time.sleep(0.01)
-    time.sleep(seconds)
-    process.kill()
-    process.join()
-    assert process.exitcode == -9
 
 
 def history(store, run):
@@ -146,3 +135,122 @@ def test_a_run_that_had_trained_all_epochs_is_evaluated(start, store, tmp_path, 
     (run,) = runs(store)
     assert [step for step, _ in history(store, run)["loss"]] == list(range(1, EPOCHS + 1))
     assert tracking.jobs_folder().is_dir() and len(list(kept.glob("checkpoint-*.npz"))) == 2
+
+
+def test_a_run_that_was_interrupted_or_has_failed_goes_on(store, capsys):
+    """In one process: how a run ends does not matter, only that its checkpoint is here."""
+    overrides = ["data.limit=100", "epochs=4", "tracking.model=false"]
+    for epoch, error in ((2, KeyboardInterrupt), (3, RuntimeError)):
+        with pytest.raises(error):
+            train.run(config.compose(overrides), stop=raising(error, epoch))
+    (run,) = runs(store)
+    assert (run.info.status, run.data.tags["reason"]) == ("FAILED", "error")
+    result = train.run(config.compose(overrides))
+    assert "Going on after epoch 3" in capsys.readouterr().out
+    (run,) = runs(store)
+    assert run.info.run_id == result.run_id and run.info.status == "FINISHED"
+    assert {"reason", "failure"} & set(run.data.tags) == set()
+    assert [step for step, _ in history(store, run)["loss"]] == [1, 2, 3, 4]
+    assert {name: len(values) for name, values in result.history.items()} == dict.fromkeys(
+        [*METRICS, "epoch_seconds"], 4
+    )
+    log = Path(store.download_artifacts(run.info.run_id, "job.log")).read_text()
+    assert [line.split()[4] for line in log.splitlines() if " Epoch " in line and "DEBUG" not in line] == [
+        "1/4", "2/4", "3/4", "4/4",
+    ]  # fmt: skip
+
+
+def raising(error, at):
+    """Ends a training at an epoch's end."""
+
+    def stop(epoch, _):
+        if epoch == at:
+            raise error("on purpose")
+        return False
+
+    return stop
+
+
+def test_another_host_on_the_same_files_goes_on(start, store, tmp_path):
+    home = tmp_path / "home"
+    killed_after(start(*ONE_CYCLE), 2, 0, home)
+    (run,) = runs(store)
+    (lock,) = home.glob("mlruns/jobs/*.lock")
+    lock.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": 0}))
+    store.set_tag(run.info.run_id, "host", "elsewhere")
+    with pytest.raises(ExperimentError, match=r"^This very run is being trained by process 1 on elsewhere\."):
+        train.run(config.compose(ONE_CYCLE, str(tmp_path / "conf")))
+    os.utime(lock, (0, 0))  # its process has not touched it for a long time
+    assert "Going on after epoch" in finished(start(*ONE_CYCLE))
+    (run,) = runs(store)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["host"] == socket.gethostname()
+    assert [step for step, _ in history(store, run)["loss"]] == list(range(1, EPOCHS + 1))
+
+
+def test_without_determinism_it_goes_on_and_says_what_that_means(start, store, tmp_path):
+    overrides = [*ONE_CYCLE, "deterministic=false"]
+    killed_after(start(*overrides), 2, 0, tmp_path / "home")
+    said = finished(start(*overrides))
+    assert "With deterministic=false the result is not that of an uninterrupted run to the last bit." in said
+    (run,) = runs(store)
+    assert [step for step, _ in history(store, run)["loss"]] == list(range(1, EPOCHS + 1))
+
+
+def test_a_sweep_that_was_killed_goes_on_inside_its_jobs(store, tmp_path):
+    home = tmp_path / "home"
+    words = ["-m", "seed=0,1", "data.limit=600", "epochs=10", "batch_size=16", "tracking.model=false"]
+    command = [EXPERIMENTS, "train", *words, "hydra.launcher.n_jobs=1"]
+    sweep = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list(home.glob("mlruns/jobs/*/checkpoint-000004.npz")):
+        assert sweep.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(sweep.pid, signal.SIGKILL)
+    sweep.wait()
+    wait_for_end_of_all(home)
+    killed = {run.info.run_id for run in runs(store)}
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    jobs = {run.data.params["seed"]: run for run in runs(store) if "sweep" in run.data.tags}
+    assert len(runs(store)) == 3
+    assert jobs["0"].info.run_id in killed
+    log = Path(store.download_artifacts(jobs["0"].info.run_id, "job.log")).read_text()
+    assert "Going on after epoch" in log and " Epoch 1/10 " in log
+    for run in jobs.values():
+        assert run.info.status == "FINISHED"
+        assert [step for step, _ in history(store, run)["loss"]] == list(range(1, 11))
+    again = experiments(*words[2:], "seed=0", EXPERIMENTS_HOME=str(tmp_path / "other"))
+    assert again.returncode == 0, again.stdout
+    alone = next(run for run in runs(store) if "sweep" not in run.data.tags and run.data.params.get("seed") == "0")
+    assert alone.data.tags["weights.sha256"] == jobs["0"].data.tags["weights.sha256"]
+
+
+def wait_for_end_of_all(home):
+    """Waits until no process of a killed sweep is left that would hold a lock."""
+    pids = {json.loads(file.read_text())["pid"] for file in home.glob("mlruns/jobs/*/run.json")}
+    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=20)
+    assert alive == []
+
+
+def test_a_search_that_was_killed_goes_on_inside_its_trial(store, tmp_path):
+    home = tmp_path / "home"
+    command = [
+        EXPERIMENTS, "train", "-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.sampler.seed=1",
+        "optimizer.learning_rate=tag(log,interval(0.0001,0.01))", "data.limit=600", "epochs=10", "batch_size=16",
+        "tracking.model=false", "hydra.launcher.n_jobs=1",
+    ]  # fmt: skip
+    search = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list(home.glob("mlruns/jobs/*/checkpoint-000004.npz")):
+        assert search.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(search.pid, signal.SIGKILL)
+    search.wait()
+    wait_for_end_of_all(home)
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    trials = [run for run in runs(store) if "sweep" in run.data.tags]
+    assert [run.info.status for run in trials] == ["FINISHED", "FINISHED"]
+    for run in trials:
+        assert [step for step, _ in history(store, run)["loss"]] == list(range(1, 11))

@@ -413,8 +413,10 @@ def _unknown_key(key: str, known: Configuration, advice: str = "") -> Experiment
     names = {name for name in _keys(known) if not name.endswith("_target_") and name not in schema.OF_A_JOB}
     parent, _, last = key.rpartition(".")
     beside = {name.rpartition(".")[2] for name in names if name.rpartition(".")[0] == parent}
-    elsewhere = {name.rpartition(".")[2]: name for name in sorted(names)}
     group = key.partition(".")[0]
+    of_groups = {name for name in names if not name.startswith("tracking.")}
+    searched = sorted(of_groups) if group in GROUPS else [*sorted(names - of_groups), *sorted(of_groups)]
+    elsewhere = {name.rpartition(".")[2]: name for name in searched}
     option = f"{group}={known.choices[group]} has" if parent and group in known.choices else "there is"
     problem = f"{key}: {option} no such key."
     if group != "hydra" and last in elsewhere and not did_you_mean(last, beside):

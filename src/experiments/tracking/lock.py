@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import socket
@@ -18,8 +19,10 @@ from mlflow.exceptions import MlflowException
 from experiments.errors import ExperimentError
 from experiments.tracking.outbox import REMEMBERED, is_waiting
 from experiments.tracking.run import this_process
-from experiments.tracking.store import alone_in, ask, jobs_folder, open_store, shown_uri, store_uri
+from experiments.tracking.store import StoreLost, alone_in, ask, jobs_folder, open_store, shown_uri, store_uri
 from experiments.tracking.sweep import end_run
+
+_log = logging.getLogger(__name__)
 
 _TOUCHED_EVERY = 10  # seconds
 _SAME_START = 60  # seconds between two readings of one process's start
@@ -114,7 +117,12 @@ def close_stale_runs() -> None:
     running = f"attributes.status = 'RUNNING' and tags.host = '{socket.gethostname()}'"
     stale = [run for run in ask(client.search_runs, experiments, running) if not _lives(_process_of(run))]
     for run in stale:
-        end_run(run.info.run_id, "KILLED", _STALE)
+        try:
+            end_run(run.info.run_id, "KILLED", _STALE)
+        except (StoreLost, MlflowException) as error:  # its own trouble is no reason to refuse another run
+            _log.warning(
+                "%s (%s), whose process is gone, cannot be closed: %s", run.info.run_name, run.info.run_id, error
+            )
         name = run.data.tags.get("sweep.name")
         unlock(lock_of_sweep(name) if name else run.data.tags.get("fingerprint", ""))
 
@@ -139,7 +147,8 @@ def sync(say: Callable[[str], None]) -> None:
             continue
         end_run(folder.name, "KILLED", _STALE)
         ended = ask(client.get_run, folder.name)
-        if ended.info.status == "FINISHED" or "diverged" in ended.data.tags:
+        is_parent = "sweep.name" in ended.data.tags
+        if ended.info.status == "FINISHED" or "diverged" in ended.data.tags or is_parent:
             shutil.rmtree(folder)
         say(f"Sent {name} ({folder.name}): {ended.info.status}")
     if len(idle) < len(folders):

@@ -92,7 +92,7 @@ class Delivery:
             case "model":
                 self._send_model(entry["step"])
             case "status":
-                for file in sorted(self.folder.iterdir()):
+                for file in sorted(self.folder.glob("*")):
                     if file.is_file() and not file.name.startswith(_OURS):
                         _send_file(self.client, self.run_id, file)
                 self.client.set_terminated(self.run_id, entry["status"], end_time=at)

@@ -31,8 +31,6 @@ from experiments.tracking.store import (
     open_store,
     run_folder,
     shown_uri,
-    store_error,
-    store_uri,
 )
 
 _log = logging.getLogger(__name__)
@@ -222,10 +220,7 @@ def open_run(
 def _reopened(client: mlflow.MlflowClient, run_id: str, fingerprint: str) -> RunInfo:
     """A run that had ended, open again, with all that its folder still held."""
     folder = run_folder(run_id)
-    try:
-        send_missing(client, run_id, folder)
-    except OSError as error:
-        raise store_error(store_uri(), error) from error
+    send_missing(client, run_id, folder)
     # First, or the start of another command would close it as one of a dead process.
     remember(folder, fingerprint=fingerprint)
     for name in {"reason", "failure", "pruned"} & set(client.get_run(run_id).data.tags):

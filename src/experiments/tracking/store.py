@@ -193,7 +193,7 @@ def ask(question: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
             answer = question(*args, **kwargs)
             _waited_in_vain = False
             return answer
-        except (StoreLost, MlflowException) as error:
+        except (StoreLost, MlflowException, OSError) as error:  # the last from the disk of artifacts
             if is_final(error):
                 raise
             lost = store_error(store_uri(), error)
