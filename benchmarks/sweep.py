@@ -120,7 +120,7 @@ def _end_of_log(place: Path) -> str:
 def check(place: Path, wanted: int) -> None:
     """Makes sure that all jobs are recorded as finished; runs that only hold others together do not count."""
     parents = "SELECT value FROM tags WHERE key = 'mlflow.parentRunId'"
-    query = f"SELECT run_uuid FROM runs WHERE status = 'FINISHED' AND run_uuid NOT IN ({parents})"  # noqa: S608
+    query = f"SELECT run_uuid FROM runs WHERE status = 'FINISHED' AND run_uuid NOT IN ({parents})"  # noqa: S608 - our own words
     with contextlib.closing(sqlite3.connect(place / "mlflow.db")) as store:
         count = len(store.execute(query).fetchall())
     if count != wanted:

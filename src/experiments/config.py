@@ -108,16 +108,25 @@ class Configuration:
 
     @property
     def command(self) -> str:
-        """The words that train this run alone."""
-        where = ["--config-dir", self.config_dir] if self.config_dir else []
+        """The words that train this run alone, from any folder."""
+        where = ["--config-dir", os.path.abspath(self.config_dir)] if self.config_dir else []
         alone = ["hydra.mode=RUN"] if self.cfg.tracking.parent else []
-        return shlex.join(["experiments", "train", *where, *self.overrides, *alone])
+        return shlex.join(["experiments", "train", *where, *map(self._anywhere, self.overrides), *alone])
+
+    def _anywhere(self, override: str) -> str:
+        """The override with a path that holds in any working directory."""
+        key = override.partition("=")[0]
+        path = self.paths.get(key.removeprefix("data."))
+        if not key.startswith("data.") or path is None or os.path.isabs(path):
+            return override
+        quoted = _absolute(path).replace("'", r"\'")
+        return f"{key}='{quoted}'"
 
     @property
     def as_yaml(self) -> str:
         """All values, with paths of data that hold in any working directory."""
         values = _container(self.cfg)
-        values["data"] |= {key: path and os.path.abspath(os.path.expanduser(path)) for key, path in self.paths.items()}
+        values["data"] |= {key: path and _absolute(path) for key, path in self.paths.items()}
         return OmegaConf.to_yaml(OmegaConf.create(values))
 
     @property
@@ -466,6 +475,10 @@ def _refused_part(key: str, target: str, error: BaseException) -> BaseException:
 
 
 # Reading values
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def _container(cfg: DictConfig) -> Any:

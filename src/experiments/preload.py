@@ -4,7 +4,7 @@ import gc
 import io
 
 import numpy as np
-import sklearn.model_selection  # noqa: F401
+import sklearn.model_selection  # noqa: F401 - imported to be there
 
 from experiments import quiet_import
 

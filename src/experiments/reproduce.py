@@ -147,7 +147,11 @@ def _weights(run: Recorded) -> np.ndarray:
 
     with tempfile.TemporaryDirectory() as folder:
         file = tracking.model_file(run, Path(folder))
-        weights = keras.saving.load_model(file, safe_mode=True).get_weights() if file else []
+        try:
+            weights = keras.saving.load_model(file, safe_mode=True).get_weights() if file else []
+        except (TypeError, ValueError) as error:  # Keras does not say more closely that a model holds code
+            print(f"The model of {run.run_id} cannot be compared: {str(error).splitlines()[0]}")
+            weights = []
     return np.concatenate([np.empty(0), *(weight.ravel() for weight in weights)])
 
 

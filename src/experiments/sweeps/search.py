@@ -119,7 +119,7 @@ def _check_pruner(pruner: Any, cfg: DictConfig, distributions: Mapping[str, Base
 def _identity(corners: Sequence[Job], distributions: Mapping[str, BaseDistribution]) -> dict[str, Any]:
     """What makes a study the same as or another than an earlier one."""
     first = corners[0].plan
-    assert first  # noqa: S101
+    assert first  # noqa: S101 - a space has corners
     parameters = corners[0].configuration.parameters
     return {
         "space": space.described(distributions),

@@ -110,7 +110,7 @@ def described(space: Mapping[str, BaseDistribution]) -> dict[str, str]:
 def _described(distribution: BaseDistribution) -> str:
     if isinstance(distribution, CategoricalDistribution):
         return f"choice({', '.join(map(str, distribution.choices))})"
-    assert isinstance(distribution, IntDistribution | FloatDistribution)  # noqa: S101
+    assert isinstance(distribution, IntDistribution | FloatDistribution)  # noqa: S101 - as above
     kind = "whole numbers" if isinstance(distribution, IntDistribution) else "numbers"
     step = f" in steps of {distribution.step:g}" if distribution.step not in (None, 1) else ""
     return f"{kind} from {distribution.low:g} to {distribution.high:g}{step}{', log' if distribution.log else ''}"

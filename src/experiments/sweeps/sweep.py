@@ -187,8 +187,8 @@ class Sweep:
         metric = self.cfg.objective.metric
         note = [str(self.cfg.tracking.note or ""), counts(self.jobs)]
         if rows:
-            (self.parent.folder / "leaderboard.csv").write_text(report.as_csv(rows, metric))
-            (self.parent.folder / "leaderboard.md").write_text(report.as_markdown(rows, metric))
+            self.parent.outbox.put_file("leaderboard.csv", report.as_csv(rows, metric))
+            self.parent.outbox.put_file("leaderboard.md", report.as_markdown(rows, metric))
             note.append(report.note(rows, metric))
             tags = {**tags, "best_run_id": rows[0].run_id}
         tags = {**tags, "mlflow.note.content": "\n\n".join(part for part in note if part)}
@@ -368,7 +368,7 @@ def look_up(jobs: Sequence[Job], display: Display) -> str:
         if done and not job.configuration.cfg.force:
             take(job, done)
         elif not equal and (older := next((run for run in earlier if run.finished), None)):
-            assert job.plan  # noqa: S101
+            assert job.plan  # noqa: S101 - all have been planned
             other["data" if older.tags.get("data.sha256") != job.plan.data_sha256 else "code"] += 1
     for job in jobs:
         job.share_with_twin()
@@ -397,7 +397,7 @@ def dry_table(jobs: Sequence[Job]) -> Table:
     table.add_column("parameters", justify="right")
     table.add_column("state")
     for job in jobs:
-        assert job.plan  # noqa: S101
+        assert job.plan  # noqa: S101 - all have been planned
         state = f"equal to job {job.twin.number}" if job.twin else job.state if job.state != WAITING else "to run"
         table.add_row(str(job.number), job.label, f"{job.plan.num_parameters:,}", state)
     return table

@@ -7,7 +7,6 @@ they are sent, and sending the same entry twice is harmless.
 import contextlib
 import json
 import logging
-import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -184,6 +183,15 @@ class Outbox:
                 self._disk_is_full = True
             self._news.notify_all()
 
+    def put_file(self, name: str, text: str) -> None:
+        """Writes an artifact into the folder and has it sent; a full disk costs the artifact and no more."""
+        try:
+            (self._delivery.folder / name).write_text(text, encoding="utf-8", newline="")
+        except OSError as error:
+            _log.warning("%s cannot be written: %s", name, error)
+        else:
+            self.put("file", name=name)
+
     def close(self, status: str, patience: float) -> bool:
         """Ends the run; waits for a lost store for `patience` seconds.
 
@@ -272,9 +280,5 @@ def _send_file(client: mlflow.MlflowClient, run_id: str, file: Path) -> None:
     if file.suffix in _TEXTS:
         text = file.read_text(encoding="utf-8", errors="replace")
         if (clean := without_secrets(text)) != text:
-            with tempfile.TemporaryDirectory() as folder:
-                copy = Path(folder, file.name)
-                copy.write_text(clean, encoding="utf-8")
-                client.log_artifact(run_id, str(copy))
-            return
+            file.write_text(clean, encoding="utf-8")  # whoever appends to it goes on at its end
     client.log_artifact(run_id, str(file))

@@ -161,7 +161,7 @@ def _git(*arguments: str, index: Path | None = None, stdin: bytes = b"") -> byte
     # Without optional locks, or asking would get in the way of a user who commits meanwhile.
     command = [git, "--no-optional-locks", "-C", str(CHECKOUT), *arguments]
     variables = os.environ | ({"GIT_INDEX_FILE": str(index)} if index else {})
-    return subprocess.run(command, input=stdin, capture_output=True, env=variables, check=True).stdout  # noqa: S603
+    return subprocess.run(command, input=stdin, capture_output=True, env=variables, check=True).stdout  # noqa: S603 - no shell
 
 
 def without_secrets(text: str) -> str:

@@ -128,13 +128,13 @@ def import_model_flavor() -> None:
     """Imports what logging a model needs: half a second that no other command should pay."""
     import mlflow.keras
     import mlflow.models
-    import mlflow.types  # noqa: F401
+    import mlflow.types  # noqa: F401 - imported to be there
 
 
 def preload() -> None:
     """Does once what the first run of a process would do: most of what recording costs a short one."""
     import mlflow.pyfunc
-    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 - imported to be there
     from mlflow.utils.requirements_utils import warn_dependency_requirement_mismatches
 
     import_model_flavor()
@@ -210,7 +210,7 @@ def open_run(
                 outbox.put("params", params={key: _shortened(without_secrets(value)) for key, value in params.items()})
             for file, text in files.items():
                 with run.file(file) as path:
-                    path.write_text(text, encoding="utf-8", newline="")
+                    path.write_text(without_secrets(text), encoding="utf-8", newline="")
             yield run
     if run.status == "FINISHED" or run.diverged:
         for run_id in (*outdated, run.id):
@@ -286,7 +286,7 @@ def own_output(name: str) -> Iterator[TextIO]:
         try:
             yield console
         except Exception:
-            traceback.print_exc()
+            print(without_secrets(traceback.format_exc()), file=sys.stderr)
             raise
         finally:
             _own_output = None
@@ -330,7 +330,7 @@ def _status(run: Run, patience: float) -> Iterator[None]:
         short = isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"
         tags = {"reason": "memory" if short else "error", "failure": last_line}
         with run.file("traceback.txt") as file:
-            file.write_text(traceback.format_exc())
+            file.write_text(without_secrets(traceback.format_exc()))
         raise
     finally:
         run.status = status

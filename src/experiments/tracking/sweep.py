@@ -89,8 +89,7 @@ class Parent:
 
     def write_jobs(self, jobs: Iterable[Mapping[str, Any]]) -> None:
         """Keeps the list of jobs: number, overrides, fingerprint and run id of each."""
-        (self.folder / "jobs.json").write_text(json.dumps(list(jobs), indent=1))
-        self.outbox.put("file", name="jobs.json")
+        self.outbox.put_file("jobs.json", json.dumps(list(jobs), indent=1))
 
     def close(self, status: str, patience: float) -> None:
         """Sends the files in its folder and ends the parent; waits for a lost store for `patience` seconds."""

@@ -48,11 +48,13 @@ def serve_ui(host: str, port: int) -> int:
         except OSError as error:
             raise ExperimentError(f"Port {port} of {host} is taken.", advice=f"Try: --port {port + 1}") from error
     listen = ["--host", host, "--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level warning"]
-    stores = ["--backend-store-uri", uri, "--registry-store-uri", uri]
-    words = [sys.executable, "-m", "mlflow", "server", *stores, *listen]
+    words = [sys.executable, "-m", "mlflow", "server", *listen]
+    # As words they would show the password of a database to everyone on this machine.
+    stores = {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_REGISTRY_STORE_URI": uri}
     # Its job runners serve features that nobody needs here, and would outlive it.
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
-    server = subprocess.Popen(words, env=os.environ | quiet, start_new_session=True)  # noqa: S603
+    # No shell reads the words.
+    server = subprocess.Popen(words, env=os.environ | stores | quiet, start_new_session=True)  # noqa: S603
     url = f"http://{host}:{port}/{_training_runs_page(uri)}"
     try:
         while server.poll() is None and not _answers(host, port):
