@@ -173,13 +173,14 @@ def test_the_ui_on_a_taken_port_names_the_next_one(store):
 def test_the_ui_opens_on_the_runs_and_leaves_no_process(store, tmp_path):
     if shutil.which("chromium") is None and not os.environ.get("CI"):
         pytest.skip("needs chromium (apt-get install chromium)")
+    diverged = run([*QUICK, "data.limit=100", "optimizer=sgd", "optimizer.learning_rate=1e38"])
     result = run([*QUICK, "model=conv3"])
     words = [COMMAND, "ui", "--port", str(free_port())]
     with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as ui:
-        looks_at(ui, result.name, shutil.which("chromium"), tmp_path)
+        looks_at(ui, result.name, diverged, shutil.which("chromium"), tmp_path)
 
 
-def looks_at(ui, run_name, chromium, tmp_path):
+def looks_at(ui, run_name, diverged, chromium, tmp_path):
     try:
         lines = iter(ui.stdout.readline, "")
         link = next(line for line in lines if line.startswith("The runs: ")).removeprefix("The runs: ").strip()
@@ -189,6 +190,9 @@ def looks_at(ui, run_name, chromium, tmp_path):
         page = page_of(chromium, link, tmp_path)
         assert run_name in page
         assert "GenAI" in page and "best/val_accuracy" in page
+        experiment = link.partition("#/experiments/")[2].partition("/")[0]
+        page = page_of(chromium, f"{link.partition('#')[0]}#/experiments/{experiment}/runs/{diverged.run_id}", tmp_path)
+        assert diverged.name in page and "diverged_epoch" in page
     finally:
         ui.send_signal(signal.SIGINT)
         assert ui.wait(20) == 130

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 
-from experiments import config, models, schedules, training
+from experiments import checkpoints, config, models, schedules, training
 from experiments.errors import ExperimentError
 
 SHAPE = (8, 8, 1)
@@ -76,8 +76,9 @@ def fit(model, *, epochs=2, schedule=0.01, optimizer=None, augmentation=(), call
         "folder": Path(tempfile.mkdtemp()),
         **changed,
     }
+    after_epoch = asked["checkpoint"].epoch if asked.get("checkpoint") else 0
     batches = training.training_batches(
-        *TRAIN, CLASSES, batch_size=16, epochs=epochs, seed=seed, augmentation=augmentation
+        *TRAIN, CLASSES, batch_size=16, epochs=epochs, seed=seed, augmentation=augmentation, after_epoch=after_epoch
     )
     result = training.fit(
         model,
@@ -551,3 +552,91 @@ print(tf.config.threading.get_intra_op_parallelism_threads())
         "threads=3: TensorFlow runs in this process with other threads and cannot change it. "
         "Start a new process (in a notebook: restart the kernel).\n1\n"
     )
+
+
+# Going on
+
+
+@pytest.mark.parametrize("augment", ["augment=none", "augment=shift_rotate", "augment=mixup"])
+def test_batches_follow_from_their_place_alone(augment, compose):
+    start()
+    cfg = compose(augment).cfg
+    layers = [config.instantiate(cfg, f"augment.{name}") for name in cfg.augment]
+    asked = {"batch_size": 16, "epochs": 3, "seed": 5, "augmentation": layers}
+    whole = [tuple(map(np.asarray, batch)) for batch in training.training_batches(*TRAIN, CLASSES, **asked)]
+    tail = training.training_batches(*TRAIN, CLASSES, **asked, after_epoch=2)
+    assert len(whole) == 12
+    for expected, found in zip(whole[8:], tail, strict=True):
+        assert all(np.array_equal(*pair) for pair in zip(expected, found, strict=True))
+    epochs = [np.concatenate([images for images, _ in whole[first : first + 4]]) for first in (0, 4)]
+    assert not np.array_equal(*epochs)
+
+
+def test_an_epoch_is_told_when_its_checkpoint_is_there(tmp_path):
+    found = []
+
+    def on_epoch(epoch, metrics):
+        found.append(sorted(file.name for file in tmp_path.iterdir()))
+        return False
+
+    fit(small_net(), epochs=3, on_epoch=on_epoch, folder=tmp_path)
+    one, two, three = (f"checkpoint-00000{epoch}.npz" for epoch in (1, 2, 3))
+    assert found == [[one], [one, two], [two, three]]
+
+
+def test_a_full_disk_costs_the_checkpoints_and_not_the_training(tmp_path, caplog):
+    result, calls = fit(small_net(), epochs=2, folder=tmp_path / "not there")
+    assert [epoch for epoch, _ in calls] == [1, 2] and len(result.history["loss"]) == 2
+    assert [record.message.partition(":")[0] for record in caplog.records] == [
+        "No checkpoint can be written, so a killed run would start anew"
+    ]
+
+
+class Counting(keras.callbacks.Callback):
+    """A user's callback with state of every kind that a checkpoint can hold, and one that it cannot."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = {"epochs": [], "last": None, "pair": (0, "")}
+        self.sums = np.zeros(3, "float32")
+        self.scalar = np.float32(0)
+        self.function = print
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seen["epochs"].append(epoch)
+        self.seen |= {"last": logs["loss"], "pair": (epoch, "after")}
+        self.sums += np.float32(logs["loss"])
+        self.scalar = np.float32(logs["loss"])
+
+
+def test_what_a_callback_of_the_user_remembers_comes_back(tmp_path):
+    whole, interrupted, continued = Counting(), Counting(), Counting()
+    start()
+    reference, _ = fit(small_net(), epochs=4, callbacks=[whole])
+    start()
+    fit(small_net(), epochs=4, callbacks=[interrupted], folder=tmp_path, on_epoch=lambda epoch, _: epoch == 2)
+    (tmp_path / "checkpoint-000002.npz").unlink()  # it says that the training was ended there
+    checkpoint = checkpoints.newest(tmp_path)
+    start()
+    result, calls = fit(small_net(), epochs=4, callbacks=[continued], folder=tmp_path, checkpoint=checkpoint)
+    assert [epoch for epoch, _ in calls] == [1, 2, 3, 4]
+    assert continued.seen == whole.seen
+    assert continued.seen["epochs"] == [0, 1, 2, 3]
+    assert np.array_equal(continued.sums, whole.sums)
+    assert continued.scalar == whole.scalar and type(continued.scalar) is np.float32
+    for name in ("loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"):
+        assert result.history[name] == reference.history[name]
+
+
+def test_a_training_that_had_ended_early_is_not_gone_on_with(tmp_path):
+    def early():
+        return keras.callbacks.EarlyStopping(monitor="val_loss", patience=1, mode="max")
+
+    first, _ = fit(small_net(), epochs=9, callbacks=[early()], folder=tmp_path)
+    stopped = len(first.history["loss"])
+    assert stopped < 9
+    model = small_net()
+    again, calls = fit(model, epochs=9, callbacks=[early()], folder=tmp_path, checkpoint=checkpoints.newest(tmp_path))
+    assert [epoch for epoch, _ in calls] == list(range(1, stopped + 1))
+    assert again.history == first.history and again.best_epoch == first.best_epoch
+    assert validated(model) == pytest.approx({name: again.best[name] for name in ("val_loss", "val_accuracy")})

@@ -41,11 +41,15 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
         for number, array in enumerate(arrays)
     }
     named[_STATE] = np.frombuffer(text, np.uint8)
-    with unfinished.open("wb") as stream:
-        np.savez(stream, **named)
-        stream.flush()
-        os.fsync(stream.fileno())
-    unfinished.replace(file)
+    try:
+        with unfinished.open("wb") as stream:
+            np.savez(stream, **named)
+            stream.flush()
+            os.fsync(stream.fileno())
+        unfinished.replace(file)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
     for older in _files(folder)[_KEPT:]:
         older.unlink()
 

@@ -93,10 +93,12 @@ class Run:
     @contextlib.contextmanager
     def file(self, name: str) -> Iterator[Path]:
         """The path to write an artifact to; a full disk costs the artifact and not the run."""
+        path = self.folder / name
         try:
-            yield self.folder / name
+            yield path
         except OSError as error:
             _log.warning("%s cannot be written: %s", name, error)
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def log_model(self, model: Any, *, image_shape: tuple[int, ...], num_classes: int, step: int) -> None:
         """Records a Keras model that takes raw pixels, tied to the metrics of `step`.
