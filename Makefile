@@ -32,4 +32,5 @@ ui: $(INSTALLED)
 
 bench: $(INSTALLED)
 	@$(BIN)/python benchmarks/overhead.py $(ARGS)
+	@$(BIN)/python benchmarks/trust.py $(ARGS)
 	@$(BIN)/python benchmarks/sweep.py

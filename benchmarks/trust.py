@@ -1,8 +1,8 @@
 """What trust costs: checkpoints, determinism and tracking, each against runs without it, in alternating pairs.
 
-    .venv/bin/python benchmarks/trust.py [--mnist mnist.npz] [--pairs 5] [--epochs 3] [--limit N] [--only NAME ...]
+    .venv/bin/python benchmarks/trust.py [--data mnist.npz] [--pairs 5] [--epochs 3] [--limit N] [--only NAME ...]
 
-Prints the tables of benchmarks/README.md. With --mnist FILE (an .npz of MNIST) nothing is downloaded.
+Prints the tables of benchmarks/README.md. With --data FILE (an .npz of MNIST) nothing is downloaded.
 """
 
 import argparse
@@ -210,27 +210,27 @@ def print_shares(usual: Sequence[Inside]) -> None:
     print(f"| of it, predicting the validation and the test set, s | {evaluation:.2f} | |")
 
 
-def words_of_run(mnist: str | None, epochs: int, limit: int | None) -> list[str]:
+def words_of_run(data: str | None, epochs: int, limit: int | None) -> list[str]:
     """The overrides that all runs have in common."""
     words = ["experiment=three_conv_callbacks", f"epochs={epochs}"]
-    words += [f"data.path={Path(mnist).resolve()}"] if mnist else []
+    words += [f"data.path={Path(data).resolve()}"] if data else []
     return [*words, *([f"data.limit={limit}"] if limit else [])]
 
 
 def main() -> None:
     """Prints everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mnist", help=".npz of MNIST; without it Keras's own loader")
+    parser.add_argument("--data", help=".npz of MNIST; without it Keras's own loader")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--limit", type=int, help="images in each of the three sets; without it all of MNIST")
     parser.add_argument("--only", nargs="+", choices=NAMES, metavar="NAME", default=NAMES, help=", ".join(NAMES))
     arguments = parser.parse_args()
-    overrides = words_of_run(arguments.mnist, arguments.epochs, arguments.limit)
+    overrides = words_of_run(arguments.data, arguments.epochs, arguments.limit)
     print(f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
     with tempfile.TemporaryDirectory() as folder:
         # A store is made once, and compiled bytecode too: not what a run costs.
-        measure(USUAL, words_of_run(arguments.mnist, epochs=1, limit=20), folder)
+        measure(USUAL, words_of_run(arguments.data, epochs=1, limit=20), folder)
         costs = {name: measure_pairs(name, arguments.pairs, overrides, folder) for name in arguments.only}
     images = f"{arguments.limit} images" if arguments.limit else "all images"
     print(f"{arguments.pairs} alternating pairs, {images}, {arguments.epochs} epochs, medians, with against without:\n")

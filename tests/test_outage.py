@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -13,6 +14,7 @@ import mlflow
 import pytest
 
 from commands import EXPERIMENTS, experiments, forked, runs, wait_for
+from experiments import config, tracking, train
 
 pytestmark = pytest.mark.slow
 
@@ -193,23 +195,55 @@ def test_artifacts_that_cannot_be_written_are_sent_later(store, tmp_path):
 
 
 def test_a_job_that_starts_during_an_outage_waits_and_fails(server, tmp_path):
-    command = ["-m", "seed=0,1,2", "data.limit=500", "epochs=2", "tracking.patience=4", "tracking.model=false"]
-    process = subprocess.Popen([EXPERIMENTS, "train", *command], stdout=subprocess.PIPE, text=True)
+    command = ["-m", "seed=0,1,2", "data.limit=100", "epochs=1", "tracking.patience=20", "tracking.model=false"]
+    command += ["hydra.launcher.n_jobs=1"]
+    with subprocess.Popen([EXPERIMENTS, "train", *command], stdout=subprocess.PIPE, text=True) as sweep:
+        lines = iter(sweep.stdout.readline, "")
+        assert any("[0] seed=0: finished" in line for line in lines)
+        server.kill()  # while the next job is on its way
+        wait_for_text(tmp_path / "home", "*-1.log", "Waiting for it", "StoreLost")
+        server.start()
+        said = "".join(lines)
+    assert sweep.returncode == 1
+    assert f"[1] seed=1: failed: The tracking store {server.uri} cannot be reached" in said
     store = store_of(server)
-    deadline = time.monotonic() + 120
-    while not any(run.data.params.get("seed") == "1" for run in runs(store)):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.2)
-    server.kill()
-    said = process.communicate(timeout=240)[0]
-    assert process.returncode == 1
-    assert "[2] seed=2: not recorded" in said or "[2] seed=2: failed" in said
+    jobs = {run.data.params["seed"]: run for run in runs(store) if "sweep" in run.data.tags}
+    assert [jobs[seed].info.status for seed in "012"] == ["FINISHED", "FAILED", "FINISHED"]
+    assert jobs["1"].data.tags["reason"] == "store"
+    again = experiments(*command)
+    assert again.returncode == 0, again.stdout
+    assert "3 jobs: 2 finished, 1 to run" in again.stdout
+
+
+def wait_for_text(home, pattern, *texts):
+    """Waits until a job has printed all of the texts."""
+    deadline = time.monotonic() + 90
+    while not any(all(text in file.read_text() for text in texts) for file in home.glob(f"mlruns/jobs/{pattern}")):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_sweep_whose_store_is_lost_for_good_ends_and_goes_on_later(server, tmp_path):
+    command = ["-m", "seed=0,1", "data.limit=100", "epochs=2", "tracking.patience=1", "tracking.model=false"]
+    command += ["hydra.launcher.n_jobs=1"]
+    with subprocess.Popen([EXPERIMENTS, "train", *command], stdout=subprocess.PIPE, text=True) as sweep:
+        lines = iter(sweep.stdout.readline, "")
+        assert any("[0] seed=0: started" in line for line in lines)
+        deadline = time.monotonic() + 60
+        while not list((tmp_path / "home").glob("mlruns/jobs/*/checkpoint-000001.npz")):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        server.kill()
+        said = "".join(lines)
+    assert sweep.returncode == 1
+    assert "2 jobs: 2 not recorded" in said
     server.start()
     again = experiments(*command)
     assert again.returncode == 0, again.stdout
-    finished_runs = [run for run in runs(store) if run.info.status == "FINISHED" and "sweep" in run.data.tags]
-    assert sorted(run.data.params["seed"] for run in finished_runs) == ["0", "1", "2"]
-    for run in finished_runs:
+    assert "2 jobs: 1 finished, 1 to run" in again.stdout  # the first had trained to its end, and was sent
+    store = store_of(server)
+    for run in (run for run in runs(store) if "sweep" in run.data.tags):
+        assert run.info.status == "FINISHED"
         assert steps(store, run) == every_step(2)
 
 
@@ -241,3 +275,23 @@ def test_sync_leaves_runs_of_other_stores_and_open_ones_alone(store, tmp_path, c
     (run,) = runs(store)
     assert f"Sent {run.info.run_name} ({run.info.run_id}): KILLED\n" in said
     assert run.data.tags["reason"] == "stale"
+
+
+def test_a_run_whose_folder_is_lost_keeps_its_numbers(store, caplog):
+    """As when its disk is full or gone."""
+
+    def lose(epoch, _):
+        if epoch == 2:
+            (folder,) = tracking.jobs_folder().glob("*/")
+            shutil.rmtree(folder)
+        return False
+
+    result = train.run(config.compose(["data.limit=100", "epochs=4"]), stop=lose)
+    assert result.status == "FINISHED"
+    (run,) = runs(store)
+    assert run.info.status == "FINISHED"
+    assert steps(store, run) == every_step(4)
+    assert "test/accuracy" in run.data.metrics
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len([text for text in warnings if text.startswith("No checkpoint can be written")]) == 1
+    assert len([text for text in warnings if text.startswith("curves.png cannot be written")]) == 1

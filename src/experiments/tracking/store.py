@@ -30,6 +30,8 @@ from experiments.tracking.provenance import without_secrets
 for _noisy in ("mlflow", "alembic"):
     logging.getLogger(_noisy).setLevel(logging.WARNING)
 
+_log = logging.getLogger(__name__)
+
 AGAIN_AFTER = 3  # seconds between two tries to reach a lost store
 _STILL_WRITTEN = 5  # seconds since the last change of a SQLite file that another program may be making
 #: What a store says when it is there and the answer is no.
@@ -188,6 +190,7 @@ def ask(question: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """
     global _waited_in_vain
     deadline = monotonic() + (0 if _waited_in_vain else _patience)
+    told = False
     while True:
         try:
             answer = question(*args, **kwargs)
@@ -199,10 +202,14 @@ def ask(question: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
             lost = store_error(store_uri(), error)
         if not isinstance(lost, StoreLost):
             raise lost
-        if monotonic() + AGAIN_AFTER > deadline:
+        left = deadline - monotonic()
+        if left <= 0:
             _waited_in_vain = True
             raise lost
-        sleep(AGAIN_AFTER)
+        if not told:
+            _log.warning("%s Waiting for it for %.0f s.", lost, left)
+            told = True
+        sleep(min(AGAIN_AFTER, left))
 
 
 def is_final(error: Exception) -> bool:
