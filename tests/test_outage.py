@@ -184,12 +184,14 @@ def test_artifacts_that_cannot_be_written_are_sent_later(store, tmp_path):
     said = finished(forked(tmp_path)(*SLOW, "epochs=2", "tracking.patience=0"))
     assert "Send it later with: experiments sync" in said
     (run,) = runs(store)
-    assert run.info.status == "RUNNING"
+    assert run.info.status == "FINISHED"  # only what could not be written waits
     assert steps(store, run) == every_step(2)
+    assert {"test/accuracy", "cost/parameters"} <= set(run.data.metrics)
+    assert "weights.sha256" in run.data.tags
     artifacts.unlink()
-    subprocess.run([EXPERIMENTS, "sync"], check=True)
+    sent = subprocess.run([EXPERIMENTS, "sync"], capture_output=True, text=True, check=True).stdout
+    assert sent == f"Sent {run.info.run_name} ({run.info.run_id}): FINISHED\n"
     (run,) = runs(store)
-    assert run.info.status == "FINISHED"
     assert "curves.png" in {file.path for file in store.list_artifacts(run.info.run_id)}
     assert model_of(store, run).status == "READY"
 
@@ -295,3 +297,53 @@ def test_a_run_whose_folder_is_lost_keeps_its_numbers(store, caplog):
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert len([text for text in warnings if text.startswith("No checkpoint can be written")]) == 1
     assert len([text for text in warnings if text.startswith("curves.png cannot be written")]) == 1
+
+
+def test_an_error_without_a_word_ends_no_sending(store, monkeypatch):
+    """A store may raise anything, `TimeoutError()` for example."""
+    fails = iter([TimeoutError(), MemoryError()])
+    log_batch = mlflow.MlflowClient.log_batch
+
+    def failing(*arguments, **keywords):
+        if (error := next(fails, None)) is not None:
+            raise error
+        return log_batch(*arguments, **keywords)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", failing)
+    train.run(config.compose(["data.limit=50", "epochs=2", "tracking.model=false"]))
+    (run,) = runs(store)
+    assert run.info.status == "FINISHED"
+    assert steps(store, run) == every_step(2)
+
+
+def test_one_run_that_cannot_be_sent_holds_up_no_other(store, tmp_path, capfd):
+    """A run that was deleted meanwhile, one with a damaged model, and one of another program on this host."""
+    ids = []
+    for seed in range(3):
+        process = forked(tmp_path)("data.limit=300", "epochs=200", "tracking.model=false", f"seed={seed}")
+        killed_after_first(process, ids, store)
+        ids.append(runs(store)[0].info.run_id)
+    deleted, damaged, good = ids
+    store.delete_run(deleted)
+    folder = tracking.run_folder(damaged)
+    (folder / "model").mkdir()
+    (folder / "model" / "MLmodel").write_text("")
+    with (folder / "history.jsonl").open("a") as journal:
+        journal.write('{"kind": "model", "at": 1, "step": 1}\n')
+    store.create_run("0", run_name="of another program", tags={"host": socket.gethostname()})
+    result = train.run(config.compose(["data.limit=50", "epochs=1", "tracking.model=false"]))
+    assert result.status == "FINISHED"
+    assert store.get_run(good).info.status == "KILLED"
+    said = subprocess.run([EXPERIMENTS, "sync"], capture_output=True, text=True, check=True).stdout
+    assert f"({damaged}) cannot be sent: " in said
+    assert len(said.splitlines()) == 2
+
+
+def killed_after_first(process, known, store):
+    """Kills a training once its own run has an epoch."""
+    deadline = time.monotonic() + 120
+    while not any(run.info.run_id not in known and "loss" in run.data.metrics for run in runs(store)):
+        assert process.is_alive() and time.monotonic() < deadline, process.output.read_text()
+        time.sleep(0.05)
+    process.kill()
+    process.join()

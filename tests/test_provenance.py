@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
@@ -134,11 +135,11 @@ def test_git_apply_makes_the_same_tree_and_the_index_stays(checkout, tmp_path, s
             "image.png": bytes(range(255, -1, -1)) * 20,
             "windows.py": b"one\r\n2\r\n",
             "long.py": b"".join(b"%d\n" % number for number in range(100) if number % 40),
-            "new/image.png": b"\0\1\2" * 100,
+            "new/binary.cfg": b"\0\1\2" * 100,
             "new/empty.py": b"",
-            "new/no end of line.txt": b"no end",
-            "new/größe ä.txt": "größe\n".encode(),
-            ":(top)*.txt": b"a name that git could take for a pattern\n",
+            "new/no end of line.yaml": b"no end",
+            "new/größe ä.yaml": "größe\n".encode(),
+            ":(top)*.py": b"a name that git could take for a pattern\n",
         },
     )
     git(checkout, "add", "staged.py")
@@ -148,12 +149,19 @@ def test_git_apply_makes_the_same_tree_and_the_index_stays(checkout, tmp_path, s
     (checkout / "file").unlink()
     write(checkout, {"file/inside.py": b"inside\n"})
     (checkout / "script.sh").chmod(0o755)
-    (checkout / "link").symlink_to("nowhere")
+    (checkout / "link.py").symlink_to("nowhere")
     before = git(checkout, "status", "--porcelain"), (checkout / ".git" / "index").read_bytes()
     diff = uncommitted()
     assert (git(checkout, "status", "--porcelain"), (checkout / ".git" / "index").read_bytes()) == before
     git(tmp_path / "clone", "apply", stdin=diff.encode())
     assert tree(tmp_path / "clone") == tree(checkout)
+
+
+def test_what_is_neither_code_nor_configuration_is_only_named(checkout):
+    write(checkout, {"id_rsa": b"a key", "kaggle.json": b"another key", "new.py": b"new\n"})
+    diff = uncommitted()
+    assert "+new\n" in diff and "key" not in diff
+    assert diff.endswith("# Not in this diff: 2 untracked, such as 'kaggle.json'.\n")
 
 
 def test_nothing_uncommitted(checkout):
@@ -425,6 +433,9 @@ def test_what_is_no_secret(secrets, text):
         "AZURE_STORAGE_ACCESS_KEY",
         "SSH_PRIVATE_KEY",
         "SOME_CREDENTIALS",
+        "DB_PASS",
+        "DB_PWD",
+        "AZURE_STORAGE_CONNECTION_STRING",
     ],
 )
 def test_the_value_of_a_variable_that_is_called_a_secret(secrets, name):
@@ -502,3 +513,15 @@ def test_a_log_without_secrets(secrets, tmp_path):
     assert lines[:2] == ["ERROR Token ***", "Traceback (most recent call last):"]
     assert lines[-1] == "ConnectionError: http://ada:***@example.org"
     assert "pass@" not in "".join(lines)
+
+
+def test_a_password_in_the_query_of_a_uri():
+    uri = "postgresql://host/db?user=ada&password=hunter2222&sslmode=require"
+    assert without_secrets(uri) == "postgresql://host/db?user=ada&password=***&sslmode=require"
+
+
+def test_a_secret_as_json_and_a_shell_write_it(secrets):
+    secret = """it's a "secret" \\ of 8"""  # noqa: S105 - of nothing
+    secrets({"SOME_TOKEN": secret})
+    assert without_secrets(json.dumps([secret])) == '["***"]'
+    assert without_secrets(shlex.join(["tell", secret])) == "tell '***'"

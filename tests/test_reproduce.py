@@ -37,7 +37,7 @@ def test_a_run_is_had_again_to_the_last_bit(store, small, capsys):
     assert table(output) == dict.fromkeys([*NUMBERS, "weights", "predictions"], "equal")
     again, first = runs(store)
     assert output.splitlines()[-1] == (
-        f"Equal: every number of {first.info.run_id} was had again by {again.info.run_id}."
+        f"Equal: every recorded number of {first.info.run_id} was had again by {again.info.run_id}."
     )
     assert again.data.tags["reproduces"] == original.run_id
     assert again.data.tags["command"] == f"experiments reproduce {original.run_id}"
@@ -119,6 +119,33 @@ def test_a_run_on_a_server_is_had_again(server, small):  # noqa: F811
     assert len(runs(mlflow.MlflowClient(server.uri))) == 2
 
 
+def test_what_was_not_recorded_is_said_and_not_judged(store, small, capsys):
+    original = run([*small, "tracking.model=false"])
+    store.log_metric(original.run_id, "my_note", 1.0, step=1)  # of the user, no number of the training
+    store.set_tag(original.run_id, "weights.sha256", "another")
+    store.delete_tag(original.run_id, "predictions.sha256")
+    assert not reproduce(original.run_id)
+    assert table(capsys.readouterr().out)["weights"] == "different"
+    assert reproduce(original.run_id, tolerance=1e-3)
+    verdicts = table(capsys.readouterr().out)
+    assert "my_note" not in verdicts
+    assert verdicts["weights"] == verdicts["predictions"] == "not recorded, so not compared"
+
+
+def test_odd_tags_are_no_trouble(store, small, capsys):
+    original = run([*small, "epochs=1"])
+    store.set_tag(original.run_id, "command", "experiments train 'an open quote")
+    store.set_tag(original.run_id, "host", "[/oops]")
+    assert reproduce(original.run_id)
+    assert "[/oops]" in capsys.readouterr().out
+
+
+def test_a_stored_configuration_reads_nothing_of_this_machine(store, small):
+    original = run([*small, "epochs=1"])
+    given = with_configuration(store, original.run_id, lambda text: text.replace("seed: 0", "seed: ${oc.env:HOME}"))
+    assert refusal(given).endswith("it holds an interpolation, ${…}.")
+
+
 def refusal(given):
     with pytest.raises(ExperimentError) as error:
         reproduce(given)
@@ -137,6 +164,8 @@ def test_a_run_that_is_not_there(store, small):
 
 def test_a_run_of_another_program(store):
     foreign = store.create_run("0", run_name="of another program")
+    assert refusal(foreign.info.run_id) == f"{foreign.info.run_id} (of another program) is still running."
+    store.set_terminated(foreign.info.run_id)
     assert refusal(foreign.info.run_id) == (
         f"{foreign.info.run_id} (of another program) was not recorded by this project."
     )

@@ -154,10 +154,23 @@ def test_a_run_that_was_interrupted_or_has_failed_goes_on(store, capsys):
     assert {name: len(values) for name, values in result.history.items()} == dict.fromkeys(
         [*METRICS, "epoch_seconds"], 4
     )
+    failure = Path(store.download_artifacts(run.info.run_id, "traceback.txt")).read_text()
+    assert failure.startswith("The run has gone on after this.\n\nTraceback")
     log = Path(store.download_artifacts(run.info.run_id, "job.log")).read_text()
     assert [line.split()[4] for line in log.splitlines() if " Epoch " in line and "DEBUG" not in line] == [
         "1/4", "2/4", "3/4", "4/4",
     ]  # fmt: skip
+
+
+def test_a_verdict_on_an_earlier_epoch_ends_a_run_that_goes_on(store):
+    """As of a pruner that knows more trials by now."""
+    overrides = ["data.limit=100", "epochs=6", "tracking.model=false"]
+    with pytest.raises(KeyboardInterrupt):
+        train.run(config.compose(overrides), stop=raising(KeyboardInterrupt, 4))
+    train.run(config.compose(overrides), stop=lambda epoch, _: epoch == 2)
+    (run,) = runs(store)
+    assert run.data.tags["pruned"] == "true"
+    assert [step for step, _ in history(store, run)["loss"]] == [1, 2, 3, 4]
 
 
 def raising(error, at):

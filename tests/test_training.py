@@ -597,7 +597,8 @@ class Counting(keras.callbacks.Callback):
 
     def __init__(self):
         super().__init__()
-        self.seen = {"epochs": [], "last": None, "pair": (0, "")}
+        self.seen = {"epochs": [], "last": None, "pair": (0, ""), 7: {0.5: True}}
+        self.kinds = set()
         self.sums = np.zeros(3, "float32")
         self.scalar = np.float32(0)
         self.function = print
@@ -609,7 +610,7 @@ class Counting(keras.callbacks.Callback):
         self.scalar = np.float32(logs["loss"])
 
 
-def test_what_a_callback_of_the_user_remembers_comes_back(tmp_path):
+def test_what_a_callback_of_the_user_remembers_comes_back(tmp_path, caplog):
     whole, interrupted, continued = Counting(), Counting(), Counting()
     start()
     reference, _ = fit(small_net(), epochs=4, callbacks=[whole])
@@ -620,6 +621,8 @@ def test_what_a_callback_of_the_user_remembers_comes_back(tmp_path):
     start()
     result, calls = fit(small_net(), epochs=4, callbacks=[continued], folder=tmp_path, checkpoint=checkpoint)
     assert [epoch for epoch, _ in calls] == [1, 2, 3, 4]
+    lost = [record.message for record in caplog.records if "no plain value" in record.message]
+    assert lost == ["Counting.kinds is no plain value, so a checkpoint does not hold it"] * 3  # one a training
     assert continued.seen == whole.seen
     assert continued.seen["epochs"] == [0, 1, 2, 3]
     assert np.array_equal(continued.sums, whole.sums)

@@ -59,6 +59,8 @@ def newest(folder: Path) -> Checkpoint | None:
     for file in _files(folder):
         try:
             return _read(file)
+        except (MemoryError, OSError):  # says nothing of the file
+            raise
         except Exception as error:  # a damaged file can make NumPy, zipfile, zlib and json raise almost anything
             aside = file.with_suffix(".damaged")
             file.replace(aside)
@@ -66,15 +68,9 @@ def newest(folder: Path) -> Checkpoint | None:
     return None
 
 
-def delete(folder: Path) -> None:
-    """Deletes every checkpoint in `folder`."""
-    for file in folder.glob("checkpoint-*"):
-        file.unlink()
-
-
 def encoded(values: Mapping[str, Any], arrays: list[np.ndarray]) -> dict[str, Any]:
-    """Those of `values` that are plain, nested or arrays, as JSON has them; arrays are added to `arrays`."""
-    return {name: _encoded(value, arrays) for name, value in values.items() if _is_plain(value)}
+    """Plain values, nested ones and arrays as JSON has them; arrays are added to `arrays`."""
+    return {name: _encoded(value, arrays) for name, value in values.items()}
 
 
 def decoded(values: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> dict[str, Any]:
@@ -82,11 +78,12 @@ def decoded(values: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> dict[str
     return {name: _decoded(value, arrays) for name, value in values.items()}
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
+    """Whether a checkpoint can hold a value."""
     if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
+        return all(map(is_plain, value))
     if isinstance(value, dict):
-        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+        return all(is_plain(item) for pair in value.items() for item in pair)
     if isinstance(value, np.ndarray | np.generic):
         return value.dtype.kind in "biuf"
     return value is None or isinstance(value, str | int | float)
@@ -99,7 +96,7 @@ def _encoded(value: Any, arrays: list[np.ndarray]) -> Any:
     if isinstance(value, list | tuple):
         return {"tuple" if isinstance(value, tuple) else "list": [_encoded(item, arrays) for item in value]}
     if isinstance(value, dict):
-        return {"dict": encoded(value, arrays)}
+        return {"dict": [[_encoded(item, arrays) for item in pair] for pair in value.items()]}
     return value
 
 
@@ -110,7 +107,7 @@ def _decoded(value: Any, arrays: Sequence[np.ndarray]) -> Any:
         array = arrays[value["array"]]
         return array[()] if value["scalar"] else array
     if "dict" in value:
-        return decoded(value["dict"], arrays)
+        return {_decoded(key, arrays): _decoded(item, arrays) for key, item in value["dict"]}
     ((kind, items),) = value.items()
     found = [_decoded(item, arrays) for item in items]
     return tuple(found) if kind == "tuple" else found

@@ -41,6 +41,8 @@ CONF_DIR = (CHECKOUT or _PACKAGE) / "conf"
 GROUPS, EPOCH_METRICS = schema.GROUPS, schema.EPOCH_METRICS
 _CHOOSABLE = (*GROUPS, "experiment", "sweep")
 _FREE = "tracking.tags."
+_PATHS = ("data.path", "data.test_path")
+_FOLDER_OPTIONS = ("--config-dir", "-cd")
 #: Root keys that cannot change a result.
 _NO_IDENTITY = ("tracking", "force", "resume", "dry_run")
 
@@ -109,18 +111,9 @@ class Configuration:
     @property
     def command(self) -> str:
         """The words that train this run alone, from any folder."""
-        where = ["--config-dir", os.path.abspath(self.config_dir)] if self.config_dir else []
+        where = ["--config-dir", self.config_dir] if self.config_dir else []
         alone = ["hydra.mode=RUN"] if self.cfg.tracking.parent else []
-        return shlex.join(["experiments", "train", *where, *map(self._anywhere, self.overrides), *alone])
-
-    def _anywhere(self, override: str) -> str:
-        """The override with a path that holds in any working directory."""
-        key = override.partition("=")[0]
-        path = self.paths.get(key.removeprefix("data."))
-        if not key.startswith("data.") or path is None or os.path.isabs(path):
-            return override
-        quoted = _absolute(path).replace("'", r"\'")
-        return f"{key}='{quoted}'"
+        return shlex.join(["experiments", "train", *anywhere([*where, *self.overrides, *alone])])
 
     @property
     def as_yaml(self) -> str:
@@ -132,7 +125,7 @@ class Configuration:
     @property
     def title(self) -> str:
         """Model, what the user changed, seed: at most 80 characters."""
-        places = ("data.path=", "data.test_path=")
+        places = tuple(f"{key}=" for key in _PATHS)
         told = ("model=", "seed=", "tracking.", "+tracking.", "hydra.", "sweep=", "force=", "resume=", *places)
         last = {override.partition("=")[0]: override for override in self.overrides}  # of two for a key
         changed = [override for override in last.values() if not override.startswith(told)]
@@ -237,6 +230,8 @@ def restored(text: str, overrides: Sequence[str], experiment: str | None, choice
     Raises:
         ExperimentError: keys or values that this version does not take.
     """
+    if "${" in text:  # recorded configurations are resolved; this one would read this machine's environment
+        raise ExperimentError("it holds an interpolation, ${…}.")
     values = yaml.safe_load(text)
     today = compose([])
     if not isinstance(values, dict):
@@ -323,6 +318,24 @@ def parse(overrides: Sequence[str], config_loader: ConfigLoader | None = None) -
         if not override.key_or_group:
             raise _no_override(text)
     return parsed
+
+
+def anywhere(words: Sequence[str]) -> list[str]:
+    """The words of a command line with paths that hold in any working directory."""
+    found = []
+    for before, word in zip(["", *words], words, strict=False):
+        key, _, value = word.partition("=")
+        if before in _FOLDER_OPTIONS:
+            word = _absolute(word)
+        elif key in _FOLDER_OPTIONS and value:
+            word = f"{key}={_absolute(value)}"
+        elif key in _PATHS:
+            (override,) = parse([word])
+            if not override.is_sweep_override() and isinstance(path := override.value(), str):
+                quoted = _absolute(path).replace("'", r"\'")
+                word = f"{key}='{quoted}'" if not os.path.isabs(path) else word
+        found.append(word)
+    return found
 
 
 def _parsed(overrides: Sequence[str]) -> Iterator[tuple[str, Override]]:

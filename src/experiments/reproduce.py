@@ -1,8 +1,9 @@
 """Trains a recorded run again and says whether every number is equal."""
 
+import contextlib
 import shlex
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,11 +30,13 @@ class _Compared:
     """One kind of number, in the run and in its reproduction."""
 
     name: str
-    equal: bool
-    difference: float | None  # the largest; None when they have not the same length or one is missing
+    equal: bool | None  # None when there is nothing to compare with
+    difference: float | None = None  # the largest; None when they have not the same length
 
     @property
     def verdict(self) -> str:
+        if self.equal is None:
+            return "not recorded, so not compared"
         if self.equal:
             return "equal" if not self.difference else f"within {self.difference:.2g}"
         return "different" if self.difference is None else f"differs by up to {self.difference:.2g}"
@@ -52,7 +55,7 @@ def reproduce(run: str, tolerance: float = 0.0) -> bool:
     Raises:
         ExperimentError: there is no such run, or it cannot be trained again here.
     """
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
     tracking.check_store()
     original = tracking.existing(run)
     configuration = _configuration(original)
@@ -60,11 +63,15 @@ def reproduce(run: str, tolerance: float = 0.0) -> bool:
     epochs = len(tracking.history(original).get("loss", ()))
     unfinished = not original.finished and not original.diverged
     result = train.run(configuration, (lambda epoch, _: unfinished and epoch >= epochs), reproduces=original.run_id)
-    rows = _compared(original, tracking.recorded(result.run_id), tolerance)
+    tracking.be_patient(configuration.cfg.tracking.patience)  # after hours of training, a moment's outage is no answer
+    again = tracking.recorded(result.run_id)
+    if again.status == "RUNNING":
+        raise ExperimentError(f"The store does not have all of {again.run_id} yet.", advice="Try: experiments sync")
+    rows = _compared(original, again, result.history, tolerance)
     console.print(_table(rows))
-    equal = all(row.equal for row in rows)
-    verdict = "Equal: every number of" if equal else "Different: not every number of"
-    console.print(f"{verdict} {original.run_id} was had again by {result.run_id}.")
+    equal = all(row.equal is not False for row in rows)
+    verdict = "Equal: every recorded number of" if equal else "Different: not every number of"
+    console.print(f"{verdict} {original.run_id} was had again by {again.run_id}.")
     return equal
 
 
@@ -72,16 +79,18 @@ def _configuration(run: Recorded) -> Configuration:
     """The stored configuration of `run`, checked as if it came from a stranger."""
     if "sweep.name" in run.tags:
         raise ExperimentError(f"{run.run_id} is a sweep.", advice="Name one of its runs.")
+    if run.status == "RUNNING":
+        raise ExperimentError(f"{run.run_id} ({run.name}) is still running.")
     with tempfile.TemporaryDirectory() as folder:
         file = tracking.artifact(run, "config.yaml", Path(folder)) if "fingerprint" in run.tags else None
         if file is None:
             raise ExperimentError(f"{run.run_id} ({run.name}) was not recorded by this project.")
         text = file.read_text()
-    if run.status == "RUNNING":
-        raise ExperimentError(f"{run.run_id} ({run.name}) is still running.")
     if not run.diverged and not tracking.history(run):
         raise ExperimentError(f"{run.run_id} ({run.name}) has no number to compare: {run.tags.get('failure', '')}")
-    typed = [word for word in shlex.split(run.tags.get("command", ""))[2:] if "=" in word]
+    typed: list[str] = []
+    with contextlib.suppress(ValueError):  # a command that somebody has changed
+        typed = [word for word in shlex.split(run.tags.get("command", ""))[2:] if "=" in word]
     try:
         restored = config.restored(text, typed, run.tags.get("experiment"), run.params)
     except ExperimentError as error:
@@ -94,8 +103,9 @@ def _tell_of_conditions(console: Console, original: Recorded, now: Mapping[str, 
     table = Table("condition", "then", "now", box=None, pad_edge=False)
     for name in _CONDITIONS:
         before, today = original.tags.get(name, "not recorded"), str(now.get(name, "not known"))
+        shown = _OF_A_DIGEST if name.endswith(("sha256", "commit")) else None
         if before != today:
-            table.add_row(name, before[:_OF_A_DIGEST], today[:_OF_A_DIGEST])
+            table.add_row(name, before[:shown], today[:shown])
     if table.row_count:
         console.print("Not as when the run was recorded, so numbers may differ:")
         console.print(table)
@@ -103,27 +113,32 @@ def _tell_of_conditions(console: Console, original: Recorded, now: Mapping[str, 
         console.print("Data, code, versions and machine are those of the run.")
 
 
-def _compared(original: Recorded, again: Recorded, tolerance: float) -> list[_Compared]:
+def _compared(
+    original: Recorded, again: Recorded, trained: Mapping[str, Sequence[float]], tolerance: float
+) -> list[_Compared]:
     then, now = tracking.history(original), tracking.history(again)
-    names = sorted({*then, *now} - {"epoch_seconds"})
+    names = sorted({*trained} - {"epoch_seconds"})
     rows = [_series(name, np.array(then.get(name, ())), np.array(now.get(name, ())), tolerance) for name in names]
     if original.diverged or again.diverged:
         same = original.tags.get("diverged_epoch") == again.tags.get("diverged_epoch")
-        return [*rows, _Compared("diverged", same, None)]
+        return [*rows, _Compared("diverged", same)]
     for kind, arrays in (("weights", _weights), ("predictions", _predictions)):
         digest = original.tags.get(f"{kind}.sha256")
         if digest is None:  # the run was killed before it had any
-            continue
-        if digest == again.tags.get(f"{kind}.sha256"):
-            rows.append(_Compared(kind, True, None))
+            rows.append(_Compared(kind, None))
+        elif digest == again.tags.get(f"{kind}.sha256"):
+            rows.append(_Compared(kind, True))
         else:
-            rows.append(_series(kind, arrays(original), arrays(again), tolerance))
+            compared = _series(kind, arrays(original), arrays(again), tolerance)
+            # That they differ is known; by how much, only where they were recorded.
+            missing = compared.difference is None and tolerance > 0
+            rows.append(_Compared(kind, None) if missing else compared)
     return rows
 
 
 def _series(name: str, then: np.ndarray, now: np.ndarray, tolerance: float) -> _Compared:
     if then.shape != now.shape or not then.size:
-        return _Compared(name, False, None)
+        return _Compared(name, False)
     difference = float(np.abs(then - now).max())
     return _Compared(name, difference <= tolerance, difference)
 
@@ -149,8 +164,8 @@ def _weights(run: Recorded) -> np.ndarray:
         file = tracking.model_file(run, Path(folder))
         try:
             weights = keras.saving.load_model(file, safe_mode=True).get_weights() if file else []
-        except (TypeError, ValueError) as error:  # Keras does not say more closely that a model holds code
-            print(f"The model of {run.run_id} cannot be compared: {str(error).splitlines()[0]}")
+        except Exception as error:  # a model that is damaged or holds code makes Keras raise almost anything
+            print(f"The model of {run.run_id} cannot be compared: {type(error).__name__}")
             weights = []
     return np.concatenate([np.empty(0), *(weight.ravel() for weight in weights)])
 

@@ -61,7 +61,7 @@ class _Parts:
 class _Past:
     """What earlier runs of a configuration leave to the one that is about to begin."""
 
-    attempt: str | None  # id of the run to go on with
+    attempt: Recorded | None  # the run to go on with
     checkpoint: Checkpoint | None  # to go on from
     superseded: list[str]  # ids of runs that it takes the place of
     outdated: list[str]  # ids of runs whose files nobody needs once it is finished
@@ -277,8 +277,9 @@ def _past(cfg: Any, tags: Mapping[str, str], earlier: Sequence[Recorded], *, ane
     """What there is to go on with, and what a new run takes the place of."""
     equal = [run for run in earlier if run.tags.get("fingerprint") == tags["fingerprint"]]
     broken = [run for run in equal if run.status != "FINISHED" and not run.diverged and "reproduces" not in run.tags]
+    reproductions = {run.run_id for run in equal if "reproduces" in run.tags and run.status in ("FAILED", "KILLED")}
     if anew:
-        return _Past(None, None, [], [])
+        return _Past(None, None, [], sorted(reproductions))
     for attempt in broken if cfg.resume and not cfg.force else ():
         folder = tracking.run_folder(attempt.run_id)
         if "superseded" not in attempt.tags and (checkpoint := checkpoints.newest(folder)):
@@ -290,10 +291,10 @@ def _past(cfg: Any, tags: Mapping[str, str], earlier: Sequence[Recorded], *, ane
     over = {run.run_id for run in [*broken, *same_job] if run.status != "RUNNING" and "superseded" not in run.tags}
     itself = {attempt.run_id} if attempt else set()
     return _Past(
-        attempt=attempt.run_id if attempt else None,
+        attempt=attempt,
         checkpoint=checkpoint,
         superseded=sorted(over - itself),
-        outdated=sorted({run.run_id for run in broken} - itself),
+        outdated=sorted({run.run_id for run in broken} - itself | reproductions),
     )
 
 
@@ -307,7 +308,7 @@ def _opened(
         own["command"] = f"experiments reproduce {tags['reproduces']}"
     if configuration.experiment:
         own["experiment"] = configuration.experiment
-    if parent:
+    if parent and (past.attempt is None or past.attempt.parent == parent):  # or it has a place elsewhere
         own["job"] = cfg.tracking.job
     files = {"config.yaml": configuration.as_yaml, "environment.txt": tracking.environment()}
     if uncommitted := tracking.uncommitted():
@@ -319,7 +320,7 @@ def _opened(
         tags={**dict(cfg.tracking.tags), **own, **tags},
         files=files,
         parent=parent,
-        attempt=past.attempt,
+        attempt=past.attempt.run_id if past.attempt else None,
         superseded=past.superseded,
         outdated=past.outdated,
         patience=cfg.tracking.patience,
@@ -528,7 +529,7 @@ def _console(*, of_a_job: bool) -> Iterator[None]:
         return
     handler = logging.StreamHandler(sys.stdout)
     handler.setLevel(logging.INFO)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(tracking.WithoutSecrets("%(message)s"))
     _log.addHandler(handler)
     try:
         yield

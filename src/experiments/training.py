@@ -302,6 +302,7 @@ class _Keeper(keras.callbacks.Callback):
         self.others = others
         self.on_epoch = on_epoch
         self.disk_is_full = False
+        self.lost: set[str] = set()  # attributes of callbacks that no checkpoint can hold
 
     def recall(self) -> bool:
         """Brings back the epochs of the checkpoint; says whether the training had ended with them."""
@@ -312,7 +313,7 @@ class _Keeper(keras.callbacks.Callback):
         self.record.best_epoch = state["best_epoch"]
         self.record.seconds_before = state["seconds"]
         stops = [self.on_epoch(number, self.record.epoch(number)) for number in range(1, self.checkpoint.epoch + 1)]
-        return state["ended"] or stops[-1]
+        return state["ended"] or any(stops)
 
     def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
         if self.checkpoint is None:
@@ -341,7 +342,7 @@ class _Keeper(keras.callbacks.Callback):
             "best_epoch": self.record.best_epoch,
             "seconds": self.record.seconds(),
             "ended": self.model.stop_training,
-            "callbacks": [checkpoints.encoded(_attributes(callback), of_callbacks) for callback in self.others],
+            "callbacks": [checkpoints.encoded(self._attributes(callback), of_callbacks) for callback in self.others],
         }
         arrays = {
             "model": [np.asarray(variable) for variable in self.model.variables],
@@ -356,9 +357,14 @@ class _Keeper(keras.callbacks.Callback):
                 _log.warning("No checkpoint can be written, so a killed run would start anew: %s", error)
             self.disk_is_full = True
 
-
-def _attributes(callback: keras.callbacks.Callback) -> dict[str, Any]:
-    return {name: value for name, value in vars(callback).items() if name not in _OF_KERAS}
+    def _attributes(self, callback: keras.callbacks.Callback) -> dict[str, Any]:
+        """What a callback remembers; says once what of it no checkpoint can hold."""
+        found = {name: value for name, value in vars(callback).items() if name not in _OF_KERAS}
+        lost = [name for name, value in found.items() if not (checkpoints.is_plain(value) or callable(value))]
+        for name in {f"{type(callback).__name__}.{name}" for name in lost} - self.lost:
+            _log.warning("%s is no plain value, so a checkpoint does not hold it", name)
+            self.lost.add(name)
+        return {name: value for name, value in found.items() if name not in lost and not callable(value)}
 
 
 def _in_type_of(variable: keras.Variable, value: np.ndarray) -> np.ndarray:

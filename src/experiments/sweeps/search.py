@@ -309,7 +309,10 @@ class _Study:
 
     def _tell_of_older(self, identity: Mapping[str, Any]) -> None:
         """Says which study is nearest to a new one, and in what they differ."""
-        parents = [parent for parent in self.opened.parent.others() if journal(parent.run_id).exists()]
+        try:
+            parents = [parent for parent in self.opened.parent.others() if journal(parent.run_id).exists()]
+        except (tracking.StoreLost, tracking.StoreRefused):  # a hint is not worth the study
+            return
         older = []
         for parent in parents[:_MOST_COMPARED]:
             with contextlib.suppress(ExperimentError):  # one that cannot be read is no reason to refuse this one

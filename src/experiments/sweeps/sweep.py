@@ -12,7 +12,7 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 from rich.table import Table
 
-from experiments import compare, report, tracking
+from experiments import compare, config, report, tracking
 from experiments.config import Configuration, Plan
 from experiments.errors import ExperimentError, JobsFailed
 from experiments.sweeps import jobs as job_list
@@ -43,7 +43,8 @@ class Sweep:
         self.first = first  # of any job: what all have in common is read from it
         self.cfg = first.cfg
         self.display = display
-        self.older = {run.run_id: run.attempt for run in parent.runs()}  # of earlier calls
+        self.older: dict[str, object] = {}  # run id -> how far it had come before this call
+        self.lost: list[tuple[Job, JobReturn]] = []  # jobs that could not be recorded
 
     def overrides(self, job: Job) -> list[str]:
         """What a launcher starts `job` with."""
@@ -78,8 +79,9 @@ class Sweep:
             return
         try:
             self._take_result(job, error, output)
-        except tracking.StoreLost as lost:
+        except (tracking.StoreLost, tracking.StoreRefused) as lost:
             job.state, job.reason = NOT_RECORDED, str(lost)
+            self.lost.append((job, result))
 
     def _take_result(self, job: Job, error: BaseException | None, output: Path) -> None:
         run = self._run_of(job)
@@ -95,6 +97,12 @@ class Sweep:
             tracking.end_run(run.run_id, died.status, {"reason": died.reason, "failure": died.failure})
             run = self._run_of(job)
         take(job, run)
+
+    def settle_lost(self) -> None:
+        """Finds out once more how those jobs have ended that could not be recorded: the store may be back."""
+        lost, self.lost = self.lost, []
+        for job, result in lost:
+            self.settle(job, result)
 
     def launch(self, launcher: Any, jobs: Sequence[Job]) -> None:
         """Runs jobs by a launcher that takes a list and gives all results at the end."""
@@ -112,7 +120,7 @@ class Sweep:
     def salvage(self, error: BaseException) -> None:
         """Takes what there is of the jobs that no launcher tells of any more."""
         begun = set()
-        with contextlib.suppress(tracking.StoreLost):
+        with contextlib.suppress(tracking.StoreLost, tracking.StoreRefused):
             begun = {int(run.tags["job"]) for run in self.parent.runs() if self.older.get(run.run_id) != run.attempt}
         for job in self.jobs:
             if job.state == RUNNING or (job.state == WAITING and job.number in begun):
@@ -236,19 +244,23 @@ def opened(jobs: list[Job], first: Configuration, experiment: str, name: str, di
 
 
 def _opened(jobs: list[Job], first: Configuration, experiment: str, name: str, display: Display) -> Iterator[Sweep]:
-    command = f"experiments train {shlex.join(sys.argv[1:])}"
+    command = shlex.join(["experiments", "train", *config.anywhere(sys.argv[1:])])
     tags = {**dict(first.cfg.tracking.tags), "command": command}
     parent = tracking.open_parent(experiment, name, tags, first.cfg.tracking.patience)
     sweep = Sweep(parent, jobs, first, display)
-    sweep.write_jobs()
     try:
+        sweep.older = {run.run_id: run.attempt for run in parent.runs()}
+        sweep.write_jobs()
         yield sweep
+        sweep.settle_lost()
     except BaseException as error:
         with deaf():  # a second Ctrl-C would leave the record half-written
             tracking.be_patient(0)
-            sweep.salvage(error)
             died = _death(error)
-            sweep.close(died.status, {"reason": died.reason, "failure": died.failure}, patience=0)
+            try:
+                sweep.salvage(error)
+            finally:
+                sweep.close(died.status, {"reason": died.reason, "failure": died.failure}, patience=0)
         display.say(f"Go on with: {command}")
         raise
     failed = [job for job in sweep.jobs if job.state in (FAILED, KILLED, ELSEWHERE, NOT_RECORDED, NOT_STARTED, WAITING)]

@@ -1,7 +1,7 @@
 """Where runs are recorded: the only package that knows MLflow."""
 
 from experiments.tracking.lock import Elsewhere, close_stale_runs, lock, lock_of_sweep, sync, unlock
-from experiments.tracking.provenance import environment, provenance, uncommitted
+from experiments.tracking.provenance import WithoutSecrets, environment, provenance, uncommitted
 from experiments.tracking.records import (
     Recorded,
     artifact,
@@ -16,6 +16,7 @@ from experiments.tracking.records import (
 from experiments.tracking.run import TAGS, Run, open_run, own_output, preload
 from experiments.tracking.store import (
     StoreLost,
+    StoreRefused,
     be_patient,
     check_store,
     check_writable,
@@ -36,6 +37,8 @@ __all__ = [
     "Recorded",
     "Run",
     "StoreLost",
+    "StoreRefused",
+    "WithoutSecrets",
     "artifact",
     "be_patient",
     "check_store",

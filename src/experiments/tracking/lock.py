@@ -14,12 +14,11 @@ from time import time
 
 import psutil
 from mlflow.entities import Run, ViewType
-from mlflow.exceptions import MlflowException
 
 from experiments.errors import ExperimentError
 from experiments.tracking.outbox import REMEMBERED, is_waiting
 from experiments.tracking.run import this_process
-from experiments.tracking.store import StoreLost, alone_in, ask, jobs_folder, open_store, shown_uri, store_uri
+from experiments.tracking.store import StoreRefused, alone_in, ask, jobs_folder, open_store, shown_uri, store_uri
 from experiments.tracking.sweep import end_run
 
 _log = logging.getLogger(__name__)
@@ -36,6 +35,8 @@ class Elsewhere(ExperimentError):
 
 def _lives(process: dict[str, object]) -> bool:
     """Whether a process of this host is alive; a process id alone may have gone to another one since."""
+    if process["pid"] is None:  # it has left its run
+        return False
     with contextlib.suppress(psutil.NoSuchProcess):
         found = psutil.Process(int(str(process["pid"])))
         # Wide, as the times that a system tells of a process move when its clock is set.
@@ -115,15 +116,16 @@ def close_stale_runs() -> None:
     found = ask(client.search_experiments, view_type=ViewType.ACTIVE_ONLY)
     experiments = [experiment.experiment_id for experiment in found]
     running = f"attributes.status = 'RUNNING' and tags.host = '{socket.gethostname()}'"
-    stale = [run for run in ask(client.search_runs, experiments, running) if not _lives(_process_of(run))]
-    for run in stale:
+    for run in ask(client.search_runs, experiments, running):
+        if _lives(_process_of(run)):
+            continue
+        name = run.data.tags.get("sweep.name")
         try:
-            end_run(run.info.run_id, "KILLED", _STALE)
-        except (StoreLost, MlflowException) as error:  # its own trouble is no reason to refuse another run
+            _close(run.info.run_id)
+        except Exception as error:  # its own trouble, of whatever kind, is no reason to refuse another run
             _log.warning(
                 "%s (%s), whose process is gone, cannot be closed: %s", run.info.run_name, run.info.run_id, error
             )
-        name = run.data.tags.get("sweep.name")
         unlock(lock_of_sweep(name) if name else run.data.tags.get("fingerprint", ""))
 
 
@@ -142,13 +144,16 @@ def sync(say: Callable[[str], None]) -> None:
     for folder in idle:
         try:
             name = ask(client.get_run, folder.name).info.run_name
-        except MlflowException:
+        except StoreRefused:
             say(f"{folder.name} is not in this store; it was recorded in {_remembered(folder).get('store')}.")
             continue
-        end_run(folder.name, "KILLED", _STALE)
+        try:
+            _close(folder.name)
+        except Exception as error:  # the next one may be better off
+            say(f"{name} ({folder.name}) cannot be sent: {error}")
+            continue
         ended = ask(client.get_run, folder.name)
-        is_parent = "sweep.name" in ended.data.tags
-        if ended.info.status == "FINISHED" or "diverged" in ended.data.tags or is_parent:
+        if ended.info.status == "FINISHED" or {"diverged", "sweep.name"} & set(ended.data.tags):
             shutil.rmtree(folder)
         say(f"Sent {name} ({folder.name}): {ended.info.status}")
     if len(idle) < len(folders):
@@ -157,10 +162,20 @@ def sync(say: Callable[[str], None]) -> None:
         say("Nothing to send: the store has everything.")
 
 
+def _close(run_id: str) -> None:
+    """Closes a run whose process is gone, unless another process has taken it up meanwhile."""
+    folder = jobs_folder() / run_id
+    with alone_in(folder) if folder.exists() else contextlib.nullcontext():
+        if not _is_at_work(folder):
+            end_run(run_id, "KILLED", _STALE)
+
+
 def _is_at_work(folder: Path) -> bool:
     """Whether the process that has a run open is alive, here or on another host."""
     holder = _remembered(folder)
-    if holder.get("host") == socket.gethostname():
+    if not holder:
+        return False
+    if holder["host"] == socket.gethostname():
         return _lives(holder)
     name = lock_of_sweep(str(holder["sweep"])) if holder.get("sweep") else str(holder.get("fingerprint"))
     return any(_held(file) for file in jobs_folder().glob(f"*-{name}.lock"))
@@ -173,6 +188,6 @@ def _remembered(folder: Path) -> dict[str, object]:
 
 
 def _process_of(run: Run) -> dict[str, object]:
-    """The process that has a run open: as its folder has it, or else as its tags."""
+    """The process that has a run open: as its folder has it, or else as its tags; a run of others is left alone."""
     written = _remembered(jobs_folder() / run.info.run_id)
-    return written if written.get("store") == shown_uri() else {"pid": run.data.tags["pid"]}
+    return written if written.get("store") == shown_uri() else {"pid": run.data.tags.get("pid", os.getpid())}

@@ -15,6 +15,7 @@ from typing import Any
 
 import mlflow
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric, Param
+from mlflow.exceptions import MlflowException
 
 from experiments.tracking.provenance import without_secrets
 from experiments.tracking.store import AGAIN_AFTER, is_final, store_error, store_uri
@@ -30,7 +31,7 @@ _TEXTS = {".csv", ".diff", ".json", ".log", ".md", ".txt", ".yaml"}
 
 
 class Delivery:
-    """Sends the entries of one journal, each once it is its turn.
+    """Sends entries in their order; files that are refused hold up nothing but themselves.
 
     Args:
         client: of the store.
@@ -44,36 +45,47 @@ class Delivery:
         self.run_id = run_id
         self.folder = folder
         self.unsure = unsure
-        self.entries: list[dict[str, Any]] = []
-        self.sent = 0
+        self.waiting: list[dict[str, Any]] = []
+        self.given_up = False
         self._steps: dict[str, set[int]] = {}  # of metrics, that the store has
         self._model: LoggedModel | None = None
-
-    @property
-    def complete(self) -> bool:
-        """Whether the store has everything."""
-        return self.sent == len(self.entries)
+        self._files: dict[str, int] = {}  # sent -> when they were written
 
     def add(self, kind: str, **entry: Any) -> dict[str, Any]:
         """Puts an entry at the end."""
-        self.entries.append({"kind": kind, "at": int(time() * 1000), **entry})
-        return self.entries[-1]
+        self.waiting.append({"kind": kind, "at": int(time() * 1000), **entry})
+        return self.waiting[-1]
+
+    def add_files(self) -> None:
+        """Puts what is new in the folder at the end."""
+        for file in sorted(self.folder.glob("*")):
+            is_new = file.is_file() and self._files.get(file.name) != file.stat().st_mtime_ns
+            if is_new and not file.name.startswith(_OURS):
+                self.add("file", name=file.name)
 
     def go(self) -> None:
-        """Sends what has not been sent.
+        """Sends what is waiting.
 
         Raises:
             Exception: whatever the store, or the disk of its artifacts, has raised.
         """
-        try:
-            while not self.complete:
-                self._send(**self.entries[self.sent])
-                self.sent += 1
-        except Exception:
-            self.unsure = True  # an answer that was lost may stand for an entry that was not
-            self._steps.clear()
-            self._model = None
-            raise
+        refused: Exception | None = None
+        for entry in list(self.waiting):
+            if self.given_up:
+                return
+            try:
+                self._send(**entry)
+            except Exception as error:
+                self.unsure = True  # an answer that was lost may stand for an entry that was not
+                self._steps.clear()
+                self._model = None
+                refused = refused or error
+                if entry["kind"] not in ("file", "model"):
+                    break
+            else:
+                self.waiting.remove(entry)
+        if refused:
+            raise refused
 
     def _send(self, kind: str, at: int, **entry: Any) -> None:
         match kind:
@@ -85,15 +97,18 @@ class Delivery:
                     self.client.log_batch(self.run_id, params=params[start : start + _PARAMS_A_BATCH])
             case "tags":
                 for name, value in entry["tags"].items():
-                    self.client.set_tag(entry["run_id"] or self.run_id, name, value)
+                    self.client.set_tag(self.run_id, name, value)
+            case "superseded":
+                try:
+                    self.client.set_tag(entry["run_id"], kind, self.run_id)
+                except MlflowException as error:
+                    if not is_final(error):  # or the user has deleted the older run meanwhile
+                        raise
             case "file":
-                _send_file(self.client, self.run_id, self.folder / entry["name"])
+                self._send_file(self.folder / entry["name"])
             case "model":
                 self._send_model(entry["step"])
             case "status":
-                for file in sorted(self.folder.glob("*")):
-                    if file.is_file() and not file.name.startswith(_OURS):
-                        _send_file(self.client, self.run_id, file)
                 self.client.set_terminated(self.run_id, entry["status"], end_time=at)
 
     def _send_metrics(self, at: int, step: int, metrics: Mapping[str, float], of_model: bool) -> None:
@@ -137,6 +152,18 @@ class Delivery:
         self.client.log_batch(self.run_id, metrics=tied)
         self._model = self.client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
 
+    def _send_file(self, file: Path) -> None:
+        """Sends a file as an artifact, without passwords if it is a text."""
+        if not file.exists():  # an entry of a process that died; the folder may have been tidied up since
+            return
+        if file.suffix in _TEXTS:
+            text = file.read_text(encoding="utf-8", errors="replace")
+            if (clean := without_secrets(text)) != text:
+                file.write_text(clean, encoding="utf-8")  # whoever appends to it goes on at its end
+        written = file.stat().st_mtime_ns
+        self.client.log_artifact(self.run_id, str(file))
+        self._files[file.name] = written
+
     def _logged_model(self) -> LoggedModel:
         """The model of this run as the store has it, made if need be."""
         if self._model is None:
@@ -165,7 +192,6 @@ class Outbox:
         self._journal = folder / _JOURNAL
         self._news = threading.Condition()
         self._lost: Exception | None = None
-        self._given_up = False
         self._disk_is_full = False
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
@@ -173,15 +199,17 @@ class Outbox:
     def put(self, kind: str, **entry: Any) -> None:
         """Writes an entry down and has it sent."""
         with self._news:
-            line = json.dumps(self._delivery.add(kind, **entry))
-            try:
-                with self._journal.open("a") as journal:
-                    journal.write(line + "\n")
-            except OSError as error:
-                if not self._disk_is_full:
-                    _log.warning("%s cannot be written: %s", self._journal, error)
-                self._disk_is_full = True
+            self._write_down(self._delivery.add(kind, **entry))
             self._news.notify_all()
+
+    def _write_down(self, entry: Mapping[str, Any]) -> None:
+        try:
+            with self._journal.open("a") as journal:
+                journal.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            if not self._disk_is_full:
+                _log.warning("%s cannot be written: %s", self._journal, error)
+            self._disk_is_full = True
 
     def put_file(self, name: str, text: str) -> None:
         """Writes an artifact into the folder and has it sent; a full disk costs the artifact and no more."""
@@ -198,34 +226,36 @@ class Outbox:
         Returns:
             Whether everything has arrived.
         """
+        with self._news:
+            self._delivery.add_files()
         self.put("status", status=status)
         deadline = monotonic() + patience
         try:
             with self._news:
-                while not self._delivery.complete:
+                while self._delivery.waiting:
                     if self._lost and (is_final(self._lost) or monotonic() > deadline):
                         break
                     self._news.wait(0.2 if self._lost else None)
         finally:
             with self._news:
-                self._given_up = True
+                self._delivery.given_up = True
                 self._news.notify_all()
-            if not self._delivery.complete:
+            complete = not self._delivery.waiting
+            if complete:
+                self._journal.unlink(missing_ok=True)
+            else:
                 _log.warning(
                     "%s What is missing there waits in %s. Send it later with: experiments sync",
                     store_error(store_uri(), self._lost) if self._lost else "The store does not have all of the run.",
                     self._delivery.folder,
                 )
-        if self._delivery.complete:
-            self._journal.unlink(missing_ok=True)
-        return self._delivery.complete
+        return complete
 
     def _work(self) -> None:
         while True:
             with self._news:
-                while self._delivery.complete and not self._given_up:
-                    self._news.wait()
-                if self._given_up:
+                self._news.wait_for(lambda: self._delivery.waiting or self._delivery.given_up)
+                if self._delivery.given_up:
                     return
             try:
                 self._delivery.go()
@@ -235,12 +265,13 @@ class Outbox:
                 self._succeeded()
 
     def _failed(self, error: Exception) -> None:
-        if self._lost is None:
+        with self._news:
+            known, self._lost = self._lost, error
+        if known is None:
             _log.warning("%s The training goes on; what it records is kept.", store_error(store_uri(), error))
         with self._news:
-            self._lost = error
             self._news.notify_all()
-            self._news.wait_for(lambda: self._given_up, timeout=AGAIN_AFTER)
+            self._news.wait_for(lambda: self._delivery.given_up, timeout=AGAIN_AFTER)
 
     def _succeeded(self) -> None:
         with self._news:
@@ -250,11 +281,16 @@ class Outbox:
             _log.info("The tracking store answers again and has everything.")
 
 
-def send_missing(client: mlflow.MlflowClient, run_id: str, folder: Path) -> str | None:
-    """Sends what stands in the journal of a process that is gone.
+def send_missing(
+    client: mlflow.MlflowClient, run_id: str, folder: Path, end: tuple[str, Mapping[str, object]] | None = None
+) -> None:
+    """Sends what stands in the journal of a process that is gone, and the files beside it.
 
-    Returns:
-        The status that the run has ended with, None when its process did not come so far.
+    Args:
+        client: of the store.
+        run_id: of the run.
+        folder: of the run, if it is here.
+        end: status and tags to close the run with, unless its process has come so far itself.
 
     Raises:
         Exception: whatever the store, or the disk of its artifacts, has raised.
@@ -263,22 +299,18 @@ def send_missing(client: mlflow.MlflowClient, run_id: str, folder: Path) -> str 
     delivery = Delivery(client, run_id, folder, unsure=True)
     for line in journal.read_text().splitlines() if journal.exists() else ():
         with contextlib.suppress(json.JSONDecodeError):  # the process died while it was writing the line
-            delivery.entries.append(json.loads(line))
+            delivery.waiting.append(json.loads(line))
+    ended = any(entry["kind"] == "status" for entry in delivery.waiting)
+    if delivery.waiting or end:
+        delivery.add_files()
+    if end and not ended:
+        status, tags = end
+        delivery.add("tags", tags={name: without_secrets(str(value)) for name, value in tags.items()})
+        delivery.add("status", status=status)
     delivery.go()
     journal.unlink(missing_ok=True)
-    ends = [entry["status"] for entry in delivery.entries if entry["kind"] == "status"]
-    return ends[-1] if ends else None
 
 
 def is_waiting(folder: Path) -> bool:
     """Whether a folder holds what the store may lack."""
     return (folder / _JOURNAL).exists()
-
-
-def _send_file(client: mlflow.MlflowClient, run_id: str, file: Path) -> None:
-    """Sends a file as an artifact, without passwords if it is a text."""
-    if file.suffix in _TEXTS:
-        text = file.read_text(encoding="utf-8", errors="replace")
-        if (clean := without_secrets(text)) != text:
-            file.write_text(clean, encoding="utf-8")  # whoever appends to it goes on at its end
-    client.log_artifact(run_id, str(file))

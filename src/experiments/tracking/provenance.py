@@ -21,9 +21,13 @@ _log = logging.getLogger(__name__)
 
 _HIDDEN = "***"
 _SECRET_NAME = re.compile(
-    "PASSWORD|PASSWD|TOKEN|SECRET|API_KEY|APIKEY|ACCESS_KEY|PRIVATE_KEY|CREDENTIAL", re.IGNORECASE
+    "PASSWORD|PASSWD|TOKEN|SECRET|API_KEY|APIKEY|ACCESS_KEY|PRIVATE_KEY|CREDENTIAL|CONNECTION_STRING|(^|_)PASS$|_PWD$",
+    re.IGNORECASE,
 )
+_SECRET_IN_QUERY = re.compile(r"([?&;](?:password|passwd|pwd|token|accountkey)=)[^&;\s'\"]+", re.IGNORECASE)
 _SHORTEST_SECRET = 8  # characters; shorter values, such as true or 4096, also stand where they are none
+#: Untracked files of other kinds may be data, or a key that somebody has left there.
+_OF_A_PROJECT = (b".py", b".yaml", b".yml", b".toml", b".cfg", b".sh")
 _SHORTEST_PASSWORD = 6  # characters of a store's password that is looked for outside of its URI
 _STORES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 #: https://token@host, https://token:@host and https://token:x-oauth-basic@host; other schemes have a user there.
@@ -87,8 +91,8 @@ def _source(direct_url: str) -> str:
 def uncommitted(limit: int = 1_000_000) -> str:
     r"""What `git apply` needs, at the root of the checkout, to make the work tree out of its commit.
 
-    Untracked files are in it unless they are ignored: the smallest first, as long as they have no more than `limit`
-    bytes together, so that data left in a checkout costs no time. The rest is told of in the last line.
+    Untracked files are in it when they are code or configuration: the smallest first, as long as they have no more
+    than `limit` bytes together. The rest is told of in the last line.
 
     Args:
         limit: bytes; a longer diff is cut at the end of a line, and the last line tells how much is missing.
@@ -128,8 +132,7 @@ def _diff(used_index: Path, limit: int) -> tuple[bytes, list[str]]:
         taken, left_out, room = [], [], limit
         for size, name in sorted((os.lstat(os.path.join(root, name)).st_size, name) for name in listed):
             room -= size
-            other_repository = name.endswith(b"/")
-            if room < 0 or other_repository:
+            if room < 0 or not name.endswith(_OF_A_PROJECT):
                 left_out.append(name.decode(errors="replace"))
             else:
                 taken.append(name)
@@ -174,6 +177,8 @@ def without_secrets(text: str) -> str:
     uris = tuple(os.environ.get(name, "") for name in _STORES)
     for secret in _secrets(values, uris):
         text = text.replace(secret, _HIDDEN)
+    if "=" in text:
+        text = _SECRET_IN_QUERY.sub(rf"\g<1>{_HIDDEN}", text)
     if "://" in text:
         text = _TOKEN_IN_URI.sub(rf"\g<1>{_HIDDEN}", text)
         text = _PASSWORD_IN_URI.sub(rf"\g<before>{_HIDDEN}", text)
@@ -202,7 +207,9 @@ def _secrets(values: tuple[str, ...], uris: tuple[str, ...]) -> list[str]:
             # In mlflow:mlflow@host/mlflow it is no more secret than the user.
             if len(password) >= _SHORTEST_PASSWORD and password not in rest:
                 secrets |= {password, found["password"]}
+    # As they stand in URIs, in JSON and in the words of a shell.
     secrets |= {quote(secret, safe="", errors="surrogateescape") for secret in secrets}
+    secrets |= {form for secret in secrets for form in (json.dumps(secret)[1:-1], secret.replace("'", "'\"'\"'"))}
     return sorted(secrets, key=len, reverse=True)
 
 

@@ -9,11 +9,10 @@ import mlflow
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import Metric
 from mlflow.entities import Run as StoredRun
-from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from experiments.errors import ExperimentError
-from experiments.tracking.store import ask, open_store, store_uri
+from experiments.tracking.store import StoreRefused, ask, open_store, store_uri
 
 _A_PAGE = 1000
 
@@ -111,7 +110,7 @@ def existing(run: str) -> Recorded:
     run_id = run.removeprefix("runs:/").partition("/")[0]
     try:
         return recorded(run_id)
-    except MlflowException as error:
+    except StoreRefused as error:
         client = open_store()
         experiments = [experiment.experiment_id for experiment in ask(client.search_experiments)]
         latest = ask(client.search_runs, experiments, order_by=["attributes.start_time DESC"]) if experiments else []

@@ -25,6 +25,7 @@ from experiments.errors import ExperimentError
 from experiments.tracking.outbox import MODEL, REMEMBERED, Outbox, is_waiting, send_missing
 from experiments.tracking.provenance import WithoutSecrets, environment, provenance, without_secrets
 from experiments.tracking.store import (
+    alone_in,
     ask,
     experiment_id,
     jobs_folder,
@@ -77,11 +78,10 @@ class Run:
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self.outbox.put("metrics", step=step, metrics=finite, of_model=self.has_model and step == 0)
 
-    def set_tags(self, tags: Mapping[str, object], run_id: str | None = None) -> None:
-        """Sets tags of the run, or of another one."""
+    def set_tags(self, tags: Mapping[str, object]) -> None:
+        """Sets tags of the run."""
         if tags:
-            texts = {name: without_secrets(str(value)) for name, value in tags.items()}
-            self.outbox.put("tags", tags=texts, run_id=run_id)
+            self.outbox.put("tags", tags={name: without_secrets(str(value)) for name, value in tags.items()})
 
     def fail(self, failure: str, tags: Mapping[str, object], status: str = "FAILED") -> None:
         """Lets the run end as FAILED or KILLED although nothing is raised."""
@@ -181,7 +181,7 @@ def open_run(
 
     Raises:
         StoreLost: the store is gone.
-        ExperimentError: the experiment was deleted, or the run's folder cannot be made.
+        ExperimentError: the store refuses it, the experiment was deleted, or the run's folder cannot be made.
     """
     client = open_store()
     tags = provenance() | dict(tags)
@@ -205,14 +205,13 @@ def open_run(
         run = Run(info.run_id, info.run_name, info.experiment_id, info.artifact_uri, folder, outbox)
         with _status(run, patience):
             for older in superseded:
-                run.set_tags({"superseded": run.id}, older)
+                outbox.put("superseded", run_id=older)
             if attempt:
                 run.set_tags(tags)
             else:
                 outbox.put("params", params={key: _shortened(without_secrets(value)) for key, value in params.items()})
             for file, text in files.items():
-                with run.file(file) as path:
-                    path.write_text(without_secrets(text), encoding="utf-8", newline="")
+                outbox.put_file(file, without_secrets(text))
             yield run
     if run.status == "FINISHED" or run.diverged:
         for run_id in (*outdated, run.id):
@@ -222,12 +221,15 @@ def open_run(
 def _reopened(client: mlflow.MlflowClient, run_id: str, fingerprint: str) -> RunInfo:
     """A run that had ended, open again, with all that its folder still held."""
     folder = run_folder(run_id)
-    send_missing(client, run_id, folder)
-    # First, or the start of another command would close it as one of a dead process.
-    remember(folder, fingerprint=fingerprint)
-    for name in {"reason", "failure", "pruned"} & set(client.get_run(run_id).data.tags):
-        client.delete_tag(run_id, name)
-    client.update_run(run_id, status="RUNNING")
+    with alone_in(folder):  # or another command could be closing it as one of a dead process
+        send_missing(client, run_id, folder)
+        remember(folder, fingerprint=fingerprint)
+        for name in {"reason", "failure", "pruned"} & set(client.get_run(run_id).data.tags):
+            client.delete_tag(run_id, name)
+        client.update_run(run_id, status="RUNNING")
+    failure = folder / "traceback.txt"
+    if failure.exists():
+        failure.write_text(f"The run has gone on after this.\n\n{failure.read_text()}")
     return client.get_run(run_id).info
 
 
@@ -258,6 +260,13 @@ def remember(folder: Path, *, fingerprint: str = "", sweep: str = "") -> None:
     """Writes down in the folder of a run, or of a sweep's parent, whose it is and which process has it open."""
     written = {"store": shown_uri(), "fingerprint": fingerprint, "sweep": sweep, **this_process()}
     (folder / REMEMBERED).write_text(json.dumps(written))
+
+
+def leave(folder: Path) -> None:
+    """Writes down that no process has the run open any more, so that `sync` may send what is left of it."""
+    with contextlib.suppress(OSError, json.JSONDecodeError):
+        written = json.loads((folder / REMEMBERED).read_text())
+        (folder / REMEMBERED).write_text(json.dumps(written | {"pid": None}))
 
 
 @contextlib.contextmanager
@@ -339,7 +348,8 @@ def _status(run: Run, patience: float) -> Iterator[None]:
         if tags:
             _log.error("%s: %s", status, tags["failure"])
         run.set_tags(tags)
-        run.outbox.close(status, patience)
+        if not run.outbox.close(status, patience):
+            leave(run.folder)
 
 
 def _shortened(value: str) -> str:

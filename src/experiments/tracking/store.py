@@ -49,6 +49,10 @@ class StoreLost(ExperimentError):
     """The store does not answer."""
 
 
+class StoreRefused(ExperimentError):
+    """The store answers, and the answer is no."""
+
+
 def home() -> Path:
     """The folder that holds `mlruns/`: EXPERIMENTS_HOME, or the checkout, or for an installed package this folder."""
     given = os.environ.get("EXPERIMENTS_HOME", "")
@@ -93,7 +97,7 @@ def shown_uri() -> str:
 def without_password(uri: str) -> str:
     """The URI of a store as it may be shown."""
     parsed = urlparse(uri)
-    return uri.replace(f":{parsed.password}@", ":***@") if parsed.password else uri
+    return without_secrets(uri.replace(f":{parsed.password}@", ":***@") if parsed.password else uri)
 
 
 def check_store() -> None:
@@ -186,7 +190,7 @@ def ask(question: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
     Raises:
         StoreLost: it does not answer.
-        MlflowException: it answers that this cannot be.
+        StoreRefused: it answers that this cannot be.
     """
     global _waited_in_vain
     deadline = monotonic() + (0 if _waited_in_vain else _patience)
@@ -197,11 +201,9 @@ def ask(question: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
             _waited_in_vain = False
             return answer
         except (StoreLost, MlflowException, OSError) as error:  # the last from the disk of artifacts
-            if is_final(error):
-                raise
             lost = store_error(store_uri(), error)
-        if not isinstance(lost, StoreLost):
-            raise lost
+            if not isinstance(lost, StoreLost):
+                raise lost from error
         left = deadline - monotonic()
         if left <= 0:
             _waited_in_vain = True
@@ -220,14 +222,17 @@ def is_final(error: Exception) -> bool:
 def store_error(uri: str, error: Exception) -> ExperimentError:
     """What is wrong with a store, and what to do, from whatever it has raised."""
     shown = without_password(uri)
-    if isinstance(error, StoreLost):
+    if isinstance(error, StoreLost | StoreRefused):
         return error
     if "out-of-date database schema" in str(error):
         return ExperimentError(
             f"The tracking store {shown} was made by another version of MLflow than this one ({version('mlflow')}).",
             advice=f"Copy the file first, then: mlflow db upgrade {shown}",
         )
-    reason = without_secrets(str(error).replace(uri, shown)).splitlines()[0][:300].rstrip(".")
+    text = without_secrets(str(error).replace(uri, shown)).splitlines() or [type(error).__name__]
+    reason = text[0][:300].rstrip(".")
+    if is_final(error):
+        return StoreRefused(f"The tracking store {shown} refuses it: {reason}.")
     if urlparse(uri).scheme not in ("http", "https"):
         return StoreLost(f"The tracking store {shown} cannot be used: {reason}.")
     return StoreLost(

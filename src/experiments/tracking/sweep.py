@@ -12,10 +12,10 @@ import mlflow
 from mlflow.entities import RunStatus
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from experiments.tracking.outbox import Delivery, Outbox, send_missing
+from experiments.tracking.outbox import Outbox, send_missing
 from experiments.tracking.provenance import provenance, without_secrets
 from experiments.tracking.records import Recorded, search
-from experiments.tracking.run import remember
+from experiments.tracking.run import leave, remember
 from experiments.tracking.store import ask, be_patient, experiment_id, open_store, run_folder
 
 _MOST_IN_A_LINK = 50
@@ -33,13 +33,7 @@ def end_run(run_id: str, status: str, tags: Mapping[str, object]) -> None:
         StoreLost: the store is gone.
     """
     client = open_store()
-    folder = run_folder(run_id)
-    if folder.is_dir() and ask(send_missing, client, run_id, folder):
-        return
-    end = Delivery(client, run_id, folder, unsure=True)
-    end.add("tags", tags={name: str(value) for name, value in tags.items()}, run_id=None)
-    end.add("status", status=status)
-    ask(end.go)
+    ask(send_missing, client, run_id, run_folder(run_id), (status, tags))
 
 
 @dataclass(frozen=True)
@@ -85,7 +79,7 @@ class Parent:
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Sets tags of the parent."""
         texts = {name: without_secrets(str(value)) for name, value in tags.items()}
-        self.outbox.put("tags", tags=texts, run_id=None)
+        self.outbox.put("tags", tags=texts)
 
     def write_jobs(self, jobs: Iterable[Mapping[str, Any]]) -> None:
         """Keeps the list of jobs: number, overrides, fingerprint and run id of each."""
@@ -95,6 +89,8 @@ class Parent:
         """Sends the files in its folder and ends the parent; waits for a lost store for `patience` seconds."""
         if self.outbox.close(status, patience):
             shutil.rmtree(self.folder)
+        else:
+            leave(self.folder)
 
 
 def open_parent(experiment: str, name: str, tags: Mapping[str, object], patience: float) -> Parent:
