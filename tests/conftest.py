@@ -15,6 +15,8 @@ with quiet_import():
     import keras
     import mlflow
 
+    from experiments import training
+
 gc.freeze()  # or every clear_session() walks through all that was imported, 0.2 s a test
 
 # Started in the background of a script, this process would hand its deafness to Ctrl-C on to the commands it tests.
@@ -77,6 +79,12 @@ def digits(cache, tmp_path_factory) -> Path:
         y_test=data.test_labels[:100],
     )
     return file
+
+
+@pytest.fixture(scope="session", autouse=True)
+def runtime():
+    """TensorFlow as the default run has it, whichever test uses it first."""
+    training.start_runtime(seed=0, threads=2, deterministic=True, precision="float32")
 
 
 @pytest.fixture(autouse=True)

@@ -318,12 +318,16 @@ def test_an_error_without_a_word_ends_no_sending(store, monkeypatch):
 
 def test_one_run_that_cannot_be_sent_holds_up_no_other(store, tmp_path, capfd):
     """A run that was deleted meanwhile, one with a damaged model, and one of another program on this host."""
-    ids = []
-    for seed in range(3):
-        process = forked(tmp_path)("data.limit=300", "epochs=200", "tracking.model=false", f"seed={seed}")
-        killed_after_first(process, ids, store)
-        ids.append(runs(store)[0].info.run_id)
-    deleted, damaged, good = ids
+    start = forked(tmp_path)
+    processes = [start("data.limit=200", "epochs=500", "tracking.model=false", f"seed={seed}") for seed in range(3)]
+    deadline = time.monotonic() + 120
+    while len([run for run in runs(store) if "loss" in run.data.metrics]) < 3:
+        assert all(process.is_alive() for process in processes) and time.monotonic() < deadline
+        time.sleep(0.05)
+    for process in processes:
+        process.kill()
+        process.join()
+    deleted, damaged, good = (run.info.run_id for run in runs(store))
     store.delete_run(deleted)
     folder = tracking.run_folder(damaged)
     (folder / "model").mkdir()
@@ -337,13 +341,3 @@ def test_one_run_that_cannot_be_sent_holds_up_no_other(store, tmp_path, capfd):
     said = subprocess.run([EXPERIMENTS, "sync"], capture_output=True, text=True, check=True).stdout
     assert f"({damaged}) cannot be sent: " in said
     assert len(said.splitlines()) == 2
-
-
-def killed_after_first(process, known, store):
-    """Kills a training once its own run has an epoch."""
-    deadline = time.monotonic() + 120
-    while not any(run.info.run_id not in known and "loss" in run.data.metrics for run in runs(store)):
-        assert process.is_alive() and time.monotonic() < deadline, process.output.read_text()
-        time.sleep(0.05)
-    process.kill()
-    process.join()

@@ -47,6 +47,7 @@ class Delivery:
         self.unsure = unsure
         self.waiting: list[dict[str, Any]] = []
         self.given_up = False
+        self.tried: dict[str, Any] | None = None  # the last entry of the last try
         self._steps: dict[str, set[int]] = {}  # of metrics, that the store has
         self._model: LoggedModel | None = None
         self._files: dict[str, int] = {}  # sent -> when they were written
@@ -70,7 +71,8 @@ class Delivery:
             Exception: whatever the store, or the disk of its artifacts, has raised.
         """
         refused: Exception | None = None
-        for entry in list(self.waiting):
+        entries = list(self.waiting)
+        for entry in entries:
             if self.given_up:
                 return
             try:
@@ -84,6 +86,7 @@ class Delivery:
                     break
             else:
                 self.waiting.remove(entry)
+        self.tried = entries[-1]
         if refused:
             raise refused
 
@@ -196,11 +199,13 @@ class Outbox:
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
-    def put(self, kind: str, **entry: Any) -> None:
+    def put(self, kind: str, **entry: Any) -> dict[str, Any]:
         """Writes an entry down and has it sent."""
         with self._news:
-            self._write_down(self._delivery.add(kind, **entry))
+            added = self._delivery.add(kind, **entry)
+            self._write_down(added)
             self._news.notify_all()
+        return added
 
     def _write_down(self, entry: Mapping[str, Any]) -> None:
         try:
@@ -228,12 +233,13 @@ class Outbox:
         """
         with self._news:
             self._delivery.add_files()
-        self.put("status", status=status)
+        last = self.put("status", status=status)
         deadline = monotonic() + patience
         try:
             with self._news:
                 while self._delivery.waiting:
-                    if self._lost and (is_final(self._lost) or monotonic() > deadline):
+                    lost = self._lost if self._delivery.tried is last else None  # or the end has not been tried
+                    if lost and (is_final(lost) or monotonic() > deadline):
                         break
                     self._news.wait(0.2 if self._lost else None)
         finally:
@@ -262,7 +268,8 @@ class Outbox:
             except Exception as error:  # nothing that a store raises may reach the training
                 self._failed(error)
             else:
-                self._succeeded()
+                if not self._delivery.given_up:
+                    self._succeeded()
 
     def _failed(self, error: Exception) -> None:
         with self._news:
@@ -271,7 +278,10 @@ class Outbox:
             _log.warning("%s The training goes on; what it records is kept.", store_error(store_uri(), error))
         with self._news:
             self._news.notify_all()
-            self._news.wait_for(lambda: self._delivery.given_up, timeout=AGAIN_AFTER)
+            self._news.wait_for(self._is_another_try_due, timeout=AGAIN_AFTER)
+
+    def _is_another_try_due(self) -> bool:
+        return self._delivery.given_up or self._delivery.tried is not self._delivery.waiting[-1]
 
     def _succeeded(self) -> None:
         with self._news:
@@ -307,7 +317,8 @@ def send_missing(
         status, tags = end
         delivery.add("tags", tags={name: without_secrets(str(value)) for name, value in tags.items()})
         delivery.add("status", status=status)
-    delivery.go()
+    if delivery.waiting:
+        delivery.go()
     journal.unlink(missing_ok=True)
 
 
