@@ -31,7 +31,8 @@ ALLOWED = {
     "compare": {"config", "tracking"},
     "report": {"compare", "plots", "tracking"},
     "sweeps": {"config", "compare", "report", "tracking"},
-    "train": {"config", "data", "models", "checkpoints", "training", "evaluation", "plots", "tracking"},
+    "results": {"data", "training", "evaluation", "plots", "tracking"},
+    "train": {"config", "data", "models", "checkpoints", "training", "evaluation", "results", "tracking"},
     "reproduce": {"config", "train", "tracking"},
     "preload": {"train", "plots", "tracking", "__init__"},  # what the processes of jobs begin with
     "cli": {"config", "train", "reproduce", "sweeps", "tracking", "__init__"},
@@ -44,8 +45,8 @@ AT_HOME = {
     "hydra": {"config", "cli", "sweeps", "hydra_plugins"},
     "omegaconf": {"config", "cli", "train", "sweeps", "hydra_plugins"},
     "optuna": {"sweeps"},
-    "keras": {"data", "models", "schedules", "training", "evaluation", "train", "reproduce"},
-    "tensorflow": {"training", "train"},
+    "keras": {"data", "models", "schedules", "training", "evaluation", "results", "train", "reproduce"},
+    "tensorflow": {"training", "results", "train"},
 }
 
 

@@ -339,5 +339,5 @@ def test_one_run_that_cannot_be_sent_holds_up_no_other(store, tmp_path, capfd):
     assert result.status == "FINISHED"
     assert store.get_run(good).info.status == "KILLED"
     said = subprocess.run([EXPERIMENTS, "sync"], capture_output=True, text=True, check=True).stdout
-    assert f"({damaged}) cannot be sent: " in said
+    assert f" cannot be sent from {folder}: " in said
     assert len(said.splitlines()) == 2

@@ -1,15 +1,10 @@
 """The composition root: a configuration becomes one tracked run."""
 
 import contextlib
-import json
 import logging
-import shlex
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -17,19 +12,17 @@ import numpy as np
 import tensorflow as tf
 from omegaconf import OmegaConf
 
-from experiments import checkpoints, config, models, plots, tracking, training
+from experiments import checkpoints, config, models, results, tracking, training
 from experiments.checkpoints import Checkpoint
 from experiments.config import Configuration, Plan
 from experiments.data import Dataset
 from experiments.errors import ExperimentError
-from experiments.evaluation import Evaluation, evaluate
+from experiments.evaluation import evaluate
 from experiments.tracking import Recorded
 from experiments.training import Diverged, EpochFunction, TrainingResult
 
 _log = logging.getLogger("experiments")
 _OWN_CODE = config.read_own_code()  # as it was when it was imported
-_SAMPLES = 16
-_MOST_MISTAKES = 500
 
 
 @dataclass(frozen=True)
@@ -143,20 +136,21 @@ def _trained(
     _tell_of_checkpoint(cfg, checkpoint)
     _warn_of_scale(parts.scaling, data)
     _warn_of_idle_cores(cfg)
-    _save(record, "samples.png", _samples_figure(_training_batches(cfg, data, parts), parts.scaling, data))
+    results.draw_samples(record, data, _training_batches(cfg, data, parts), parts.scaling)
     try:
         result = _fit(cfg, data, parts, record, stop, checkpoint)
     except Diverged as diverged:
         return _diverged(record, diverged)
     validation = evaluate(parts.model, data.validation_images, data.validation_labels)
     test = evaluate(parts.model, data.test_images, data.test_labels)
-    metrics = _metrics(parts.model, result, test)
-    _write_tables(record, data, validation, test)
-    _draw(record, cfg, data, result, test)
-    _log_model(record, cfg, parts.model, data, result)
+    metrics = results.metrics(parts.model, result, test)
+    results.write_tables(record, data, validation, test)
+    results.draw(record, data, result, test, cfg.objective.metric)
+    if cfg.tracking.model:
+        results.log_model(record, parts.model, data, result.best_epoch)
     record.log_metrics(metrics)  # at step 0 the UI draws single values as bars beside each other
-    record.set_tags(_digests(parts.model, validation, test))
-    _summarise(record, cfg, data, result, metrics)
+    record.set_tags(results.digests(parts.model, validation, test))
+    results.summarise(record, data, result, metrics, cfg.objective.metric, cfg.tracking.note)
     objective = result.best[cfg.objective.metric]
     return RunResult(record.id, record.name, "FINISHED", objective, metrics, result.history, record.artifacts)
 
@@ -415,109 +409,6 @@ def _fit(
 def _diverged(record: tracking.Run, diverged: Diverged) -> RunResult:
     record.fail(str(diverged), {"diverged": "true", "diverged_epoch": diverged.epoch})
     return RunResult(record.id, record.name, "FAILED", None, {}, diverged.history, record.artifacts)
-
-
-# After the training
-
-
-def _metrics(model: keras.Model, result: TrainingResult, test: Evaluation) -> dict[str, float]:
-    best = {name: result.best[name] for name in ("val_loss", "val_accuracy")}
-    return {
-        "best/epoch": result.best_epoch,
-        **{f"best/{name}": value for name, value in best.items()},
-        **{f"test/{name}": value for name, value in test.metrics().items()},
-        "cost/train_seconds": result.seconds,
-        "cost/images_per_second": result.images_per_second,
-        "cost/parameters": model.count_params(),
-    }
-
-
-def _digests(model: keras.Model, validation: Evaluation, test: Evaluation) -> dict[str, str]:
-    """What two runs have in common that ended with the same bits."""
-    weights = sha256(b"".join(np.ascontiguousarray(weight).tobytes() for weight in model.get_weights()))
-    predictions = sha256(b"".join(said.probabilities.tobytes() for said in (validation, test)))
-    return {"weights.sha256": weights.hexdigest(), "predictions.sha256": predictions.hexdigest()}
-
-
-def _write_tables(record: tracking.Run, data: Dataset, validation: Evaluation, test: Evaluation) -> None:
-    for part, said in (("validation", validation), ("test", test)):
-        with record.file(f"{part}_predictions.npz") as file:
-            np.savez(file, labels=said.labels, probabilities=said.probabilities)
-    worst = test.wrong[:_MOST_MISTAKES]
-    with record.file("mistakes.npz") as file:
-        np.savez_compressed(file, index=data.test_index[worst], image=data.test_images[worst])
-    with record.file("classification_report.txt") as file:
-        file.write_text(test.report(data.class_names))
-    with record.file("classification_report.json") as file:
-        file.write_text(json.dumps(test.report_values(data.class_names), indent=2))
-
-
-def _draw(record: tracking.Run, cfg: Any, data: Dataset, result: TrainingResult, test: Evaluation) -> None:
-    names, wrong = data.class_names, test.wrong
-    labels, predicted, confidences = test.labels, test.predicted, test.confidences
-    _save(record, "curves.png", plots.curves(result.history, result.best_epoch, cfg.objective.metric))
-    _save(record, "confusion_matrix.png", plots.confusion_matrix(test.confusion_matrix(), names))
-    _save(record, "predictions.png", plots.predictions(data.test_images, labels, predicted, confidences, names))
-    mistakes = plots.mistakes(
-        data.test_images[wrong], labels[wrong], predicted[wrong], confidences[wrong], names, len(labels)
-    )
-    _save(record, "mistakes.png", mistakes)
-
-
-def _samples_figure(batches: tf.data.Dataset, scaling: keras.Layer, data: Dataset) -> Any:
-    images, labels = next(iter(batches.take(1)))
-    scaled = np.asarray(scaling(tf.cast(images[:_SAMPLES], "float32")))
-    # A mixed image has several labels.
-    shares = np.asarray(labels[:_SAMPLES])
-    captions = [" + ".join(data.class_names[label] for label in np.flatnonzero(row > 0.05)) for row in shares]
-    return plots.samples(scaled, captions)
-
-
-def _save(record: tracking.Run, name: str, figure: Any) -> None:
-    with record.file(name) as file:
-        figure.savefig(file)
-
-
-def _log_model(record: tracking.Run, cfg: Any, model: keras.Model, data: Dataset, result: TrainingResult) -> None:
-    if cfg.tracking.model:
-        # Without the training's own state, the model loads anywhere; given as lists it would ask for lists.
-        bare = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
-        record.log_model(bare, image_shape=data.image_shape, num_classes=data.num_classes, step=result.best_epoch)
-
-
-def _summarise(
-    record: tracking.Run, cfg: Any, data: Dataset, result: TrainingResult, metrics: Mapping[str, float]
-) -> None:
-    """The head of the run's page, and the last lines on the console."""
-    trained = len(result.history["loss"])
-    sizes = " / ".join(f"{len(part):,}" for part in (data.train_labels, data.validation_labels, data.test_labels))
-    lines = [
-        f"**Test accuracy {metrics['test/accuracy']:.2%}** (macro F1 {metrics['test/macro_f1']:.4f}, loss "
-        f"{metrics['test/loss']:.4f}), validation {metrics['best/val_accuracy']:.2%}, "
-        f"best epoch {result.best_epoch} of {trained} by {cfg.objective.metric}",
-        f"{metrics['cost/parameters']:,} parameters, {result.seconds:.1f} s, {result.images_per_second:,.0f} images a "
-        f"second; {data.name}: {sizes} images to train, validate and test",
-    ]
-    user = [str(cfg.tracking.note)] if cfg.tracking.note else []
-    record.set_tags({"mlflow.note.content": "\n\n".join([*user, *lines])})
-    _log.info(
-        "Test accuracy %.2f %%, best epoch %d of %d, %.1f s",
-        100 * metrics["test/accuracy"],
-        result.best_epoch,
-        trained,
-        result.seconds,
-    )
-    _log.info("Recorded as %s (%s)", record.name, record.id)
-    _log.info("Look at it with: %s", _ui_command())
-
-
-def _ui_command() -> str:
-    """The words that start the UI from here: in an environment that is not activated, with the command's place."""
-    command = Path(sys.executable).parent / "experiments"
-    if shutil.which("experiments") == str(command):
-        return "experiments ui"
-    here = Path.cwd()
-    return shlex.join([str(command.relative_to(here) if command.is_relative_to(here) else command), "ui"])
 
 
 @contextlib.contextmanager

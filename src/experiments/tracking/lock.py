@@ -150,7 +150,7 @@ def sync(say: Callable[[str], None]) -> None:
         try:
             _close(folder.name)
         except Exception as error:  # the next one may be better off
-            say(f"{name} ({folder.name}) cannot be sent: {error}")
+            say(f"{name} cannot be sent from {folder}: {error}")
             continue
         ended = ask(client.get_run, folder.name)
         if ended.info.status == "FINISHED" or {"diverged", "sweep.name"} & set(ended.data.tags):
