@@ -89,6 +89,12 @@ def finished(process):
     return process.output.read_text()
 
 
+def told(said):
+    """How many lines a run has printed that are none of its usual ones."""
+    usual = ("conv2 ", "Epoch ", "Test accuracy ", "Recorded as ", "Look at it with")
+    return len([line for line in said.splitlines() if line and not line.startswith(usual)])
+
+
 def steps(store, run):
     return {name: [point.step for point in store.get_metric_history(run.info.run_id, name)] for name in METRICS}
 
@@ -115,6 +121,7 @@ def test_a_server_that_dies_and_comes_back_gets_every_point_once(server, tmp_pat
     said = finished(process)
     assert said.count(f"The tracking store {server.uri} cannot be reached") == 1
     assert said.count("The tracking store answers again and has everything.") == 1
+    assert told(said) == 2
     store = store_of(server)
     (run,) = runs(store)
     assert run.info.status == "FINISHED"
@@ -173,6 +180,7 @@ def test_a_locked_database_holds_no_training_up(store, tmp_path):
     other.close()
     said = finished(process)
     assert said.count("cannot be used") == 1
+    assert told(said) == 2
     (run,) = runs(store)
     assert run.info.status == "FINISHED"
     assert steps(store, run) == every_step(6)

@@ -29,6 +29,8 @@ from experiments.tracking.provenance import without_secrets
 
 for _noisy in ("mlflow", "alembic"):
     logging.getLogger(_noisy).setLevel(logging.WARNING)
+# A page at every try to reach a locked database; what it says is in the exception.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 _log = logging.getLogger(__name__)
 
