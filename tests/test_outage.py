@@ -156,6 +156,7 @@ def test_a_server_that_never_comes_back_leaves_the_run_to_sync(server, tmp_path,
         model = model_of(store, run)
         assert model.status == "READY"
         assert {metric.key for metric in model.metrics} >= {"val_accuracy", "test/accuracy"}
+        mlflow.set_tracking_uri(other.uri)  # which runs of other tests in this process have set
         loaded = mlflow.keras.load_model(f"models:/{model.model_id}")
         assert loaded.output_shape == (None, 10)
         assert subprocess.run(sync, capture_output=True, text=True, check=True).stdout == (
