@@ -211,17 +211,9 @@ def test_without_determinism_it_goes_on_and_says_what_that_means(start, store, t
 
 
 def test_a_sweep_that_was_killed_goes_on_inside_its_jobs(store, tmp_path):
-    home = tmp_path / "home"
     words = ["-m", "seed=0,1", "data.limit=600", "epochs=10", "batch_size=16", "tracking.model=false"]
     command = [EXPERIMENTS, "train", *words, "hydra.launcher.n_jobs=1"]
-    sweep = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not list(home.glob("mlruns/jobs/*/checkpoint-000004.npz")):
-        assert sweep.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(sweep.pid, signal.SIGKILL)
-    sweep.wait()
-    wait_for_end_of_all(home)
+    kill_in_first_job(command, tmp_path / "home")
     killed = {run.info.run_id for run in runs(store)}
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -239,28 +231,28 @@ def test_a_sweep_that_was_killed_goes_on_inside_its_jobs(store, tmp_path):
     assert alone.data.tags["weights.sha256"] == jobs["0"].data.tags["weights.sha256"]
 
 
-def wait_for_end_of_all(home):
-    """Waits until no process of a killed sweep is left that would hold a lock."""
+def kill_in_first_job(command, home):
+    """Kills a sweep with all its processes after the fourth epoch of a job."""
+    sweep = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list(home.glob("mlruns/jobs/*/checkpoint-000004.npz")):
+        assert sweep.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(sweep.pid, signal.SIGKILL)
+    sweep.wait()
+    # A process that lives would hold its lock.
     pids = {json.loads(file.read_text())["pid"] for file in home.glob("mlruns/jobs/*/run.json")}
     _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=20)
     assert alive == []
 
 
 def test_a_search_that_was_killed_goes_on_inside_its_trial(store, tmp_path):
-    home = tmp_path / "home"
     command = [
         EXPERIMENTS, "train", "-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.sampler.seed=1",
         "optimizer.learning_rate=tag(log,interval(0.0001,0.01))", "data.limit=600", "epochs=10", "batch_size=16",
         "tracking.model=false", "hydra.launcher.n_jobs=1",
     ]  # fmt: skip
-    search = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not list(home.glob("mlruns/jobs/*/checkpoint-000004.npz")):
-        assert search.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(search.pid, signal.SIGKILL)
-    search.wait()
-    wait_for_end_of_all(home)
+    kill_in_first_job(command, tmp_path / "home")
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     trials = [run for run in runs(store) if "sweep" in run.data.tags]
