@@ -173,6 +173,14 @@ def test_a_verdict_on_an_earlier_epoch_ends_a_run_that_goes_on(store):
     assert [step for step, _ in history(store, run)["loss"]] == [1, 2, 3, 4]
 
 
+def test_a_run_that_has_no_memory_left_says_so(store):
+    with pytest.raises(MemoryError):
+        train.run(config.compose(["data.limit=50", "epochs=2", "tracking.model=false"]), stop=raising(MemoryError, 1))
+    (run,) = runs(store)
+    assert (run.info.status, run.data.tags["reason"]) == ("FAILED", "memory")
+    assert run.data.tags["failure"] == "MemoryError: on purpose"
+
+
 def raising(error, at):
     """Ends a training at an epoch's end."""
 
