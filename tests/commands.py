@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +29,52 @@ def runs(store):
     """Every run of a store, in whichever experiment."""
     found = [experiment.experiment_id for experiment in store.search_experiments()]
     return store.search_runs(found) if found else []
+
+
+class Server:
+    """A real MLflow server on a store in `folder`."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process = None
+
+    def start(self, *, answering=True):
+        words = [
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--workers",
+            "1",
+            "--uvicorn-opts",
+            "--log-level error",
+        ]
+        stores = ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
+        artifacts = ["--artifacts-destination", str(self.folder / "artifacts"), "--serve-artifacts"]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", *stores, *artifacts, *words],
+            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 90
+        while answering and not self.answers():
+            assert self.process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+
+    def answers(self):
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def kill(self):
+        if self.process and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
 
 
 def forked(folder):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from commands import Server
 from experiments import config, quiet_import
 
 with quiet_import():
@@ -52,6 +53,20 @@ def store(new_store, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{file}")
     monkeypatch.setenv("EXPERIMENTS_HOME", str(tmp_path / "home"))  # for what a failed run leaves behind
     return mlflow.MlflowClient(f"sqlite:///{file}")
+
+
+@pytest.fixture
+def server(new_store, tmp_path, monkeypatch):
+    """A server whose store every run of the test goes to."""
+    folder = tmp_path / "server"
+    folder.mkdir()
+    (folder / "mlflow.db").write_bytes(new_store.read_bytes())
+    server = Server(folder)
+    server.start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    monkeypatch.setenv("EXPERIMENTS_HOME", str(tmp_path / "home"))
+    yield server
+    server.kill()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,19 +1,16 @@
 """A store that fails: no training stops for it, no number is lost, and none is there twice."""
 
 import json
-import os
 import shutil
-import signal
 import socket
 import sqlite3
 import subprocess
-import sys
 import time
 
 import mlflow
 import pytest
 
-from commands import EXPERIMENTS, experiments, forked, runs, wait_for
+from commands import EXPERIMENTS, Server, experiments, forked, runs, wait_for
 from experiments import config, tracking, train
 
 pytestmark = pytest.mark.slow
@@ -21,66 +18,6 @@ pytestmark = pytest.mark.slow
 METRICS = ("loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "epoch_seconds")
 #: Epochs of about half a second.
 SLOW = ["data.limit=2000", "batch_size=32", "tracking.patience=60"]
-
-
-class Server:
-    """A real MLflow server on a store in `folder`."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.process = None
-
-    def start(self, *, answering=True):
-        words = [
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(self.port),
-            "--workers",
-            "1",
-            "--uvicorn-opts",
-            "--log-level error",
-        ]
-        stores = ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
-        artifacts = ["--artifacts-destination", str(self.folder / "artifacts"), "--serve-artifacts"]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", *stores, *artifacts, *words],
-            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + 90
-        while answering and not self.answers():
-            assert self.process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.1)
-
-    def answers(self):
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
-
-    def kill(self):
-        if self.process and self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-
-
-@pytest.fixture
-def server(new_store, tmp_path, monkeypatch):
-    """A server whose store every run of the test goes to."""
-    folder = tmp_path / "server"
-    folder.mkdir()
-    (folder / "mlflow.db").write_bytes(new_store.read_bytes())
-    server = Server(folder)
-    server.start()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-    monkeypatch.setenv("EXPERIMENTS_HOME", str(tmp_path / "home"))
-    yield server
-    server.kill()
 
 
 def finished(process):

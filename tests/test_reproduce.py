@@ -10,7 +10,6 @@ import pytest
 from commands import EXPERIMENTS, experiments, forked, killed_after, runs
 from experiments import ExperimentError, config, run, train
 from experiments.reproduce import reproduce
-from test_outage import server  # noqa: F401
 
 NUMBERS = ["accuracy", "learning_rate", "loss", "val_accuracy", "val_loss"]
 
@@ -67,6 +66,15 @@ def test_one_changed_pixel_is_found(store, small, tmp_path, capsys):
     assert re.fullmatch(r"within [\d.e-]+", table(capsys.readouterr().out)["weights"])
 
 
+def test_another_number_of_test_images_is_no_matter_of_tolerance(store, small, tmp_path, capsys):
+    original = run(small)
+    with np.load(tmp_path / "digits.npz") as archive:
+        arrays = dict(archive)
+    np.savez(tmp_path / "digits.npz", **arrays | {name: arrays[name][:90] for name in ("x_test", "y_test")})
+    assert not reproduce(original.run_id, tolerance=10)
+    assert table(capsys.readouterr().out)["predictions"] == "different"
+
+
 def test_a_pruned_run_is_had_again_as_far_as_it_came(store, small):
     original = train.run(config.compose(small), stop=lambda epoch, _: epoch == 2)
     assert reproduce(original.run_id)
@@ -113,7 +121,7 @@ def test_a_resumed_run_is_had_again(store, small, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_on_a_server_is_had_again(server, small):  # noqa: F811
+def test_a_run_on_a_server_is_had_again(server, small):
     original = run(small)
     assert reproduce(original.run_id)
     assert len(runs(mlflow.MlflowClient(server.uri))) == 2

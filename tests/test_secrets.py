@@ -12,7 +12,6 @@ from commands import EXPERIMENTS, runs
 from experiments import ExperimentError, run, tracking
 from experiments.config import CHECKOUT
 from experiments.reproduce import reproduce
-from test_outage import server  # noqa: F401
 
 PASSWORD = "hunter2-of-the-store"  # noqa: S105 - of nothing
 TOKEN = "a1b2c3d4e5f6-token"  # noqa: S105 - of nothing
@@ -20,7 +19,7 @@ QUICK = ["data.limit=100", "epochs=1"]
 
 
 @pytest.mark.slow
-def test_no_secret_is_recorded(server, tmp_path):  # noqa: F811
+def test_no_secret_is_recorded(server, tmp_path):
     uri = server.uri.replace("http://", f"http://someone:{PASSWORD}@")
     secrets = {"MLFLOW_TRACKING_URI": uri, "SOME_API_TOKEN": TOKEN}
     words = [*QUICK, "tracking.note=${oc.env:SOME_API_TOKEN}", "+tracking.tags.idea='with ${oc.env:SOME_API_TOKEN}'"]

@@ -129,10 +129,10 @@ def _compared(
         elif digest == again.tags.get(f"{kind}.sha256"):
             rows.append(_Compared(kind, True))
         else:
-            compared = _series(kind, arrays(original), arrays(again), tolerance)
-            # That they differ is known; by how much, only where they were recorded.
-            missing = compared.difference is None and tolerance > 0
-            rows.append(_Compared(kind, None) if missing else compared)
+            # That they differ is known; by how much, only where both were recorded.
+            before, today = arrays(original), arrays(again)
+            missing = tolerance > 0 and not (before.size and today.size)
+            rows.append(_Compared(kind, None) if missing else _series(kind, before, today, tolerance))
     return rows
 
 

@@ -68,11 +68,6 @@ class Run:
         """The folder of the run's artifacts, or its URI when it is on another machine."""
         return str(_local(self.artifact_uri) or self.artifact_uri)
 
-    @property
-    def link(self) -> str:
-        """The page of this run in the MLflow UI, without host and port."""
-        return f"#/experiments/{self.experiment_id}/runs/{self.id}"
-
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Records `metrics` of a step, once; those of step 0 belong to the model, too, if there is one."""
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
