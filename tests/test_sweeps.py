@@ -16,8 +16,8 @@ from experiments import config
 from experiments.compare import Result, leaderboard
 from experiments.config import CONF_DIR
 from experiments.errors import ExperimentError
-from experiments.report import as_csv, as_markdown
 from experiments.sweeps import jobs, sweep
+from experiments.tables import as_csv, as_markdown
 
 TINY = ["data.limit=40", "epochs=1", "tracking.model=false", "model.filters=[4,4]", "model.dense_units=[8]"]
 

@@ -1,9 +1,44 @@
-"""Numbers over runs: what a variant reaches over its seeds."""
+"""Numbers over runs: variants ranked, each with an honest verdict."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from statistics import mean, stdev
+
+from experiments.significance import Estimate
+from experiments.tracking import Recorded
+
+BETTER, WORSE, NO_DIFFERENCE = "better", "worse", "no difference shown"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A variant, and how it stands to the best one."""
+
+    rank: int
+    label: str  # what tells the variant from the others, as words key=value
+    differing: Mapping[str, str]  # key -> value; a key that it lacks, or that says nothing, is absent
+    runs: tuple[Recorded, ...]  # one a seed, by seed
+    mean: Estimate  # of the metric
+    difference: Estimate | None  # to the best; None for the best itself
+    p: float | None  # of the test against the best, adjusted for all pairs; None where no test is possible
+    verdict: str
+    test: str  # name of the test
+    test_accuracy: float | None  # mean over the seeds; nothing was chosen by it
+    costs: Mapping[str, float]  # `parameters`, `macs`, `train_seconds` -> mean over the seeds, as far as recorded
+    pareto: frozenset[str]  # those of `costs` on whose Pareto front with the metric it lies
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Variants, the best first."""
+
+    title: str  # the sweeps or the filter
+    metric: str  # its name in MLflow, as in best/val_accuracy
+    mode: str  # `max` or `min`, what is better
+    rows: tuple[Row, ...]
+    swept: tuple[str, ...]  # every key in which variants differ
+    notes: tuple[str, ...]  # what a reader must know, a sentence each
 
 
 @dataclass(frozen=True)
@@ -19,7 +54,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Row:
+class OldRow:
     """A variant in the leaderboard."""
 
     rank: int
@@ -32,7 +67,7 @@ class Row:
     run_id: str  # of the best seed
 
 
-def leaderboard(results: Iterable[Result], mode: str) -> list[Row]:
+def leaderboard(results: Iterable[Result], mode: str) -> list[OldRow]:
     """Every variant with its mean over the seeds, the best first.
 
     Args:
@@ -44,7 +79,7 @@ def leaderboard(results: Iterable[Result], mode: str) -> list[Row]:
     groups = [sorted(group, key=lambda result: sign * result.objective) for _, group in by_variant]
     ranked = sorted(groups, key=lambda group: sign * mean(result.objective for result in group))
     return [
-        Row(
+        OldRow(
             rank=rank,
             label=group[0].label,
             seeds=len(group),

@@ -17,7 +17,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from experiments import config, report, tracking
+from experiments import config, tables, tracking
 from experiments.config import Plan
 from experiments.errors import ExperimentError
 from experiments.sweeps import jobs as job_list
@@ -171,7 +171,7 @@ class _Study:
                 self._run_in_batches(launcher)
         finally:
             file = self.opened.parent.folder / "history.png"
-            report.write_search_history(file, self.values(), self.objective.metric, self.objective.mode)
+            tables.write_search_history(file, self.values(), self.objective.metric, self.objective.mode)
         if not any(trial.state is TrialState.COMPLETE for trial in self.study.trials):
             say("No trial has a result: all have failed or were pruned.")
 

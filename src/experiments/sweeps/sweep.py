@@ -12,7 +12,7 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 from rich.table import Table
 
-from experiments import compare, config, report, tracking
+from experiments import compare, config, tables, tracking
 from experiments.config import Configuration, Plan
 from experiments.errors import ExperimentError, JobsFailed
 from experiments.sweeps import jobs as job_list
@@ -173,7 +173,7 @@ class Sweep:
             for job in self.jobs
         )
 
-    def leaderboard(self) -> list[compare.Row]:
+    def leaderboard(self) -> list[compare.OldRow]:
         """Every variant with its mean over the seeds, the best first."""
         results = {
             job.run.run_id: compare.Result(
@@ -195,16 +195,16 @@ class Sweep:
         metric = self.cfg.objective.metric
         note = [str(self.cfg.tracking.note or ""), counts(self.jobs)]
         if rows:
-            self.parent.outbox.put_file("leaderboard.csv", report.as_csv(rows, metric))
-            self.parent.outbox.put_file("leaderboard.md", report.as_markdown(rows, metric))
-            note.append(report.note(rows, metric))
+            self.parent.outbox.put_file("leaderboard.csv", tables.as_csv(rows, metric))
+            self.parent.outbox.put_file("leaderboard.md", tables.as_markdown(rows, metric))
+            note.append(tables.note(rows, metric))
             tags = {**tags, "best_run_id": rows[0].run_id}
         tags = {**tags, "mlflow.note.content": "\n\n".join(part for part in note if part)}
         self.write_jobs()
         self.parent.set_tags(tags)
         self.parent.close(status, patience)
         if rows:
-            self.display.show(report.as_table(rows, metric))
+            self.display.show(tables.as_table(rows, metric))
         for job in self.jobs:
             if job.state in (FAILED, KILLED, ELSEWHERE, NOT_RECORDED, DIVERGED):
                 self.display.say(f"[{job.number}] {job.label}: {job.state}: {job.reason}")

@@ -25,6 +25,7 @@ class Recorded:
     name: str
     status: str
     artifact_uri: str
+    experiment_id: str
     params: Mapping[str, str]
     tags: Mapping[str, str]
     metrics: Mapping[str, float]  # the latest value of each
@@ -59,6 +60,7 @@ def _recorded(run: StoredRun) -> Recorded:
         name=info.run_name,
         status=info.status,
         artifact_uri=info.artifact_uri,
+        experiment_id=info.experiment_id,
         params=run.data.params,
         tags=run.data.tags,
         metrics=run.data.metrics,

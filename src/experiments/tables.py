@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from experiments.compare import Row
+from experiments.compare import OldRow as Row
 
 _MOST_ROWS = 20  # of a note: MLflow cuts it at 8,000 characters
 
