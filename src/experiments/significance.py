@@ -1,6 +1,26 @@
-"""Intervals, tests and the seeds they need: SciPy and statsmodels do the arithmetic."""
+"""Intervals, tests and the seeds they need: SciPy and statsmodels do the arithmetic.
 
-from dataclasses import dataclass
+A sample is what one variant has reached, one number a seed. All intervals are 95 % ones, all tests two-sided.
+"""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestIndPower, TTestPower
+from statsmodels.stats.proportion import proportion_confint
+from statsmodels.tools.sm_exceptions import ConvergenceWarning
+
+LEVEL, POWER = 0.05, 0.8
+PAIRED, WELCH, ONE_AGAINST_MANY, MCNEMAR, NO_TEST = (
+    "paired t by seed", "Welch's t", "Student's t, one seed against several", "exact McNemar", "no test",
+)  # fmt: skip
+_ROUNDING = 1e-12  # smaller differences come from floating-point arithmetic
 
 
 @dataclass(frozen=True)
@@ -11,3 +31,173 @@ class Estimate:
     low: float | None = None
     high: float | None = None
     method: str = ""  # what the interval is made from: "t over seeds", "Wilson over images", …
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one variant has reached."""
+
+    values: Mapping[int, float]  # seed -> value
+    #: Of a single seed, bool (images,): which images it got right; empty when unknown.
+    right: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
+
+    @cached_property
+    def array(self) -> np.ndarray:
+        """The values in the order of their seeds, float64 of shape (seeds,)."""
+        return np.array([self.values[seed] for seed in sorted(self.values)], float)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One sample less another."""
+
+    estimate: Estimate
+    p: float  # unadjusted; NaN where no test is possible
+    test: str
+
+
+def estimate(sample: Sample) -> Estimate:
+    """The mean over seeds with its t interval; for a single seed Wilson's interval over its images, if known."""
+    values = sample.array
+    value = float(values.mean())
+    if _spread(values):
+        low, high = stats.ttest_1samp(values, 0).confidence_interval()
+        return Estimate(value, float(low), float(high), "t over seeds")
+    if len(sample.right):
+        low, high = proportion_confint(int(sample.right.sum()), len(sample.right), LEVEL, "wilson")
+        return Estimate(value, float(low), float(high), "Wilson over images")
+    return Estimate(value)
+
+
+def difference(one: Sample, other: Sample) -> Difference:
+    """`one` less `other`, with its interval and the p of the test that fits.
+
+    Paired t where the seeds are the same, Welch's t otherwise; Student's t, which takes the spread of the many for that
+    of the one, where one side has a single seed; exact McNemar between two single seeds whose images are known, with
+    the interval of Bonett and Price (2012, https://doi.org/10.3102/1076998611411915).
+    """
+    columns = _Columns([one, other])
+    test, p = str(columns.tests(0)[1]), float(columns.p_values(0)[1])
+    if test == MCNEMAR:
+        return Difference(_bonett_price(one, other), p, test)
+    left, right = one.array, other.array
+    value = float(left.mean() - right.mean())
+    if test == PAIRED and _spread(left - right):
+        low, high = stats.ttest_rel(left, right).confidence_interval()
+    elif test in (WELCH, ONE_AGAINST_MANY) and (_spread(left) or _spread(right)):
+        low, high = stats.ttest_ind(left, right, equal_var=test == ONE_AGAINST_MANY).confidence_interval()
+    else:
+        return Difference(Estimate(value), p, test)
+    return Difference(Estimate(value, float(low), float(high), test), p, test)
+
+
+def p_of_all_pairs(samples: Sequence[Sample]) -> np.ndarray:
+    """The p of every pair, unadjusted, in the order (0, 1), (0, 2), …, (1, 2), …; NaN where no test is possible."""
+    columns = _Columns(samples)
+    return np.concatenate([np.empty(0), *(columns.p_values(one)[one + 1 :] for one in range(len(samples)))])
+
+
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """Adjusted p values after Holm (1979); NaN, which is no test, is left out and stays."""
+    adjusted = np.full(len(p_values), np.nan)
+    tested = ~np.isnan(p_values)
+    if tested.any():
+        adjusted[tested] = multipletests(p_values[tested], LEVEL, "holm")[1]
+    return adjusted
+
+
+def seeds_needed(one: Sample, other: Sample, level: float) -> int | None:
+    """How many seeds each would show the difference that two samples have, with 80 % power.
+
+    Args:
+        one: with at least two seeds.
+        other: likewise.
+        level: at which it is to be shown.
+
+    Returns:
+        None where no number can be told: a single seed, no difference, or no spread.
+    """
+    test = _Columns([one, other]).tests(0)[1]
+    if test not in (PAIRED, WELCH):
+        return None
+    values = one.array, other.array
+    spread = (
+        (values[0] - values[1]).std(ddof=1) if test == PAIRED else math.sqrt(sum(v.var(ddof=1) for v in values) / 2)
+    )
+    size = abs(values[0].mean() - values[1].mean())
+    if spread <= _ROUNDING or size <= _ROUNDING:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # two seeds would be more than enough
+        needed = (TTestPower() if test == PAIRED else TTestIndPower()).solve_power(size / spread, None, level, POWER)
+    return 2 if math.isnan(needed) else math.ceil(needed)
+
+
+class _Columns:
+    """Samples as columns, so that one is tested against many at once."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.samples = samples
+        self.arrays = [sample.array for sample in samples]
+        self.counts = np.array([len(array) for array in self.arrays])
+        self.means = np.array([array.mean() for array in self.arrays])
+        self.spreads = np.array([array.std(ddof=1) if _spread(array) else 0.0 for array in self.arrays])
+        self.seen = np.array([len(sample.right) > 0 for sample in samples])
+        numbers: dict[frozenset[int], int] = {}
+        self.seeds = np.array([numbers.setdefault(frozenset(sample.values), len(numbers)) for sample in samples])
+
+    def tests(self, one: int) -> np.ndarray:
+        """The name of the test that fits the sample `one` and each other."""
+        single = self.counts == 1
+        both = single & single[one]
+        cases = [both & self.seen & self.seen[one], both, single != single[one], self.seeds == self.seeds[one]]
+        return np.select(cases, [MCNEMAR, NO_TEST, ONE_AGAINST_MANY, PAIRED], WELCH)
+
+    def p_values(self, one: int) -> np.ndarray:
+        """The p of the sample `one` against each later one; NaN where no test is possible."""
+        p, tests = np.full(len(self.samples), np.nan), self.tests(one)
+        later = np.arange(len(self.samples)) > one
+        for test, function in ((PAIRED, self._paired), (MCNEMAR, self._mcnemar)):
+            if (others := np.flatnonzero(later & (tests == test))).size:
+                p[others] = function(one, others)
+        for test in (WELCH, ONE_AGAINST_MANY):
+            others = np.flatnonzero(later & (tests == test))
+            p[others] = self._unpaired(one, others, equal_variance=test == ONE_AGAINST_MANY)
+        return p
+
+    def _paired(self, one: int, others: np.ndarray) -> np.ndarray:
+        differences = np.array([self.arrays[other] for other in others]) - self.arrays[one]
+        p = np.where(np.abs(differences).max(axis=1) > _ROUNDING, np.nan, 1.0)
+        tested = np.ptp(differences, axis=1) > _ROUNDING
+        if tested.any():
+            p[tested] = stats.ttest_1samp(differences[tested], 0, axis=1).pvalue
+        return p
+
+    def _unpaired(self, one: int, others: np.ndarray, *, equal_variance: bool) -> np.ndarray:
+        p = np.where(np.abs(self.means[others] - self.means[one]) > _ROUNDING, np.nan, 1.0)
+        tested = (self.spreads[others] > 0) | (self.spreads[one] > 0)
+        columns = self.means, self.spreads, self.counts
+        many = [column[others[tested]] for column in columns]
+        p[tested] = stats.ttest_ind_from_stats(*(column[one] for column in columns), *many, equal_variance).pvalue
+        return p
+
+    def _mcnemar(self, one: int, others: np.ndarray) -> np.ndarray:
+        """Is an image that only one of two got right as likely the one's as the other's?"""
+        right, rights = self.samples[one].right, np.array([self.samples[other].right for other in others])
+        only_one, only_other = (~rights & right).sum(axis=1), (rights & ~right).sum(axis=1)
+        p = 2 * stats.binom.cdf(np.minimum(only_one, only_other), only_one + only_other, 0.5)
+        return np.minimum(p, 1.0)
+
+
+def _bonett_price(one: Sample, other: Sample) -> Estimate:
+    """The difference of two accuracies on the same images: Wald's interval with one more of each kind of difference."""
+    total = len(one.right)
+    more, less = (int((a & ~b).sum()) for a, b in ((one.right, other.right), (other.right, one.right)))
+    up, down = (more + 1) / (total + 2), (less + 1) / (total + 2)
+    half = stats.norm.ppf(1 - LEVEL / 2) * math.sqrt((up + down - (up - down) ** 2) / (total + 2))
+    return Estimate((more - less) / total, up - down - half, up - down + half, "Bonett and Price over images")
+
+
+def _spread(values: np.ndarray) -> bool:
+    """Whether values differ by more than floating-point arithmetic makes them."""
+    return bool(np.ptp(values) > _ROUNDING)
