@@ -22,7 +22,7 @@ EPOCH_METRICS = {"loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"
 RUN_METRICS = {
     *(f"best/{name}" for name in ("epoch", "val_loss", "val_accuracy")),
     *(f"test/{name}" for name in ("accuracy", "loss", "macro_f1", "weighted_f1", "calibration_error")),
-    *(f"cost/{name}" for name in ("train_seconds", "images_per_second", "parameters")),
+    *(f"cost/{name}" for name in ("train_seconds", "images_per_second", "parameters", "macs")),
 }
 ARTIFACTS = {
     "config.yaml", "environment.txt", "samples.png", "curves.png", "confusion_matrix.png", "predictions.png",

@@ -30,6 +30,10 @@ _DIGITS = tuple("0123456789")
 _FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 _NPZ_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 _MNIST_5K_SHA256 = "a8eb25c8b184a76882d804a96f3dd488c1c1fe69efcea2e48d458ccf7bc9fe53"
+#: Of the 10,000 test images of MNIST and their labels, as a `Dataset` holds them, in the published order.
+_MNIST_TEST_SHA256 = "65f8dd92a0a1565c0ca8892c2dc6afc40577b69a8ce2d15d10ac7efb414281af"
+#: Positions of those whose published label most raters reject (Northcutt et al. 2021, https://arxiv.org/abs/2103.14749).
+_MNIST_REJECTED = (947, 1621, 1901, 2130, 2462, 2597, 2654, 3520, 3558, 5937, 6651, 6783, 8527, 9679, 9729)
 _TEST_SEED = 0  # a test set that moved with split_seed would end up in some run's training images
 
 
@@ -63,6 +67,11 @@ class Dataset:
         """Height, width and channels of one image."""
         height, width, channels = self.train_images.shape[1:]
         return height, width, channels
+
+    @property
+    def rejected_labels(self) -> tuple[int, ...]:
+        """Positions of test images known to be labelled wrongly; only the whole test set of MNIST has a list."""
+        return _MNIST_REJECTED if self.test_sha256 == _MNIST_TEST_SHA256 else ()
 
 
 class _Labelled(NamedTuple):

@@ -33,6 +33,15 @@ class Evaluation:
         wrong = np.flatnonzero(self.predicted != self.labels)
         return wrong[np.argsort(-self.confidences[wrong], kind="stable")]
 
+    @property
+    def calibration(self) -> "CalibrationBins":
+        """The bins that the calibration error is made of."""
+        return calibration_bins(self.predicted == self.labels, self.confidences)
+
+    def accuracy_without(self, positions: Sequence[int]) -> float:
+        """The share of right ones among the other images."""
+        return float(np.delete(self.predicted == self.labels, positions).mean())
+
     def metrics(self) -> dict[str, float]:
         """Accuracy, cross-entropy (without label smoothing), F1 scores and calibration error."""
         classes = range(self.probabilities.shape[1])
@@ -47,7 +56,7 @@ class Evaluation:
             "loss": float(-np.log(likelihoods.clip(min=np.finfo(np.float32).tiny)).mean()),
             "macro_f1": float(macro),
             "weighted_f1": float(weighted),
-            "calibration_error": calibration_error(self.predicted == self.labels, self.confidences),
+            "calibration_error": self.calibration.error,
         }
 
     def confusion_matrix(self) -> np.ndarray:
@@ -82,19 +91,41 @@ def evaluate(model: keras.Model, images: np.ndarray, labels: np.ndarray) -> Eval
     return Evaluation(labels, model.predict(images, batch_size=PREDICTION_BATCH_SIZE, verbose=0))
 
 
-def calibration_error(right: np.ndarray, confidences: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error over bins of equal mass (Nguyen and O'Connor 2015, https://arxiv.org/abs/1508.05154).
+@dataclass(frozen=True)
+class CalibrationBins:
+    """Images in bins of rising confidence, each with as many as the others, give or take one; one entry a bin."""
+
+    counts: np.ndarray  # int64, images
+    confidences: np.ndarray  # float64, the mean probability of the likeliest class
+    accuracies: np.ndarray  # float64, the share of images whose likeliest class was the true one
+    lowest: np.ndarray  # float64, lower end of the 95 % interval of the accuracy
+    highest: np.ndarray  # float64, upper end of it
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error: the mean over images of |accuracy - confidence| of their bin."""
+        return float((self.counts * abs(self.accuracies - self.confidences)).sum() / self.counts.sum())
+
+
+def calibration_bins(right: np.ndarray, confidences: np.ndarray, bins: int = 15) -> CalibrationBins:
+    """How often answers of about equal confidence are right, with Wilson's intervals.
+
+    Bins of equal mass are those of Nguyen and O'Connor 2015, https://arxiv.org/abs/1508.05154.
 
     Args:
         right: whether the likeliest class was the true one, of shape (images,).
         confidences: the probability of the likeliest class, of shape (images,).
-        bins: how many; each holds as many images as the others, give or take one.
-
-    Returns:
-        The mean over images of |share of right ones - mean confidence| of their bin.
+        bins: how many, or one an image where there are fewer images.
     """
+    from statsmodels.stats.proportion import proportion_confint  # here, because it takes a while to import
+
     values, group, counts = np.unique(confidences, return_inverse=True, return_counts=True)
     # Equally sure answers share their right ones, or the order of the images would count.
-    surplus = np.bincount(group, weights=right) / counts - values
-    gaps = [abs(part.sum()) for part in np.array_split(np.repeat(surplus, counts), bins)]
-    return float(sum(gaps) / len(right))
+    shares = np.bincount(group, weights=right) / counts
+    in_bins = [
+        np.array_split(np.repeat(column, counts), min(bins, len(right))) for column in (values.astype(float), shares)
+    ]
+    mean_confidences, accuracies = (np.array([part.mean() for part in parts]) for parts in in_bins)
+    sizes = np.array([len(part) for part in in_bins[0]])
+    lowest, highest = proportion_confint(accuracies * sizes, sizes, method="wilson")
+    return CalibrationBins(sizes, mean_confidences, accuracies, lowest, highest)

@@ -24,16 +24,23 @@ _SAMPLES = 16
 _MOST_MISTAKES = 500
 
 
-def metrics(model: keras.Model, result: TrainingResult, test: Evaluation) -> dict[str, float]:
-    """The metrics of a whole run: its best epoch, the test set and the cost."""
+def metrics(
+    model: keras.Model, macs: int | None, data: Dataset, result: TrainingResult, test: Evaluation
+) -> dict[str, float]:
+    """The metrics of a whole run: its best epoch, the test set and the cost; `macs` None is not known."""
     best = {name: result.best[name] for name in ("val_loss", "val_accuracy")}
+    rejected = data.rejected_labels
+    if macs is None:
+        _log.info("cost/macs is not recorded: a layer of the net is none of those that can be counted.")
     return {
         "best/epoch": result.best_epoch,
         **{f"best/{name}": value for name, value in best.items()},
         **{f"test/{name}": value for name, value in test.metrics().items()},
+        **({"test/accuracy_clean": test.accuracy_without(rejected)} if rejected else {}),
         "cost/train_seconds": result.seconds,
         "cost/images_per_second": result.images_per_second,
         "cost/parameters": model.count_params(),
+        **({} if macs is None else {"cost/macs": macs}),
     }
 
 
@@ -99,12 +106,13 @@ def summarise(
     """Writes the head of the run's page, after the user's note, and the last lines on the console."""
     trained = len(result.history["loss"])
     sizes = " / ".join(f"{len(part):,}" for part in (data.train_labels, data.validation_labels, data.test_labels))
+    macs = f"{values['cost/macs']:,} MACs, " if "cost/macs" in values else ""
     lines = [
         f"**Test accuracy {values['test/accuracy']:.2%}** (macro F1 {values['test/macro_f1']:.4f}, loss "
         f"{values['test/loss']:.4f}), validation {values['best/val_accuracy']:.2%}, "
         f"best epoch {result.best_epoch} of {trained} by {metric}",
-        f"{values['cost/parameters']:,} parameters, {result.seconds:.1f} s, {result.images_per_second:,.0f} images a "
-        f"second; {data.name}: {sizes} images to train, validate and test",
+        f"{values['cost/parameters']:,} parameters, {macs}{result.seconds:.1f} s, {result.images_per_second:,.0f} "
+        f"images a second; {data.name}: {sizes} images to train, validate and test",
     ]
     user = [str(note)] if note else []
     record.set_tags({"mlflow.note.content": "\n\n".join([*user, *lines])})

@@ -143,7 +143,7 @@ def _trained(
         return _diverged(record, diverged)
     validation = evaluate(parts.model, data.validation_images, data.validation_labels)
     test = evaluate(parts.model, data.test_images, data.test_labels)
-    metrics = results.metrics(parts.model, result, test)
+    metrics = results.metrics(parts.model, models.macs(parts.model), data, result, test)
     results.write_tables(record, data, validation, test)
     results.draw(record, data, result, test, cfg.objective.metric)
     if cfg.tracking.model:
