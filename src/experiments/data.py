@@ -56,6 +56,7 @@ class Dataset:
     sha256: str  # of all arrays as loaded, before splits and limit
     validation_sha256: str  # of the validation images and labels used
     test_sha256: str  # of the test images and labels used
+    num_images: int  # as loaded, before splits and limit
 
     @property
     def num_classes(self) -> int:
@@ -343,6 +344,7 @@ def _dataset(
             advice=f"Give data.limit={len(class_names)} or more, or null for all images.",
         )
     sha256 = _digest(*train, *(test if isinstance(test, _Labelled) else ()))
+    num_images = len(train.labels) + (len(test.labels) if isinstance(test, _Labelled) else 0)
     if not isinstance(test, _Labelled):
         train, test = _split(train, class_names, "data.test_fraction", test, _TEST_SEED, keep=2)
     train, validation = _split(train, class_names, "data.validation_fraction", validation_fraction, split_seed, keep=1)
@@ -350,9 +352,8 @@ def _dataset(
     validation = validation.at(_limited(validation.labels, limit))
     test_index = _limited(test.labels, limit)
     test = test.at(test_index)
-    return Dataset(
-        name, class_names, *train, *validation, *test, test_index, sha256, _digest(*validation), _digest(*test)
-    )
+    digests = sha256, _digest(*validation), _digest(*test)
+    return Dataset(name, class_names, *train, *validation, *test, test_index, *digests, num_images)
 
 
 def _split(

@@ -98,8 +98,8 @@ class CalibrationBins:
     counts: np.ndarray  # int64, images
     confidences: np.ndarray  # float64, the mean probability of the likeliest class
     accuracies: np.ndarray  # float64, the share of images whose likeliest class was the true one
-    lowest: np.ndarray  # float64, lower end of the 95 % interval of the accuracy
-    highest: np.ndarray  # float64, upper end of it
+    lowest: np.ndarray  # float64, lower ends of intervals that hold all the true accuracies with 95 % probability
+    highest: np.ndarray  # float64, upper ends of them
 
     @property
     def error(self) -> float:
@@ -108,7 +108,7 @@ class CalibrationBins:
 
 
 def calibration_bins(right: np.ndarray, confidences: np.ndarray, bins: int = 15) -> CalibrationBins:
-    """How often answers of about equal confidence are right, with Wilson's intervals.
+    """How often answers of about equal confidence are right, with intervals (Wilson, corrected after Bonferroni).
 
     Bins of equal mass are those of Nguyen and O'Connor 2015, https://arxiv.org/abs/1508.05154.
 
@@ -127,5 +127,5 @@ def calibration_bins(right: np.ndarray, confidences: np.ndarray, bins: int = 15)
     ]
     mean_confidences, accuracies = (np.array([part.mean() for part in parts]) for parts in in_bins)
     sizes = np.array([len(part) for part in in_bins[0]])
-    lowest, highest = proportion_confint(accuracies * sizes, sizes, method="wilson")
+    lowest, highest = proportion_confint(accuracies * sizes, sizes, alpha=0.05 / len(sizes), method="wilson")
     return CalibrationBins(sizes, mean_confidences, accuracies, lowest, highest)

@@ -177,6 +177,63 @@ def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
     return figure
 
 
+def reliability(
+    counts: np.ndarray, confidences: np.ndarray, accuracies: np.ndarray, intervals: np.ndarray, error: float
+) -> Figure:
+    """Whether a net is right as often as it says, in bins of rising confidence.
+
+    At the left accuracy over confidence, both by their log odds, which spread 99 % and 99.9 % apart; at the right the
+    gaps whose mean size is the calibration error.
+
+    Args:
+        counts: (bins,) images of each.
+        confidences: (bins,) mean probability of the predicted class, 0 to 1.
+        accuracies: (bins,) share of right images, 0 to 1.
+        intervals: (2, bins) lower and upper ends of the intervals of the accuracies.
+        error: the calibration error.
+    """
+    off = (intervals[0] > confidences + 1e-6) | (intervals[1] < confidences - 1e-6)  # float32 probabilities exceed 1
+    colors = np.where(off, WRONG, VALIDATION)
+    each = " or ".join(f"{count:,}" for count in np.unique(counts))
+    height, right = 3.9, 1 - MARGIN / WIDTH
+    note = f"{len(counts)} bins of {each} test images; lines: 95 % intervals, for all bins together; red: off beyond chance"
+    figure = _figure(WIDTH, height, f"Calibration error {error:.4f}", note)
+    figure.subplots_adjust(0.72 / WIDTH, 0.52 / height, right, 1 - 0.95 / height, wspace=0.2)
+    odds, gaps = figure.subplots(1, 2, width_ratios=[1, 1.2])
+    sizes = f"accuracy - confidence, percentage points; mean size {100 * error:.2f}"
+    for axes, title in ((odds, "accuracy over confidence"), (gaps, sizes)):
+        axes.set_title(title, loc="left", fontsize=TEXT_SIZE + 1, color=INK, pad=9)
+        axes.set_xlabel("confidence", fontsize=SMALL_SIZE, color=QUIET)
+        _quiet(axes)
+
+    low = min(0.4, 0.8 * confidences.min())
+    nines = int(np.ceil(-np.log10(np.clip(1 - confidences.max(), 1e-7, 0.1))))
+    high = 1 - 10.0 ** -(nines + 0.3)  # a little more than the highest confidence; what is beyond stands on the edge
+    low_shares, high_shares = (0.01, 0.1, 0.5), 1 - 10.0 ** -np.arange(1, nines + 1, 1 if nines < 5 else 2)
+    shares = np.array([share for share in (*low_shares, *high_shares) if share > low])
+    names, ends = [f"{100 * share:.9g}%" for share in shares], _log_odds(np.array([low, high]))
+    odds.set_xticks(_log_odds(shares), names)
+    odds.set_yticks([*_log_odds(shares[:-1]), ends[1]], [*names[:-1], "100%"])
+    odds.plot(ends, ends, color=TRAINING, linewidth=1, zorder=1)
+    places = _log_odds(confidences.clip(low, high))
+    odds.vlines(places, *_log_odds(intervals.clip(low, high)), color=colors, linewidth=1, alpha=0.5)
+    odds.scatter(places, _log_odds(accuracies.clip(low, high)), s=20, color=colors, zorder=3, clip_on=False)
+    odds.set_xlim(*ends)
+    odds.set_ylim(*ends)
+
+    order = np.arange(len(counts))
+    gaps.axhline(0, color=TRAINING, linewidth=1, zorder=1)
+    gaps.bar(order, 100 * (accuracies - confidences), color=colors, width=0.7, zorder=2)
+    gaps.vlines(order, *(100 * (intervals - confidences)), color=INK, linewidth=0.8, zorder=3)
+    named = np.unique([0, len(order) // 2, len(order) - 1])
+    gaps.set_xticks(named, [f"{share:.1%}" if share < 0.9995 else "> 99.9%" for share in confidences[named]])
+    return figure
+
+
+def _log_odds(shares: np.ndarray) -> np.ndarray:
+    return np.log(shares / (1 - shares))
+
+
 def samples(images: np.ndarray, labels: Sequence[str]) -> Figure:
     """Training images as the net sees them, after augmentation and scaling, with their labels.
 

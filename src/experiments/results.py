@@ -44,6 +44,19 @@ def metrics(
     }
 
 
+def link_data(record: tracking.Run, data: Dataset, loader: str) -> None:
+    """Links the run to its data; `loader` is the name of the function that has read them."""
+    height, width, channels = data.image_shape
+    profile = {
+        "images": data.num_images,
+        "image_shape": f"{height} x {width} x {channels}",
+        "classes": data.num_classes,
+    }
+    parts = {"training": data.train_labels, "validation": data.validation_labels, "test": data.test_labels}
+    sizes = {f"{part}_images": len(labels) for part, labels in parts.items()}
+    record.log_dataset(name=data.name, sha256=data.sha256, loader=loader, profile=profile, sizes=sizes)
+
+
 def digests(model: keras.Model, validation: Evaluation, test: Evaluation) -> dict[str, str]:
     """What two runs have in common that ended with the same bits."""
     weights = sha256(b"".join(np.ascontiguousarray(weight).tobytes() for weight in model.get_weights()))
@@ -66,7 +79,7 @@ def write_tables(record: tracking.Run, data: Dataset, validation: Evaluation, te
 
 
 def draw(record: tracking.Run, data: Dataset, result: TrainingResult, test: Evaluation, metric: str) -> None:
-    """Draws curves, confusion matrix, predictions and mistakes; `metric` has chosen the best epoch."""
+    """Draws curves, confusion matrix, predictions, mistakes and reliability; `metric` has chosen the best epoch."""
     names, wrong = data.class_names, test.wrong
     labels, predicted, confidences = test.labels, test.predicted, test.confidences
     _save(record, "curves.png", plots.curves(result.history, result.best_epoch, metric))
@@ -76,6 +89,11 @@ def draw(record: tracking.Run, data: Dataset, result: TrainingResult, test: Eval
         data.test_images[wrong], labels[wrong], predicted[wrong], confidences[wrong], names, len(labels)
     )
     _save(record, "mistakes.png", mistakes)
+    bins = test.calibration
+    reliability = plots.reliability(
+        bins.counts, bins.confidences, bins.accuracies, np.stack([bins.lowest, bins.highest]), bins.error
+    )
+    _save(record, "reliability.png", reliability)
 
 
 def draw_samples(record: tracking.Run, data: Dataset, batches: tf.data.Dataset, scaling: keras.Layer) -> None:

@@ -136,6 +136,7 @@ def _trained(
     _tell_of_checkpoint(cfg, checkpoint)
     _warn_of_scale(parts.scaling, data)
     _warn_of_idle_cores(cfg)
+    results.link_data(record, data, cfg.data._target_)
     results.draw_samples(record, data, _training_batches(cfg, data, parts), parts.scaling)
     try:
         result = _fit(cfg, data, parts, record, stop, checkpoint)

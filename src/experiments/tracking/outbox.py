@@ -14,7 +14,16 @@ from time import monotonic, time
 from typing import Any
 
 import mlflow
-from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric, Param
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModel,
+    LoggedModelOutput,
+    LoggedModelStatus,
+    Metric,
+    Param,
+)
 from mlflow.exceptions import MlflowException
 
 from experiments.tracking.provenance import without_secrets
@@ -82,7 +91,7 @@ class Delivery:
                 self._steps.clear()
                 self._model = None
                 refused = refused or error
-                if entry["kind"] not in ("file", "model"):
+                if entry["kind"] not in ("dataset", "file", "model"):
                     break
             else:
                 self.waiting.remove(entry)
@@ -107,6 +116,8 @@ class Delivery:
                 except MlflowException as error:
                     if not is_final(error):  # or the user has deleted the older run meanwhile
                         raise
+            case "dataset":
+                self._send_dataset(**entry)
             case "file":
                 self._send_file(self.folder / entry["name"])
             case "model":
@@ -121,6 +132,13 @@ class Delivery:
         self.client.log_batch(self.run_id, metrics=points)
         for name in missing:
             self._steps[name].add(step)
+
+    def _send_dataset(self, tags: Mapping[str, str], dataset: Mapping[str, str]) -> None:
+        used = DatasetInput(Dataset(**dataset), [InputTag(name, value) for name, value in tags.items()])
+        try:
+            self.client.log_inputs(self.run_id, [used])
+        except MlflowException:  # another run may have brought the same data at the same time: now they are known
+            self.client.log_inputs(self.run_id, [used])
 
     def _steps_of(self, name: str) -> set[int]:
         if name not in self._steps:

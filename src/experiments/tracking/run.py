@@ -20,6 +20,7 @@ from urllib.parse import urlparse
 import mlflow
 import psutil
 from mlflow.entities import RunInfo
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from experiments.errors import ExperimentError
 from experiments.tracking.outbox import MODEL, REMEMBERED, Outbox, is_waiting, send_missing
@@ -37,6 +38,7 @@ from experiments.tracking.store import (
 _log = logging.getLogger(__name__)
 
 _LONGEST_PARAM = 6000  # characters, MLflow's limit
+_LONGEST_DIGEST = 36  # MLflow's limit, too
 _CUT = " … see config.yaml"
 _own_output: Path | None = None  # where this process writes its output as long as no run of a sweep is open
 
@@ -77,6 +79,30 @@ class Run:
         """Sets tags of the run."""
         if tags:
             self.outbox.put("tags", tags={name: without_secrets(str(value)) for name, value in tags.items()})
+
+    def log_dataset(
+        self, *, name: str, sha256: str, loader: str, profile: Mapping[str, object], sizes: Mapping[str, int]
+    ) -> None:
+        """Links the run to its data.
+
+        Args:
+            name: of the data.
+            sha256: of all of them; two runs with the same name and digest have the same data set.
+            loader: the function that has read them. Where they lie is not recorded.
+            profile: what the name and the digest decide.
+            sizes: how many images this run has for what.
+        """
+        self.outbox.put(
+            "dataset",
+            dataset={
+                "name": without_secrets(name),
+                "digest": sha256[:_LONGEST_DIGEST],
+                "source_type": "code",
+                "source": json.dumps({"tags": {"mlflow.source.name": loader}}),
+                "profile": json.dumps(profile),
+            },
+            tags={MLFLOW_DATASET_CONTEXT: "training", **{part: str(size) for part, size in sizes.items()}},
+        )
 
     def fail(self, failure: str, tags: Mapping[str, object], status: str = "FAILED") -> None:
         """Lets the run end as FAILED or KILLED although nothing is raised."""
