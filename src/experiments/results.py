@@ -46,15 +46,16 @@ def metrics(
 
 def link_data(record: tracking.Run, data: Dataset, loader: str) -> None:
     """Links the run to its data; `loader` is the name of the function that has read them."""
-    height, width, channels = data.image_shape
-    profile = {
-        "images": data.num_images,
-        "image_shape": f"{height} x {width} x {channels}",
-        "classes": data.num_classes,
-    }
     parts = {"training": data.train_labels, "validation": data.validation_labels, "test": data.test_labels}
-    sizes = {f"{part}_images": len(labels) for part, labels in parts.items()}
-    record.log_dataset(name=data.name, sha256=data.sha256, loader=loader, profile=profile, sizes=sizes)
+    record.log_dataset(
+        name=data.name,
+        sha256=data.sha256,
+        loader=loader,
+        num_images=data.num_images,
+        image_shape=data.image_shape,
+        num_classes=data.num_classes,
+        sizes={f"{part}_images": len(labels) for part, labels in parts.items()},
+    )
 
 
 def digests(model: keras.Model, validation: Evaluation, test: Evaluation) -> dict[str, str]:

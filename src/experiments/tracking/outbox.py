@@ -59,6 +59,7 @@ class Delivery:
         self.tried: dict[str, Any] | None = None  # the last entry of the last try
         self._steps: dict[str, set[int]] = {}  # of metrics, that the store has
         self._model: LoggedModel | None = None
+        self._dataset: Dataset | None = None  # of the run of that model
         self._files: dict[str, int] = {}  # sent -> when they were written
 
     def add(self, kind: str, **entry: Any) -> dict[str, Any]:
@@ -128,16 +129,24 @@ class Delivery:
     def _send_metrics(self, at: int, step: int, metrics: Mapping[str, float], of_model: bool) -> None:
         missing = {name: value for name, value in metrics.items() if step not in self._steps_of(name)}
         model_id = self._logged_model().model_id if of_model else None
-        points = [Metric(name, value, at, step, model_id, run_id=self.run_id) for name, value in missing.items()]
+        points = [self._metric(name, value, at, step, model_id) for name, value in missing.items()]
         self.client.log_batch(self.run_id, metrics=points)
         for name in missing:
             self._steps[name].add(step)
+
+    def _metric(self, name: str, value: float, at: int, step: int, model_id: str | None) -> Metric:
+        """A point; that of a model says which data it speaks of."""
+        data = (self._dataset.name, self._dataset.digest) if self._dataset and model_id else (None, None)
+        return Metric(name, value, at, step, model_id, *data, run_id=self.run_id)
 
     def _send_dataset(self, tags: Mapping[str, str], dataset: Mapping[str, str]) -> None:
         used = DatasetInput(Dataset(**dataset), [InputTag(name, value) for name, value in tags.items()])
         try:
             self.client.log_inputs(self.run_id, [used])
-        except MlflowException:  # another run may have brought the same data at the same time: now they are known
+        except MlflowException as error:
+            if error.error_code != "BAD_REQUEST":
+                raise
+            # Another run has brought the same data at the same time; now they are there.
             self.client.log_inputs(self.run_id, [used])
 
     def _steps_of(self, name: str) -> set[int]:
@@ -166,7 +175,7 @@ class Delivery:
         # As they are in the store, or a step would have two points.
         points = [point for name in run.data.metrics for point in self.client.get_metric_history(self.run_id, name)]
         tied = [
-            Metric(point.key, point.value, point.timestamp, step, logged.model_id, run_id=self.run_id)
+            self._metric(point.key, point.value, point.timestamp, step, logged.model_id)
             for point in points
             if point.step == step
         ]
@@ -189,6 +198,8 @@ class Delivery:
         """The model of this run as the store has it, made if need be."""
         if self._model is None:
             run = self.client.get_run(self.run_id)
+            used = run.inputs.dataset_inputs if run.inputs else []
+            self._dataset = used[0].dataset if used else None
             place = run.info.experiment_id
             query = f"source_run_id = '{self.run_id}'"
             found = self.client.search_logged_models([place], query) if self.unsure else []

@@ -81,17 +81,30 @@ class Run:
             self.outbox.put("tags", tags={name: without_secrets(str(value)) for name, value in tags.items()})
 
     def log_dataset(
-        self, *, name: str, sha256: str, loader: str, profile: Mapping[str, object], sizes: Mapping[str, int]
+        self,
+        *,
+        name: str,
+        sha256: str,
+        loader: str,
+        num_images: int,
+        image_shape: tuple[int, ...],
+        num_classes: int,
+        sizes: Mapping[str, int],
     ) -> None:
-        """Links the run to its data.
+        """Links the run to its data, which runs with equal `name` and `sha256` share.
 
         Args:
             name: of the data.
-            sha256: of all of them; two runs with the same name and digest have the same data set.
-            loader: the function that has read them. Where they lie is not recorded.
-            profile: what the name and the digest decide.
-            sizes: how many images this run has for what.
+            sha256: of all of them.
+            loader: name of the function that has read them; where they lie is not recorded.
+            num_images: all that there are.
+            image_shape: height, width and channels.
+            num_classes: how many.
+            sizes: how many images this run uses for what.
         """
+        specs = {"image": {"dtype": "uint8", "shape": [-1, *image_shape]}, "label": {"dtype": "int64", "shape": [-1]}}
+        tensors = [{"name": field, "type": "tensor", "tensor-spec": spec} for field, spec in specs.items()]
+        profile = {"images": num_images, "image_shape": " x ".join(map(str, image_shape)), "classes": num_classes}
         self.outbox.put(
             "dataset",
             dataset={
@@ -99,6 +112,7 @@ class Run:
                 "digest": sha256[:_LONGEST_DIGEST],
                 "source_type": "code",
                 "source": json.dumps({"tags": {"mlflow.source.name": loader}}),
+                "schema": json.dumps({"mlflow_colspec": tensors}),  # the UI shows this kind as a table
                 "profile": json.dumps(profile),
             },
             tags={MLFLOW_DATASET_CONTEXT: "training", **{part: str(size) for part, size in sizes.items()}},
