@@ -9,6 +9,7 @@ import time
 
 import mlflow
 import pytest
+from mlflow.exceptions import MlflowException
 
 from commands import EXPERIMENTS, Server, experiments, forked, runs, wait_for
 from experiments import config, tracking, train
@@ -88,6 +89,7 @@ def test_a_server_that_never_comes_back_leaves_the_run_to_sync(server, tmp_path,
         assert steps(store, run) == every_step(4)
         assert {"weights.sha256", "predictions.sha256", "mlflow.note.content"} <= set(run.data.tags)
         assert "test/accuracy" in run.data.metrics
+        assert [used.dataset.name for used in run.inputs.dataset_inputs] == ["mnist_5k"]
         files = {file.path for file in mlflow.MlflowClient(other.uri).list_artifacts(run.info.run_id)}
         assert {"config.yaml", "curves.png", "test_predictions.npz", "job.log"} <= files
         model = model_of(store, run)
@@ -259,6 +261,28 @@ def test_an_error_without_a_word_ends_no_sending(store, monkeypatch):
     train.run(config.compose(["data.limit=50", "epochs=2", "tracking.model=false"]))
     (run,) = runs(store)
     assert run.info.status == "FINISHED"
+    assert steps(store, run) == every_step(2)
+
+
+def test_data_that_cannot_be_linked_hold_up_nothing_and_are_linked_later(store, monkeypatch, capfd):
+    def lost(*_):
+        raise MlflowException("the connection was refused")
+
+    with monkeypatch.context() as outage:
+        outage.setattr(mlflow.MlflowClient, "log_inputs", lost)
+        result = train.run(config.compose(["data.limit=50", "epochs=2", "tracking.patience=0"]))
+    assert "Send it later with: experiments sync" in capfd.readouterr().out
+    (run,) = runs(store)
+    assert run.info.status == "FINISHED" == result.status
+    assert run.inputs.dataset_inputs == []
+    assert steps(store, run) == every_step(2)
+    assert "test/accuracy" in run.data.metrics
+    assert model_of(store, run).status == "READY"
+    for _ in range(2):
+        subprocess.run([EXPERIMENTS, "sync"], capture_output=True, text=True, check=True)
+        (run,) = runs(store)
+        (used,) = run.inputs.dataset_inputs
+        assert (used.dataset.name, used.dataset.digest) == ("mnist_5k", run.data.tags["data.sha256"][:36])
     assert steps(store, run) == every_step(2)
 
 

@@ -1,5 +1,6 @@
 """The store: where it is, what is refused, how it is shown."""
 
+import json
 import os
 import shutil
 import signal
@@ -11,10 +12,15 @@ import time
 from pathlib import Path
 
 import mlflow
+import mlflow.data
+import numpy as np
 import psutil
 import pytest
+from mlflow.exceptions import BAD_REQUEST, MlflowException
+from mlflow.types import Schema, TensorSpec
 
-from experiments import ExperimentError, run, tracking
+from commands import runs
+from experiments import ExperimentError, config, run, tracking, train
 from experiments.config import CHECKOUT
 
 COMMAND = str(Path(sys.executable).parent / "experiments")
@@ -145,6 +151,65 @@ def test_a_store_that_cannot_be_made_is_refused(tmp_path, monkeypatch):
     assert str(error.value) == (
         f"The tracking store sqlite:///{tmp_path}/file/mlflow.db cannot be made: {tmp_path}/file is not writable."
     )
+
+
+def test_a_run_and_its_model_are_linked_to_the_data(store):
+    result = run(["data.limit=20", "epochs=1"])
+    (used,) = store.get_run(result.run_id).inputs.dataset_inputs
+    assert {tag.key: tag.value for tag in used.tags} == {
+        "mlflow.data.context": "training",
+        "training_images": "20",
+        "validation_images": "20",
+        "test_images": "20",
+    }
+    sha256 = store.get_run(result.run_id).data.tags["data.sha256"]
+    assert (used.dataset.name, used.dataset.digest) == ("mnist_5k", sha256[:36])
+    assert json.loads(used.dataset.profile) == {"images": 5000, "image_shape": "28 x 28 x 1", "classes": 10}
+    schema = Schema.from_json(json.dumps(json.loads(used.dataset.schema)["mlflow_colspec"]))
+    assert schema == Schema(
+        [TensorSpec(np.dtype("uint8"), (-1, 28, 28, 1), "image"), TensorSpec(np.dtype("int64"), (-1,), "label")]
+    )
+    source = mlflow.data.get_source(used)
+    assert source.to_dict() == {"tags": {"mlflow.source.name": "experiments.data.mnist_5k"}}
+    (output,) = store.get_run(result.run_id).outputs.model_outputs
+    points = store.get_logged_model(output.model_id).metrics
+    assert {"val_accuracy", "test/accuracy", "cost/macs"} <= {point.key for point in points}
+    assert {(point.dataset_name, point.dataset_digest) for point in points} == {("mnist_5k", sha256[:36])}
+
+
+def test_runs_on_the_same_data_share_them_and_one_that_goes_on_has_them_once(store):
+    def interrupt(epoch, _):
+        raise KeyboardInterrupt
+
+    overrides = ["data.limit=20", "epochs=2", "tracking.model=false"]
+    with pytest.raises(KeyboardInterrupt):
+        train.run(config.compose(overrides), stop=interrupt)
+    first, other = run(overrides), run([*overrides, "seed=1", "data.limit=30"])
+    (interrupted_or_not,) = {found.info.run_id for found in runs(store)} - {other.run_id}
+    assert interrupted_or_not == first.run_id  # it has gone on
+    (a,), (b,) = (store.get_run(result.run_id).inputs.dataset_inputs for result in (first, other))
+    assert a.dataset == b.dataset
+    assert [[tag.value for tag in used.tags if tag.key == "test_images"] for used in (a, b)] == [["20"], ["30"]]
+
+
+def test_runs_that_bring_the_same_data_at_once_are_both_linked(store, monkeypatch, caplog):
+    """As the jobs of a sweep do; MLflow refuses the second one."""
+    log_inputs = mlflow.MlflowClient.log_inputs
+    other = store.create_run("0").info.run_id
+    calls = []
+
+    def overtaken(client, run_id, datasets):
+        calls.append(run_id)
+        if len(calls) == 1:
+            log_inputs(store, other, datasets)
+            raise MlflowException("(sqlite3.IntegrityError) UNIQUE constraint failed", error_code=BAD_REQUEST)
+        log_inputs(client, run_id, datasets)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_inputs", overtaken)
+    result = run([*QUICK, "tracking.experiment=Default"])
+    assert calls == [result.run_id] * 2
+    assert len(store.get_run(result.run_id).inputs.dataset_inputs) == 1
+    assert [record for record in caplog.records if record.levelname == "WARNING"] == []
 
 
 def test_nothing_of_a_finished_run_is_left_outside_the_store(store):

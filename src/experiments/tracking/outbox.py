@@ -267,7 +267,9 @@ class Outbox:
         try:
             with self._news:
                 while self._delivery.waiting:
-                    lost = self._lost if self._delivery.tried is last else None  # or the end has not been tried
+                    # Once it has arrived, or has been tried at least.
+                    ended = last not in self._delivery.waiting or self._delivery.tried is last
+                    lost = self._lost if ended else None
                     if lost and (is_final(lost) or monotonic() > deadline):
                         break
                     self._news.wait(0.2 if self._lost else None)
