@@ -70,6 +70,13 @@ def test_the_surest_mistake_comes_first_and_equal_ones_keep_their_order():
     assert said.wrong.tolist() == [3, 2, 4, 5, 0]
 
 
+def test_accuracy_without_some_images(small):
+    assert small.accuracy_without([]) == 0.75
+    assert small.accuracy_without([2]) == 1  # the wrong one
+    assert small.accuracy_without((0, 3)) == 0.5
+    assert small.accuracy_without([0, 1, 3]) == 0
+
+
 def test_nothing_is_wrong():
     assert evaluation([0, 1], [[1, 0], [0, 1]]).wrong.tolist() == []
 
@@ -114,6 +121,38 @@ def test_calibration_error_by_hand():
     assert calibration_error(right, confidences) == pytest.approx(expected, abs=1e-12)
     order = np.random.default_rng(0).permutation(30)
     assert calibration_error(right[order], confidences[order]) == pytest.approx(expected, abs=1e-12)
+
+
+def test_bins_by_hand():
+    # Rising confidences, however the images stand: 0.2, 0.4, 0.6 in the first bin, 0.8, 0.9 in the second.
+    right, confidences = np.array([True, False, True, True, False]), np.array([0.9, 0.2, 0.6, 0.4, 0.8])
+    bins = calibration_bins(right, confidences, bins=2)
+    assert bins.counts.tolist() == [3, 2]
+    assert bins.confidences.tolist() == pytest.approx([0.4, 0.85])
+    assert bins.accuracies.tolist() == pytest.approx([2 / 3, 1 / 2])
+    assert bins.error == pytest.approx((3 * (2 / 3 - 0.4) + 2 * (0.85 - 0.5)) / 5)
+
+
+def test_intervals_of_bins_are_those_of_wilson_for_all_of_them():
+    # Two bins of 50 images, of which 45 and all are right; 2.2414 is the 98.75 % quantile: half of 5 % for each bin.
+    right = np.repeat([True, False, True], [45, 5, 50])
+    bins = calibration_bins(right, np.repeat([0.9, 0.95], 50), bins=2)
+    z, n = 2.2414027276, 50
+    for bin_, share in enumerate((0.9, 1.0)):
+        middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+        reach = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+        assert bins.lowest[bin_] == pytest.approx(middle - reach, abs=1e-9)
+        assert bins.highest[bin_] == pytest.approx(middle + reach, abs=1e-9)
+    assert bins.highest[1] == pytest.approx(1, abs=1e-12)
+
+
+def test_the_bins_of_a_run_are_those_of_its_metric():
+    rng = np.random.default_rng(0)
+    said = evaluation(rng.integers(0, 10, 500), rng.dirichlet(np.full(10, 0.2), 500))
+    bins = said.calibration
+    assert sorted(set(bins.counts)) == [33, 34] and len(bins.counts) == 15
+    assert (np.diff(bins.confidences) > 0).all()
+    assert said.metrics()["calibration_error"] == bins.error > 0.1
 
 
 def test_gaps_of_one_bin_cancel_and_those_of_two_do_not():

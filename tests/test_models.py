@@ -41,6 +41,57 @@ PARAMETERS = {
     # LeNet-5; 28 -> 28 -> 14 -> 10 -> 5
     "sequential": (5 * 5 * 1 + 1) * 6 + (5 * 5 * 6 + 1) * 16 + (5 * 5 * 16 + 1) * 120 + (120 + 1) * 84 + (84 + 1) * 10,
 }
+#: Multiply-accumulates of one image, by hand: output height * width * kernel * channels in * channels out; in * out.
+MACS = {
+    "conv2": 26 * 26 * 3 * 3 * 1 * 32 + 11 * 11 * 3 * 3 * 32 * 64 + 5 * 5 * 64 * 64 + 64 * 10,
+    "conv2_batch_norm": 26 * 26 * 3 * 3 * 1 * 32 + 11 * 11 * 3 * 3 * 32 * 64 + 5 * 5 * 64 * 64 + 64 * 10,
+    "conv3": 26 * 26 * 3 * 3 * 1 * 32
+    + 11 * 11 * 3 * 3 * 32 * 64
+    + 3 * 3 * 3 * 3 * 64 * 128
+    + 3 * 3 * 128 * 128
+    + 128 * 10,
+    "conv3_dropout": 26 * 26 * 3 * 3 * 1 * 32
+    + 11 * 11 * 3 * 3 * 32 * 64
+    + 3 * 3 * 3 * 3 * 64 * 128
+    + 3 * 3 * 128 * 128
+    + 128 * 10,
+    "conv3_batch_norm_dropout": 26 * 26 * 3 * 3 * 1 * 32
+    + 11 * 11 * 3 * 3 * 32 * 64
+    + 3 * 3 * 3 * 3 * 64 * 128
+    + 3 * 3 * 128 * 128
+    + 128 * 10,
+    "conv3_wide": 26 * 26 * 3 * 3 * 1 * 64
+    + 11 * 11 * 3 * 3 * 64 * 128
+    + 3 * 3 * 3 * 3 * 128 * 256
+    + 3 * 3 * 256 * 128
+    + 128 * 10,
+    "sequential": 28 * 28 * 5 * 5 * 1 * 6 + 10 * 10 * 5 * 5 * 6 * 16 + 5 * 5 * 16 * 120 + 120 * 84 + 84 * 10,
+}
+#: Parameters and multiply-accumulates of the net of every option of conf/experiment, likewise.
+EXPERIMENTS = {
+    "two_conv": (PARAMETERS["conv2"], MACS["conv2"]),
+    "two_conv_scaled_twice": (PARAMETERS["conv2"], MACS["conv2"]),
+    "three_conv_callbacks": (PARAMETERS["conv3"], MACS["conv3"]),
+    "dropout_15_epochs": (
+        (3 * 3 * 1 + 1) * 32 + (3 * 3 * 32 + 1) * 64 + (5 * 5 * 64 + 1) * 10,
+        26 * 26 * 3 * 3 * 1 * 32 + 11 * 11 * 3 * 3 * 32 * 64 + 5 * 5 * 64 * 10,
+    ),
+    # 28 -> 24 -> 12 -> 10 -> 5
+    "one_cycle_fast": (
+        (5 * 5 * 1 + 1) * 24 + (3 * 3 * 24 + 1) * 32 + (5 * 5 * 32 + 1) * 256 + (256 + 1) * 10,
+        24 * 24 * 5 * 5 * 1 * 24 + 10 * 10 * 3 * 3 * 24 * 32 + 5 * 5 * 32 * 256 + 256 * 10,
+    ),
+    # 28 -> 26 -> 13 -> 11 -> 5 -> 3 -> 1
+    "three_conv_two_dense": (
+        (3 * 3 * 1 + 1) * 64
+        + (3 * 3 * 64 + 1) * 64
+        + (3 * 3 * 64 + 1) * 64
+        + (64 + 1) * 64
+        + (64 + 1) * 32
+        + (32 + 1) * 10,
+        26 * 26 * 3 * 3 * 1 * 64 + 11 * 11 * 3 * 3 * 64 * 64 + 3 * 3 * 3 * 3 * 64 * 64 + 64 * 64 + 64 * 32 + 32 * 10,
+    ),
+}
 SCALES = ("l2_columns", "standard", "unit", "unit_twice")
 
 
@@ -131,6 +182,87 @@ def test_every_option_builds_for_colour(build, build_scaling, option):
         build(f"model={option}", input_shape=(32, 32, 3)), build_scaling("standard", images), (32, 32, 3)
     )
     np.testing.assert_allclose(np.asarray(model(images)).sum(axis=1), 1, rtol=1e-6)
+
+
+# Multiply-accumulates
+
+
+@pytest.mark.parametrize("option", MACS)
+def test_multiply_accumulates(build, build_scaling, option):
+    net = build(f"model={option}")
+    assert models.macs(net) == MACS[option]
+    assert models.macs(models.with_scaling(net, build_scaling("unit", pixels()), DIGIT)) == MACS[option]
+
+
+def test_every_option_and_experiment_has_its_multiply_accumulates():
+    assert set(MACS) == set(PARAMETERS)
+    assert set(EXPERIMENTS) == set(option_files("experiment"))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_the_net_of_an_experiment_by_hand(build, experiment):
+    net = build(f"experiment={experiment}")
+    assert (net.count_params(), models.macs(net)) == EXPERIMENTS[experiment]
+
+
+def test_multiply_accumulates_of_colour_images(build):
+    # 32 -> 30 -> 15 -> 13 -> 6
+    net = build("model=conv2", input_shape=(32, 32, 3))
+    assert net.count_params() == (3 * 3 * 3 + 1) * 32 + (3 * 3 * 32 + 1) * 64 + (6 * 6 * 64 + 1) * 64 + (64 + 1) * 10
+    assert models.macs(net) == 30 * 30 * 3 * 3 * 3 * 32 + 13 * 13 * 3 * 3 * 32 * 64 + 6 * 6 * 64 * 64 + 64 * 10
+
+
+@pytest.mark.parametrize(
+    ("shape", "layer", "expected"),
+    [
+        ((8, 4), lambda: keras.layers.Conv1D(5, 3), 6 * 3 * 4 * 5),
+        ((8, 8, 4), lambda: keras.layers.Conv2D(6, 3, strides=2, padding="same"), 4 * 4 * 3 * 3 * 4 * 6),
+        ((8, 8, 4), lambda: keras.layers.Conv2D(6, (3, 1), groups=2), 6 * 8 * 3 * 1 * 2 * 6),
+        ((8, 8, 4), lambda: keras.layers.Conv2D(6, 3, dilation_rate=2), 4 * 4 * 3 * 3 * 4 * 6),
+        ((6, 6, 6, 2), lambda: keras.layers.Conv3D(3, 2), 5 * 5 * 5 * 2 * 2 * 2 * 2 * 3),
+        # Each of the 8 x 8 values of 4 channels meets the kernel of 3 x 3 x 6.
+        ((8, 8, 4), lambda: keras.layers.Conv2DTranspose(6, 3, strides=2), 8 * 8 * 4 * 3 * 3 * 6),
+        ((8, 8, 4), lambda: keras.layers.DepthwiseConv2D(3, depth_multiplier=2), 6 * 6 * 3 * 3 * 4 * 2),
+        (
+            (8, 8, 4),
+            lambda: keras.layers.SeparableConv2D(5, 3, depth_multiplier=2),
+            6 * 6 * (3 * 3 * 4 * 2 + 4 * 2 * 5),
+        ),
+        ((7,), lambda: keras.layers.Dense(3, use_bias=False), 7 * 3),
+        ((4, 7), lambda: keras.layers.Dense(3), 4 * 7 * 3),
+        ((9, 7), lambda: keras.layers.SimpleRNN(3), 9 * (7 * 3 + 3 * 3)),
+        ((9, 7), lambda: keras.layers.GRU(3, return_sequences=True), 9 * 3 * (7 * 3 + 3 * 3)),
+        ((9, 7), lambda: keras.layers.LSTM(3), 9 * 4 * (7 * 3 + 3 * 3)),
+        ((4, 4, 2), lambda: keras.layers.BatchNormalization(), 0),
+        ((4, 4, 2), lambda: keras.layers.LayerNormalization(axis=(1, 2, 3)), 0),
+        ((4, 4, 2), lambda: keras.layers.PReLU(), 0),
+        ((4, 4, 2), lambda: keras.layers.AveragePooling2D(2), 0),
+        # A layer that holds others, which nobody but it knows how it calls.
+        ((4, 7), lambda: keras.layers.TimeDistributed(keras.layers.Dense(3)), None),
+    ],
+)
+def test_multiply_accumulates_of_a_layer(shape, layer, expected):
+    assert models.macs(keras.Sequential([keras.Input(shape), layer()])) == expected
+
+
+def test_multiply_accumulates_of_layers_that_are_called_twice_and_of_nets_in_nets():
+    image = keras.Input((8, 8, 3))
+    shared = keras.layers.Conv2D(3, 3, padding="same")
+    inner = keras.Sequential([keras.Input((None, None, 3)), keras.layers.Conv2D(4, 3)])  # of any size
+    net = keras.Model(image, keras.layers.GlobalMaxPooling2D()(inner(shared(shared(image)) + 1.0)))
+    expected = 2 * 8 * 8 * 3 * 3 * 3 * 3 + 6 * 6 * 3 * 3 * 3 * 4
+    assert models.macs(net) == expected
+    assert models.macs(models.with_scaling(net, keras.layers.Rescaling(0.5), (8, 8, 3))) == expected
+
+
+def test_counting_changes_nothing(build):
+    net = build("model=conv3_batch_norm_dropout")
+    images = pixels().astype("float32")
+    layers, weights, said = net.layers, net.get_weights(), np.asarray(net(images))
+    models.macs(net)
+    assert net.layers == layers
+    assert all(np.array_equal(a, b) for a, b in zip(net.get_weights(), weights, strict=True))
+    assert np.array_equal(np.asarray(net(images)), said)
 
 
 # Blocks

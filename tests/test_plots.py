@@ -1,6 +1,7 @@
 """What each picture of a run says, read from its Figure; every one is also drawn, since a warning is an error."""
 
 import io
+import math
 import subprocess
 import sys
 
@@ -182,6 +183,82 @@ def test_long_names_are_upright_cut_and_inside_the_page():
 def test_empty_rows_and_an_empty_matrix_are_drawn():
     assert heading(drawn(plots.confusion_matrix(np.diag([3, 0]), DIGITS[:2])))[0] == "Accuracy 100.00% on 3 images"
     assert heading(drawn(plots.confusion_matrix(np.zeros((2, 2), int), DIGITS[:2])))[0] == "Accuracy 0.00% on 0 images"
+
+
+# reliability
+
+
+def reliability(counts, confidences, accuracies, lowest, highest) -> Figure:
+    counts, confidences, accuracies = map(np.array, (counts, confidences, accuracies))
+    error = float((counts * abs(accuracies - confidences)).sum() / counts.sum())
+    return drawn(plots.reliability(counts, confidences, accuracies, np.array([lowest, highest]), error))
+
+
+def test_what_the_bars_show_adds_up_to_the_error():
+    figure = reliability(
+        [50] * 4, [0.6, 0.8, 0.9, 0.99], [0.5, 0.84, 0.9, 1.0], [0.3, 0.7, 0.8, 0.9], [0.7, 0.9, 0.95, 1]
+    )
+    # (0.1 + 0.04 + 0 + 0.01) / 4
+    assert heading(figure) == [
+        "Calibration error 0.0375",
+        "4 bins of 50 test images; lines: 95 % intervals for all of them; red: off beyond chance",
+    ]
+    odds, gaps = figure.axes
+    assert odds.get_title(loc="left") == "accuracy over confidence"
+    assert gaps.get_title(loc="left") == "accuracy - confidence, percentage points; mean size 3.75"
+    heights = [bar.get_height() for bar in gaps.patches]
+    assert heights == pytest.approx([-10, 4, 0, 1])
+    assert np.abs(heights).mean() == pytest.approx(3.75)
+    ends = [segment[:, 1].tolist() for segment in gaps.collections[0].get_segments()]
+    assert ends == [pytest.approx(pair) for pair in ([-30, 10], [-10, 10], [-10, 5], [-9, 1])]
+    assert [label.get_text() for label in gaps.get_xticklabels()] == ["60.0%", "90.0%", "99.0%"]
+
+
+def test_points_lie_on_the_diagonal_when_the_net_is_right_as_often_as_it_says():
+    shares = [0.5, 0.7, 0.9, 0.99]
+    figure = reliability([100] * 4, shares, shares, [0.4, 0.6, 0.8, 0.9], [0.6, 0.8, 0.95, 0.999])
+    odds = figure.axes[0]
+    points = odds.collections[1].get_offsets()
+    assert points[:, 0].tolist() == points[:, 1].tolist() == pytest.approx([math.log(s / (1 - s)) for s in shares])
+    (diagonal,) = odds.lines
+    assert list(diagonal.get_xdata()) == list(diagonal.get_ydata()) == list(odds.get_xlim()) == list(odds.get_ylim())
+    assert [label.get_text() for label in odds.get_xticklabels()] == ["50%", "90%", "99%"]
+    assert [label.get_text() for label in odds.get_yticklabels()] == ["50%", "90%", "100%"]
+
+
+def test_only_what_is_off_beyond_chance_is_red():
+    figure = reliability(
+        [40] * 4, [0.5, 0.7, 0.9, 1.0], [0.6, 0.6, 0.6, 1.0], [0.51, 0.5, 0.5, 0.9], [0.7, 0.75, 0.7, 1]
+    )
+    colors = [plots.WRONG, plots.VALIDATION, plots.WRONG, plots.VALIDATION]
+    odds, gaps = figure.axes
+    assert [to_hex(color).upper() for color in odds.collections[1].get_facecolor()] == colors
+    assert [to_hex(bar.get_facecolor()).upper() for bar in gaps.patches] == colors
+
+
+@pytest.mark.parametrize("confidence", [1.0, 1 + 2.0**-23, 1 - 1e-12])
+def test_nets_that_are_sure_of_everything(confidence):
+    figure = reliability([7, 7, 6], [confidence] * 3, [1.0, 0.5, 0.0], [0.6, 0.1, 0.0], [1.0, 0.9, 0.4])
+    assert heading(figure)[1].startswith("3 bins of 6 or 7 test images; ")
+    odds, gaps = figure.axes
+    assert [to_hex(bar.get_facecolor()).upper() for bar in gaps.patches] == [plots.VALIDATION, plots.WRONG, plots.WRONG]
+    for x, y in odds.collections[1].get_offsets():
+        assert odds.get_xlim()[0] <= x <= odds.get_xlim()[1] and odds.get_ylim()[0] <= y <= odds.get_ylim()[1]
+    assert [label.get_text() for label in odds.get_xticklabels()] == ["50%", "90%", "99.9%", "99.999%", "99.99999%"]
+    assert [label.get_text() for label in gaps.get_xticklabels()] == ["> 99.9%"] * 3
+
+
+def test_nets_that_have_learnt_nothing():
+    figure = reliability([20] * 3, [0.004, 0.005, 0.3], [0.0, 0.0, 0.1], [0.0, 0.0, 0.01], [0.2, 0.2, 0.3])
+    odds = figure.axes[0]
+    assert [label.get_text() for label in odds.get_xticklabels()] == ["1%", "10%", "50%", "90%"]
+    assert np.isfinite(odds.collections[1].get_offsets()).all()
+
+
+def test_as_few_images_as_there_can_be():
+    odds, gaps = reliability([1, 1], [0.6, 0.7], [0.0, 1.0], [0.0, 0.2], [0.8, 1.0]).axes
+    assert [bar.get_height() for bar in gaps.patches] == pytest.approx([-60, 30])
+    assert len(odds.collections[1].get_offsets()) == 2
 
 
 # galleries

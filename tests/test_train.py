@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from experiments import ExperimentError, run
+from experiments import ExperimentError, data, run
 from experiments.config import CONF_DIR
 from experiments.data import mnist
 
@@ -126,6 +126,8 @@ def test_a_run_leaves_a_complete_record(store, digits, tmp_path):
     assert own["command"].startswith("experiments train data=mnist data.path=")
     note = record.data.tags["mlflow.note.content"]
     assert note.startswith(f"Is deeper *better*?\n\n**Test accuracy {result.metrics['test/accuracy']:.2%}** (macro F1 ")
+    assert "\n\n241,546 parameters, 3,237,248 MACs, " in note
+    assert record.data.metrics["cost/macs"] == 3237248
     assert note.endswith("; digits: 360 / 40 / 100 images to train, validate and test".replace("digits", "mnist"))
 
     # A diff is there when the tests run on code that is not committed.
@@ -147,6 +149,47 @@ def test_a_run_leaves_a_complete_record(store, digits, tmp_path):
     assert predicted_elsewhere(model.model_uri, digits, tmp_path) == pytest.approx(test["probabilities"], abs=1e-6)
     right = (test["probabilities"].argmax(axis=1) == test["labels"]).mean()
     assert record.data.metrics["test/accuracy"] == right
+
+
+def test_accuracy_without_rejected_labels_where_they_are_known(store, digits, tmp_path, monkeypatch):
+    quick = ["epochs=1", "tracking.model=false"]
+    monkeypatch.setattr(data, "_MNIST_REJECTED", (3, 14, 98))
+    tests = mnist(path=str(digits), validation_fraction=0.1, split_seed=0, limit=None)
+    assert tests.rejected_labels == ()  # these are not all 10,000 images of MNIST's test set
+    assert "test/accuracy_clean" not in run(small(digits, *quick)).metrics
+    monkeypatch.setattr(data, "_MNIST_TEST_SHA256", tests.test_sha256)
+    result = run(["data=npz", f"data.path={digits}", *quick])  # known by its arrays, not by its name
+    said = arrays(store, result.run_id, "test_predictions.npz")
+    right = said["probabilities"].argmax(axis=1) == said["labels"]
+    left = [index for index in range(100) if index not in (3, 14, 98)]
+    assert result.metrics["test/accuracy_clean"] == right[left].sum() / 97
+    assert result.metrics["test/accuracy"] == right.sum() / 100
+    assert "test/accuracy_clean" not in run(small(digits, *quick, "data.limit=99")).metrics
+    relabelled = dict(np.load(digits))
+    relabelled["y_test"][0] = (relabelled["y_test"][0] + 1) % 10
+    np.savez(tmp_path / "relabelled.npz", **relabelled)
+    assert "test/accuracy_clean" not in run(small(tmp_path / "relabelled.npz", *quick)).metrics
+
+
+def test_a_run_of_a_net_that_cannot_be_counted_says_so(store, digits, tmp_path, capsys):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "rows.yaml").write_text(
+        """# Every row by itself, then all of them.
+_target_: experiments.models.sequential
+layers:
+  - {_target_: keras.layers.TimeDistributed, layer: {_target_: keras.layers.Flatten}}
+  - {_target_: keras.layers.TimeDistributed, layer: {_target_: keras.layers.Dense, units: 3}}
+  - {_target_: keras.layers.Flatten}
+classifier: true
+"""
+    )
+    result = run(small(digits, "model=rows", "data.limit=20", "tracking.model=false"), config_dir=str(tmp_path))
+    assert result.metrics["cost/parameters"] == (28 + 1) * 3 + (28 * 3 + 1) * 10
+    assert "cost/macs" not in result.metrics
+    said = "cost/macs is not recorded: a layer of the net is none of those that can be counted."
+    assert said in capsys.readouterr().out
+    note = store.get_run(result.run_id).data.tags["mlflow.note.content"]
+    assert "937 parameters, " in note and "MACs" not in note
 
 
 def predicted_elsewhere(uri, digits, tmp_path):
