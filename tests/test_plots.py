@@ -201,7 +201,7 @@ def test_what_the_bars_show_adds_up_to_the_error():
     # (0.1 + 0.04 + 0 + 0.01) / 4
     assert heading(figure) == [
         "Calibration error 0.0375",
-        "4 bins of 50 test images; lines: 95 % intervals for all of them; red: off beyond chance",
+        "4 bins of 50 test images; below the line: too sure; red: beyond the 95 % intervals",
     ]
     odds, gaps = figure.axes
     assert odds.get_title(loc="left") == "accuracy over confidence"

@@ -196,7 +196,7 @@ def reliability(
     colors = np.where(off, WRONG, VALIDATION)
     each = " or ".join(f"{count:,}" for count in np.unique(counts))
     height, right = 3.9, 1 - MARGIN / WIDTH
-    note = f"{len(counts)} bins of {each} test images; lines: 95 % intervals for all of them; red: off beyond chance"
+    note = f"{len(counts)} bins of {each} test images; below the line: too sure; red: beyond the 95 % intervals"
     figure = _figure(WIDTH, height, f"Calibration error {error:.4f}", note)
     figure.subplots_adjust(0.72 / WIDTH, 0.52 / height, right, 1 - 0.95 / height, wspace=0.2)
     odds, gaps = figure.subplots(1, 2, width_ratios=[1, 1.2])
