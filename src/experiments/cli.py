@@ -43,6 +43,13 @@ def main() -> None:
     again.add_argument("run", metavar="RUN", help="its id, or runs:/ and the id")
     again.add_argument("--tolerance", type=float, default=0.0, help="largest difference that counts as equal")
     again.set_defaults(function=_reproduce)
+    ranking = commands.add_parser("compare", help="rank variants over their seeds, with intervals and tests")
+    ranking.add_argument("sweeps", nargs="*", metavar="SWEEP", help="its name or part of it; by default the latest")
+    ranking.add_argument("--filter", default="", help="only runs that match it, in the grammar of MLflow's search")
+    ranking.add_argument("--metric", default="", help="what to rank by, by default the objective")
+    ranking.add_argument("--across-data", action="store_true", help="compare runs on different data all the same")
+    ranking.add_argument("--csv", metavar="FILE", help="write the table to a file, too")
+    ranking.set_defaults(function=_compare)
     commands.add_parser("sync", help="send what a lost store lacks").set_defaults(function=_sync)
     arguments = parser.parse_args()
     _exit(_spoken(arguments.function, arguments))
@@ -209,6 +216,20 @@ def _reproduce(arguments: argparse.Namespace) -> int:
         from experiments import reproduce
 
     return 0 if reproduce.reproduce(arguments.run, arguments.tolerance) else 1
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from experiments import compare, tables
+    from experiments.sweeps.display import Display
+
+    title, runs = compare.find(arguments.sweeps, arguments.filter)
+    found = compare.comparison(runs, title, arguments.metric, across_data=arguments.across_data)
+    if arguments.csv:
+        tables.write(tables.as_csv(found), arguments.csv)
+    tables.show(found, Display().console)
+    if len(found.rows) == 1:
+        raise ExperimentError("One variant alone cannot be compared.", advice="Name more sweeps, or widen --filter.")
+    return 0
 
 
 def _sync(_: argparse.Namespace) -> int:

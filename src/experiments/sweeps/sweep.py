@@ -173,44 +173,33 @@ class Sweep:
             for job in self.jobs
         )
 
-    def leaderboard(self) -> list[compare.OldRow]:
-        """Every variant with its mean over the seeds, the best first."""
-        results = {
-            job.run.run_id: compare.Result(
-                variant=job.result,
-                label=job.label_without_seed,
-                objective=job.objective,
-                best_epoch=int(job.run.metrics["best/epoch"]),
-                seconds=job.run.metrics["cost/train_seconds"],
-                run_id=job.run.run_id,
-            )
-            for job in self.jobs
-            if job.run and job.state == FINISHED and job.objective is not None
-        }
-        return compare.leaderboard(results.values(), self.cfg.objective.mode)
+    def comparison(self) -> compare.Comparison | None:
+        """Every variant with its mean over the seeds, the best first; None as long as no job is finished."""
+        runs = [job.run for job in self.jobs if job.run and job.state == FINISHED and job.objective is not None]
+        metric = self.cfg.objective.metric
+        return compare.comparison(runs, self.parent.name, metric, across_data=True) if runs else None
 
     def close(self, status: str, tags: Mapping[str, object], patience: float) -> None:
         """Writes the table to the parent, ends it and prints how the sweep has gone."""
-        rows = self.leaderboard()
-        metric = self.cfg.objective.metric
+        found = self.comparison()
         note = [str(self.cfg.tracking.note or ""), counts(self.jobs)]
-        if rows:
-            self.parent.outbox.put_file("leaderboard.csv", tables.as_csv(rows, metric))
-            self.parent.outbox.put_file("leaderboard.md", tables.as_markdown(rows, metric))
-            note.append(tables.note(rows, metric))
-            tags = {**tags, "best_run_id": rows[0].run_id}
+        if found:
+            self.parent.outbox.put_file("leaderboard.csv", tables.as_csv(found))
+            self.parent.outbox.put_file("leaderboard.md", tables.as_markdown(found))
+            note.append(tables.note(found))
+            tags = {**tags, "best_run_id": found.best_run.run_id}
         tags = {**tags, "mlflow.note.content": "\n\n".join(part for part in note if part)}
         self.write_jobs()
         self.parent.set_tags(tags)
         self.parent.close(status, patience)
-        if rows:
-            self.display.show(tables.as_table(rows, metric))
+        if found:
+            tables.show(found, self.display.console)
         for job in self.jobs:
             if job.state in (FAILED, KILLED, ELSEWHERE, NOT_RECORDED, DIVERGED):
                 self.display.say(f"[{job.number}] {job.label}: {job.state}: {job.reason}")
         self.display.say(counts(self.jobs))
-        if rows:
-            self.display.say(f"Best run: {rows[0].run_id}")
+        if found:
+            self.display.say(f"Best run: {found.best_run.run_id}")
         self.display.say(f"Look at them with experiments ui: {tracking.page(self._link())}")
 
     def _link(self) -> str:

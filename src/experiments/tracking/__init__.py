@@ -3,15 +3,20 @@
 from experiments.tracking.lock import Elsewhere, close_stale_runs, lock, lock_of_sweep, sync, unlock
 from experiments.tracking.provenance import WithoutSecrets, environment, provenance, uncommitted
 from experiments.tracking.records import (
+    Predictions,
     Recorded,
     artifact,
     earlier_runs,
     existing,
     experiment_name,
     history,
+    matching,
     model_file,
     parents,
+    predictions,
     recorded,
+    runs_of,
+    sweeps,
 )
 from experiments.tracking.run import TAGS, Run, open_run, own_output, preload
 from experiments.tracking.store import (
@@ -34,6 +39,7 @@ __all__ = [
     "TAGS",
     "Elsewhere",
     "Parent",
+    "Predictions",
     "Recorded",
     "Run",
     "StoreLost",
@@ -54,6 +60,7 @@ __all__ = [
     "jobs_folder",
     "lock",
     "lock_of_sweep",
+    "matching",
     "model_file",
     "nothing_recorded",
     "open_parent",
@@ -61,13 +68,16 @@ __all__ = [
     "own_output",
     "page",
     "parents",
+    "predictions",
     "preload",
     "provenance",
     "recorded",
     "run_folder",
+    "runs_of",
     "serve_ui",
     "shown_uri",
     "store_uri",
+    "sweeps",
     "sync",
     "uncommitted",
     "unlock",

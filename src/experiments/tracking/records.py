@@ -1,11 +1,14 @@
 """What the store has of runs that are not open here."""
 
+import json
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
 import mlflow
+import numpy as np
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import Metric
 from mlflow.entities import Run as StoredRun
@@ -15,6 +18,8 @@ from experiments.errors import ExperimentError
 from experiments.tracking.store import StoreRefused, ask, open_store, store_uri
 
 _A_PAGE = 1000
+_MOST_IN_A_QUERY = 200  # ids of runs
+_JOBS = "jobs.json"
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,56 @@ def parents(name: str) -> list[Recorded]:
     return list(search(open_store(), f"tags.`sweep.name` = '{name}'"))
 
 
+def sweeps() -> list[Recorded]:
+    """The parents of all sweeps in all experiments, the newest first."""
+    return list(search(open_store(), "tags.`sweep.name` LIKE '%'"))
+
+
+def runs_of(parent: Recorded, query: str = "") -> list[Recorded]:
+    """The runs of a sweep's jobs, wherever they were trained, in the order of the jobs.
+
+    Args:
+        parent: of the sweep.
+        query: a filter that they must match, too; empty for none.
+
+    Raises:
+        ExperimentError: the filter is refused.
+    """
+    client = open_store()
+    tail = f" and {query}" if query else ""
+    name = parent.tags["sweep.name"]
+    own = {run.run_id: run for run in _matching(client, f"tags.sweep = '{name}'{tail}", [parent.experiment_id])}
+    by_fingerprint = {run.tags.get("fingerprint"): run.run_id for run in reversed(own.values())}
+    with tempfile.TemporaryDirectory() as folder:
+        file = artifact(parent, _JOBS, Path(folder))
+        jobs = json.loads(file.read_text()) if file else []
+    # While a sweep is under way its list does not name the runs yet.
+    ids = [job["run_id"] or by_fingerprint.get(job["fingerprint"]) for job in jobs] or list(own)
+    elsewhere = sorted({run_id for run_id in ids if run_id} - set(own))
+    for start in range(0, len(elsewhere), _MOST_IN_A_QUERY):
+        names = ", ".join(f"'{run_id}'" for run_id in elsewhere[start : start + _MOST_IN_A_QUERY])
+        own |= {run.run_id: run for run in _matching(client, f"attributes.run_id IN ({names}){tail}")}
+    return [own[run_id] for run_id in ids if run_id in own]
+
+
+def matching(query: str) -> list[Recorded]:
+    """The runs that a user's filter finds, the newest first.
+
+    Raises:
+        ExperimentError: the filter is refused.
+    """
+    return list(_matching(open_store(), query))
+
+
+def _matching(client: mlflow.MlflowClient, query: str, experiments: list[str] | None = None) -> Iterator[Recorded]:
+    try:
+        yield from search(client, query, experiments)
+    except StoreRefused as error:
+        reason = str(error.__cause__).splitlines()[0]
+        advice = "It takes MLflow's grammar, as in: params.model = 'conv3' and metrics.`test/accuracy` > 0.98"
+        raise ExperimentError(f"MLflow refuses the filter: {reason}", advice=advice) from error
+
+
 def recorded(run_id: str) -> Recorded:
     """A run by its id."""
     return _recorded(ask(open_store().get_run, run_id))
@@ -147,6 +202,24 @@ def artifact(run: Recorded, name: str, folder: Path) -> Path | None:
     if name not in {found.path for found in ask(client.list_artifacts, run.run_id)}:
         return None
     return Path(ask(client.download_artifacts, run.run_id, name, str(folder)))
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a run's model says of its validation or test images."""
+
+    labels: np.ndarray  # int64 (images,)
+    probabilities: np.ndarray  # float32 (images, classes)
+
+
+def predictions(run: Recorded, part: str) -> Predictions | None:
+    """The recorded predictions for the `validation` or `test` images, None when a run has none."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = artifact(run, f"{part}_predictions.npz", Path(folder))
+        if file is None:
+            return None
+        with np.load(file, allow_pickle=False) as arrays:
+            return Predictions(arrays["labels"], arrays["probabilities"])
 
 
 def model_file(run: Recorded, folder: Path) -> Path | None:
