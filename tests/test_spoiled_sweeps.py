@@ -355,9 +355,9 @@ def test_the_parent_of_spoiled_jobs_has_the_list_and_the_table(spoiled):
     assert [job["fingerprint"] for job in jobs] == [runs[what].data.tags["fingerprint"] for what in SPOILED]
     assert [job["overrides"][-1] for job in jobs] == [f"callbacks.spoiler.what={what}" for what in SPOILED]
     rows = list(csv.DictReader(spoiled.place.artifact(parent, "leaderboard.csv").splitlines()))
-    assert {row["run_id"] for row in rows} == {runs["none"].info.run_id, runs["fine"].info.run_id}
-    assert parent.data.tags["best_run_id"] == rows[0]["run_id"]
-    assert rows[0]["run_id"] in spoiled.place.artifact(parent, "leaderboard.md")
+    assert {row["run_ids"] for row in rows} == {runs["none"].info.run_id, runs["fine"].info.run_id}
+    assert parent.data.tags["best_run_id"] == rows[0]["run_ids"]
+    assert rows[0]["run_ids"] in spoiled.place.artifact(parent, "leaderboard.md")
 
 
 @pytest.mark.slow

@@ -1,0 +1,68 @@
+"""Comparing runs: which are variants of what, how they rank, and what is said of them."""
+
+import pytest
+
+from experiments import compare, tables
+from experiments.errors import ExperimentError
+from experiments.tracking import Recorded
+
+
+def recorded(number, dropout, seed, accuracy, **tags):
+    digests = {name: "d" for name in ("data.sha256", "data.validation_sha256", "data.test_sha256")}
+    return Recorded(
+        run_id=f"run-{number}",
+        name=f"run {number}",
+        status="FINISHED",
+        artifact_uri="",
+        experiment_id="1",
+        params={"model": "conv2", "model.dropout": dropout, "seed": str(seed), "objective.metric": "val_accuracy"},
+        tags={"variant": dropout, **digests, **tags},
+        metrics={"best/val_accuracy": accuracy, "val_accuracy": accuracy, "cost/parameters": 10.0},
+        seconds=1.0,
+    )
+
+
+def two_variants():
+    good = [recorded(seed, "0.3", seed, 0.95 + 0.001 * seed) for seed in range(3)]
+    return good + [recorded(3 + seed, "0", seed, 0.90 + 0.0011 * seed) for seed in range(3)]
+
+
+def test_a_clear_difference_is_a_verdict():
+    found = compare.comparison(two_variants(), "mine")
+    assert [(row.label, row.verdict, len(row.runs)) for row in found.rows] == [
+        ("model.dropout=0.3", "better", 3),
+        ("model.dropout=0", "worse", 3),
+    ]
+    assert found.rows[1].difference.value == pytest.approx(-0.0499)
+    assert found.notes[0] == "model.dropout=0.3 is better than the other one."
+    assert found.best_run.run_id == "run-2"
+    assert tables.as_csv(found).splitlines()[1].startswith("1,model.dropout=0.3,0.3,3,0.95")
+    assert tables.as_markdown(found, most=1).count("\n| 1 |") == 1
+    assert "and 1 more in leaderboard.md" in tables.as_markdown(found, most=1)
+
+
+def test_what_does_not_count_is_left_out_and_said():
+    left_out = [recorded(10, "0", 9, 0.5, pruned="true"), recorded(11, "0", 8, 0.5, reproduces="run-1")]
+    found = compare.comparison([*left_out, *two_variants()], "mine")
+    assert sum(len(row.runs) for row in found.rows) == 6
+    assert "Left out: 1 made by reproduce, 1 pruned." in found.notes
+
+
+def test_other_data_are_refused_unless_asked_for():
+    runs = [*two_variants(), recorded(20, "0", 0, 0.9, **{"data.sha256": "e"})]
+    with pytest.raises(ExperimentError, match=r"data\.sha256 is d \(6 runs\), e \(1 run\)"):
+        compare.comparison(runs, "mine")
+    assert len(compare.comparison(runs, "mine", across_data=True).rows) == 3
+
+
+def test_an_unknown_metric_is_refused_with_the_nearest_name():
+    with pytest.raises(ExperimentError, match="Did you mean val_accuracy"):
+        compare.comparison(two_variants(), "mine", "val_acuracy")
+
+
+def test_runs_by_different_code_are_pointed_out():
+    runs = [recorded(seed, "0", seed, 0.9, **{"code.sha256": f"{seed}" * 8}) for seed in range(2)]
+    notes = compare.comparison(runs, "mine").notes
+    assert (
+        "Runs of one variant were made by different versions of the code (code.sha256): conv2 (00000000, 11111111)."
+    ) in notes
