@@ -49,8 +49,8 @@ def test_what_does_not_count_is_left_out_and_said():
 
 
 def test_other_data_are_refused_unless_asked_for():
-    runs = [*two_variants(), recorded(20, "0", 0, 0.9, **{"data.sha256": "e"})]
-    with pytest.raises(ExperimentError, match=r"data\.sha256 is d \(6 runs\), e \(1 run\)"):
+    runs = [*two_variants(), *(recorded(20 + seed, "0", seed, 0.9, **{"data.sha256": "e"}) for seed in range(2))]
+    with pytest.raises(ExperimentError, match=r"data\.sha256 is d \(6 runs\), e \(2 runs\)"):
         compare.comparison(runs, "mine")
     assert len(compare.comparison(runs, "mine", across_data=True).rows) == 3
 

@@ -109,6 +109,7 @@ def comparison(runs: Iterable[Recorded], title: str, metric: str = "", *, across
         raise ExperimentError(f"{title}: there is no finished run.", advice=left_out)
     metric = _metric(finished, metric)
     measured = [run for run in finished if metric in run.metrics]
+    other_data = _other_data(measured, across_data=across_data)
     mode = _mode(metric, measured)
     sign = -1 if mode == "max" else 1
     ranked = sorted(variants_of(measured), key=lambda variant: (sign * (variant.mean(metric) or 0), variant.label))
@@ -128,7 +129,7 @@ def comparison(runs: Iterable[Recorded], title: str, metric: str = "", *, across
         *_methods(metric, rows, adjusted),
         _more_seeds(rows, samples, adjusted),
         _versions_of_code(rows),
-        _other_data(measured, across_data=across_data),
+        other_data,
         left_out,
         f"Without {metric}, and so left out: {_runs(lacking)}." if lacking else "",
         f"Repeats of a variant's seed, of which the newest counts: {_runs(repeated)}." if repeated else "",
