@@ -85,7 +85,9 @@ def difference(one: Sample, other: Sample) -> Difference:
     if test == PAIRED and _spread(left - right):
         low, high = stats.ttest_rel(left, right).confidence_interval()
     elif test in (WELCH, ONE_AGAINST_MANY) and (_spread(left) or _spread(right)):
-        low, high = stats.ttest_ind(left, right, equal_var=test == ONE_AGAINST_MANY).confidence_interval()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)  # where one side does not vary
+            low, high = stats.ttest_ind(left, right, equal_var=test == ONE_AGAINST_MANY).confidence_interval()
     else:
         return Difference(Estimate(value), p, test)
     return Difference(Estimate(value, float(low), float(high), test), p, test)
