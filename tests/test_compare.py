@@ -66,3 +66,13 @@ def test_runs_by_different_code_are_pointed_out():
     assert (
         "Runs of one variant were made by different versions of the code (code.sha256): conv2 (00000000, 11111111)."
     ) in notes
+
+
+def test_a_lost_record_of_answers_costs_the_test_and_not_the_table(store):
+    found = compare.comparison([recorded(1, "0", 0, 0.9), recorded(2, "0.3", 0, 0.8)], "mine")
+    assert [(row.label, row.p, row.verdict) for row in found.rows] == [
+        ("model.dropout=0", None, "no difference shown"),
+        ("model.dropout=0.3", None, "no difference shown"),
+    ]
+    why = "one seed each, and no predictions of the same images to compare"
+    assert f"No test is possible for 1 of 1: {why}." in found.notes

@@ -6,6 +6,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 
 from experiments.significance import (
     MCNEMAR,
+    NO_TEST,
     ONE_AGAINST_MANY,
     PAIRED,
     WELCH,
@@ -14,6 +15,7 @@ from experiments.significance import (
     estimate,
     holm,
     p_of_all_pairs,
+    seeds_needed,
 )
 
 # Student (1908): hours of sleep gained by ten patients with two drugs.
@@ -25,8 +27,8 @@ def sample(values, first_seed=0):
     return Sample(dict(enumerate(values, first_seed)))
 
 
-def single(right):
-    return Sample({0: float(np.mean(right))}, np.array(right, bool))
+def single(right, images="the same"):
+    return Sample({0: float(np.mean(right))}, np.array(right, bool), images)
 
 
 def test_paired_t_of_students_sleep_data():
@@ -61,6 +63,12 @@ def test_single_seeds_are_tested_over_their_images():
     assert found.estimate.low < 0.09 < found.estimate.high
 
 
+def test_answers_to_other_images_are_not_paired():
+    found = difference(single([1] * 60 + [0] * 40), single([1] * 30 + [0] * 20, "others"))
+    assert found.test == NO_TEST
+    assert np.isnan(found.p)
+
+
 def test_wilson_of_newcombe_1998():
     found = estimate(single([1] * 81 + [0] * 182))
     assert (found.low, found.high) == pytest.approx((0.2553, 0.3662), abs=5e-5)
@@ -88,6 +96,64 @@ def test_equal_variants_are_seldom_told_apart(variants, apart):
         drawn = [
             sample(values, apart * place) for place, values in enumerate(random.normal(0.98, 0.002, (variants, 5)))
         ]
+        drawn.sort(key=lambda one: -one.array.mean())
+        wrong += bool((holm(p_of_all_pairs(drawn))[: variants - 1] < 0.05).any())
+    assert wrong / 2000 <= 0.06
+
+
+def share_covered(intervals, truth):
+    return np.mean([interval.low <= truth <= interval.high for interval in intervals])
+
+
+@pytest.mark.slow
+def test_intervals_hold_the_truth_as_often_as_they_say():
+    random = np.random.default_rng(0)
+    paired, welch, means = [], [], []
+    for _ in range(2000):
+        common, own = random.normal(0, 0.001, 5), random.normal([[0.98], [0.97]], [[0.001], [0.002]], (2, 5))
+        one, other = sample(own[0] + common), sample(own[1] + common)
+        means.append(estimate(other))
+        paired.append(difference(one, other).estimate)
+        welch.append(difference(sample(own[0]), sample(own[1], 10)).estimate)
+    assert 0.93 <= share_covered(means, 0.97) <= 0.97
+    assert 0.93 <= share_covered(paired, 0.01) <= 0.97
+    assert 0.93 <= share_covered(welch, 0.01) <= 0.97
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("accuracy", "images", "draws"), [(0.97, 500, 10_000), (0.99, 10_000, 2000)])
+def test_intervals_over_images_hold_the_truth_as_often_as_they_say(accuracy, images, draws):
+    random = np.random.default_rng(0)
+    wilson, bonett_price = [], []
+    for _ in range(draws):
+        hard = random.random(images) < 2 * (1 - accuracy)  # that both get wrong every other time
+        one, other = (single(~hard | (random.random(images) < 0.5)) for _ in range(2))
+        wilson.append(estimate(one))
+        bonett_price.append(difference(one, other).estimate)
+    assert 0.93 <= share_covered(wilson, accuracy) <= 0.97
+    assert 0.93 <= share_covered(bonett_price, 0) <= 0.97
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("apart", [0, 100])
+def test_as_many_seeds_as_are_said_to_be_needed_show_the_difference(apart):
+    random = np.random.default_rng(apart)
+    exactly = np.array([-1, 0, 1.0])  # standard deviation 1
+    needed = seeds_needed(sample(exactly), sample(1 + exactly[::-1], apart), 0.05)
+    spread = 2.0 if not apart else 1.0  # of the differences of pairs, or of each sample
+    drawn = random.normal(0, 1, (1000, 2, needed)) * (spread / 2**0.5 if not apart else spread)
+    shown = [difference(sample(one), sample(1 + other, apart)).p < 0.05 for one, other in drawn]
+    assert 0.77 <= np.mean(shown) <= 0.83
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variants", [2, 8])
+def test_equal_single_seeds_are_seldom_told_apart(variants):
+    random = np.random.default_rng(variants)
+    wrong = 0
+    for _ in range(2000):
+        hard = random.random(500) < 0.06
+        drawn = [single(~hard | (random.random(500) < 0.5)) for _ in range(variants)]
         drawn.sort(key=lambda one: -one.array.mean())
         wrong += bool((holm(p_of_all_pairs(drawn))[: variants - 1] < 0.05).any())
     assert wrong / 2000 <= 0.06

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -343,6 +344,62 @@ def test_a_finished_sweep_is_only_shown_again(swept):
     assert again.stdout[again.stdout.index("\nrank") :] == output[output.index("\nrank") :]
     assert len(runs(store)) == before
     assert len(parents(store)) == 1
+
+
+def compared(env, *words):
+    """Runs `experiments compare` to its end; standard output and errors in one text."""
+    return subprocess.run(
+        [EXPERIMENTS, "compare", *words],
+        env=os.environ | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_comparing_shows_the_table_of_the_sweep(swept, tmp_path):
+    store, env, _, output = swept
+    (parent,) = parents(store)
+    table = output[output.index("\nrank") : output.index("6 jobs: 6 finished\n")]
+    assert "p: paired t by seed; adjusted after Holm for the one pair." in table
+    for name in (parent.data.tags["sweep.name"], "model.dropout=0,0.3", parent.info.run_id):
+        done = compared(env, name, "--csv", str(tmp_path / "table.csv"))
+        assert (done.returncode, done.stdout) == (0, table)
+    kept = Path(parent.info.artifact_uri.removeprefix("file://"), "leaderboard.csv")
+    assert (tmp_path / "table.csv").read_text() == kept.read_text()
+
+
+@pytest.mark.slow
+def test_single_seeds_are_compared_image_by_image(swept):
+    _, env, _, _ = swept
+    done = compared(env, "--filter", "params.seed = '0'")
+    assert done.returncode == 0
+    assert "95 % intervals: Wilson over images." in done.stdout
+    assert "p: exact McNemar; adjusted after Holm for the one pair." in done.stdout
+    assert "A single seed says nothing of what other seeds would give" in done.stdout
+    test = compared(env, "--filter", "params.seed = '0'", "--metric", "test/accuracy")
+    assert "Ranked by test/accuracy: whoever chooses by the test set has no untouched figures left." in test.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["model.dropuot=0,0.3"], "model.dropuot=0,0.3: there is no such sweep in this store. Did you mean model.drop"),
+        (["--filter", "params.seed = '7'"], "params.seed = '7': there is no finished run."),
+        (["--filter", "params.seed ~ 7"], "MLflow refuses the filter: "),
+        (["--metric", "val_acuracy"], "val_acuracy: no run has this metric. Did you mean val_accuracy?"),
+        (["--csv", "no/such/folder.csv"], "no/such/folder.csv cannot be written: No such file or directory."),
+        (["--filter", "params.`model.dropout` = '0'"], "One variant alone cannot be compared."),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(swept, words, message):
+    _, env, _, _ = swept
+    done = compared(env, *words)
+    assert done.returncode == 2
+    assert f"experiments: {message}" in done.stdout
 
 
 @pytest.mark.slow

@@ -204,12 +204,14 @@ def _sample(variant: Variant, metric: str) -> Sample:
     part = _COUNTED.get(metric)
     if part is None or len(values) > 1:
         return Sample(values)
-    predictions = tracking.predictions(variant.runs[0], part)
-    return (
-        Sample(values, predictions.probabilities.argmax(axis=1) == predictions.labels)
-        if predictions
-        else Sample(values)
-    )
+    try:
+        predictions = tracking.predictions(variant.runs[0], part)
+    except (tracking.StoreLost, tracking.StoreRefused):  # the table of a sweep must not be lost with them
+        predictions = None
+    if predictions is None:
+        return Sample(values)
+    right = predictions.probabilities.argmax(axis=1) == predictions.labels
+    return Sample(values, right, variant.runs[0].tags[f"data.{part}_sha256"])
 
 
 def _row(place: int, variant: Variant, samples: Sequence[Sample], adjusted: np.ndarray, pareto: frozenset[str]) -> Row:

@@ -22,7 +22,6 @@ _CONDITIONS = (
     "python", "tensorflow", "keras", "mlflow", "host",
 )  # fmt: skip
 _OF_A_DIGEST = 12  # characters that are shown
-_PREDICTIONS = ("validation_predictions.npz", "test_predictions.npz")
 
 
 @dataclass(frozen=True)
@@ -145,15 +144,8 @@ def _series(name: str, then: np.ndarray, now: np.ndarray, tolerance: float) -> _
 
 def _predictions(run: Recorded) -> np.ndarray:
     """Every recorded probability, one after another; empty when there are none."""
-    with tempfile.TemporaryDirectory() as folder:
-        files = [tracking.artifact(run, name, Path(folder)) for name in _PREDICTIONS]
-        arrays = [_probabilities(file).ravel() for file in files if file]
-    return np.concatenate([np.empty(0), *arrays])
-
-
-def _probabilities(file: Path) -> np.ndarray:
-    with np.load(file, allow_pickle=False) as archive:
-        return archive["probabilities"]
+    parts = [tracking.predictions(run, part) for part in ("validation", "test")]
+    return np.concatenate([np.empty(0), *(part.probabilities.ravel() for part in parts if part)])
 
 
 def _weights(run: Recorded) -> np.ndarray:

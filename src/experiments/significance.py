@@ -40,6 +40,7 @@ class Sample:
     values: Mapping[int, float]  # seed -> value
     #: Of a single seed, bool (images,): which images it got right; empty when unknown.
     right: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
+    images: str = ""  # digest of those images: only answers to the same ones can be paired
 
     @cached_property
     def array(self) -> np.ndarray:
@@ -144,7 +145,7 @@ class _Columns:
         self.counts = np.array([len(array) for array in self.arrays])
         self.means = np.array([array.mean() for array in self.arrays])
         self.spreads = np.array([array.std(ddof=1) if _spread(array) else 0.0 for array in self.arrays])
-        self.seen = np.array([len(sample.right) > 0 for sample in samples])
+        self.images = np.array([sample.images if len(sample.right) else "" for sample in samples])
         numbers: dict[frozenset[int], int] = {}
         self.seeds = np.array([numbers.setdefault(frozenset(sample.values), len(numbers)) for sample in samples])
 
@@ -152,7 +153,8 @@ class _Columns:
         """The name of the test that fits the sample `one` and each other."""
         single = self.counts == 1
         both = single & single[one]
-        cases = [both & self.seen & self.seen[one], both, single != single[one], self.seeds == self.seeds[one]]
+        same_images = (self.images != "") & (self.images == self.images[one])
+        cases = [both & same_images, both, single != single[one], self.seeds == self.seeds[one]]
         return np.select(cases, [MCNEMAR, NO_TEST, ONE_AGAINST_MANY, PAIRED], WELCH)
 
     def p_values(self, one: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from experiments import config, tables, tracking
+from experiments import config, tracking
 from experiments.config import Plan
 from experiments.errors import ExperimentError
 from experiments.sweeps import jobs as job_list
@@ -170,6 +170,8 @@ class _Study:
             else:
                 self._run_in_batches(launcher)
         finally:
+            from experiments import tables  # what only the end needs
+
             file = self.opened.parent.folder / "history.png"
             tables.write_search_history(file, self.values(), self.objective.metric, self.objective.mode)
         if not any(trial.state is TrialState.COMPLETE for trial in self.study.trials):

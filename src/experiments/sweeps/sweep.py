@@ -7,12 +7,12 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from rich.table import Table
 
-from experiments import compare, config, tables, tracking
+from experiments import config, tracking
 from experiments.config import Configuration, Plan
 from experiments.errors import ExperimentError, JobsFailed
 from experiments.sweeps import jobs as job_list
@@ -32,6 +32,9 @@ from experiments.sweeps.jobs import (
 )  # fmt: skip
 from experiments.sweeps.processes import Ended, JobDied, Planner, Said, Started, Work, deaf
 from experiments.tracking import Recorded
+
+if TYPE_CHECKING:
+    from experiments.compare import Comparison
 
 
 class Sweep:
@@ -173,14 +176,18 @@ class Sweep:
             for job in self.jobs
         )
 
-    def comparison(self) -> compare.Comparison | None:
+    def comparison(self) -> "Comparison | None":
         """Every variant with its mean over the seeds, the best first; None as long as no job is finished."""
+        from experiments import compare  # SciPy and statsmodels would keep the first job waiting
+
         runs = [job.run for job in self.jobs if job.run and job.state == FINISHED and job.objective is not None]
         metric = self.cfg.objective.metric
         return compare.comparison(runs, self.parent.name, metric, across_data=True) if runs else None
 
     def close(self, status: str, tags: Mapping[str, object], patience: float) -> None:
         """Writes the table to the parent, ends it and prints how the sweep has gone."""
+        from experiments import tables
+
         found = self.comparison()
         note = [str(self.cfg.tracking.note or ""), counts(self.jobs)]
         if found:

@@ -119,9 +119,9 @@ def runs_of(parent: Recorded, query: str = "") -> list[Recorded]:
         ExperimentError: the filter is refused.
     """
     client = open_store()
-    tail = f" and {query}" if query else ""
+    tail, find = (f" and {query}", _matching) if query else ("", search)
     name = parent.tags["sweep.name"]
-    own = {run.run_id: run for run in _matching(client, f"tags.sweep = '{name}'{tail}", [parent.experiment_id])}
+    own = {run.run_id: run for run in find(client, f"tags.sweep = '{name}'{tail}", [parent.experiment_id])}
     by_fingerprint = {run.tags.get("fingerprint"): run.run_id for run in reversed(own.values())}
     with tempfile.TemporaryDirectory() as folder:
         file = artifact(parent, _JOBS, Path(folder))
@@ -131,7 +131,7 @@ def runs_of(parent: Recorded, query: str = "") -> list[Recorded]:
     elsewhere = sorted({run_id for run_id in ids if run_id} - set(own))
     for start in range(0, len(elsewhere), _MOST_IN_A_QUERY):
         names = ", ".join(f"'{run_id}'" for run_id in elsewhere[start : start + _MOST_IN_A_QUERY])
-        own |= {run.run_id: run for run in _matching(client, f"attributes.run_id IN ({names}){tail}")}
+        own |= {run.run_id: run for run in find(client, f"attributes.run_id IN ({names}){tail}")}
     return [own[run_id] for run_id in ids if run_id in own]
 
 
@@ -145,6 +145,7 @@ def matching(query: str) -> list[Recorded]:
 
 
 def _matching(client: mlflow.MlflowClient, query: str, experiments: list[str] | None = None) -> Iterator[Recorded]:
+    """As `search`; what the store refuses is a user's filter."""
     try:
         yield from search(client, query, experiments)
     except StoreRefused as error:
