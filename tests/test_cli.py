@@ -72,7 +72,7 @@ def light(*words, cwd):
 def test_help_names_every_command(here):
     status, output, errors = light("--help", cwd=here)
     assert (status, errors) == (0, "")
-    assert re.findall(r"^    (\w+)\b", output, re.MULTILINE) == ["train", "list", "ui", "reproduce", "sync"]
+    assert re.findall(r"^    (\w+)\b", output, re.MULTILINE) == ["train", "list", "ui", "reproduce", "compare", "sync"]
 
 
 def test_no_command_is_refused(here):

@@ -139,6 +139,8 @@ def test_a_run_leaves_a_complete_record(store, digits, tmp_path):
     wrong = arrays(store, result.run_id, "mistakes.npz")
     test = arrays(store, result.run_id, "test_predictions.npz")
     assert set(wrong["index"]) == set(np.flatnonzero(test["probabilities"].argmax(axis=1) != test["labels"]))
+    assert list(wrong["label"].astype(int)) == list(test["labels"][wrong["index"]])
+    assert list(wrong["predicted"].astype(int)) == list(test["probabilities"][wrong["index"]].argmax(axis=1))
     report = json.loads(text(store, result.run_id, "classification_report.json"))
     assert report["macro avg"]["f1-score"] == pytest.approx(record.data.metrics["test/macro_f1"])
 

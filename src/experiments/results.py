@@ -70,9 +70,11 @@ def write_tables(record: tracking.Run, data: Dataset, validation: Evaluation, te
     for part, said in (("validation", validation), ("test", test)):
         with record.file(f"{part}_predictions.npz") as file:
             np.savez(file, labels=said.labels, probabilities=said.probabilities)
-    worst = test.wrong[:_MOST_MISTAKES]
+    worst, names = test.wrong[:_MOST_MISTAKES], np.array(data.class_names)
+    mistakes = {"index": data.test_index, "image": data.test_images}
+    mistakes |= {"label": names[test.labels], "predicted": names[test.predicted]}
     with record.file("mistakes.npz") as file:
-        np.savez_compressed(file, index=data.test_index[worst], image=data.test_images[worst])
+        np.savez_compressed(file, **{name: values[worst] for name, values in mistakes.items()})
     with record.file("classification_report.txt") as file:
         file.write_text(test.report(data.class_names))
     with record.file("classification_report.json") as file:

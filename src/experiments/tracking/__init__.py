@@ -3,6 +3,7 @@
 from experiments.tracking.lock import Elsewhere, close_stale_runs, lock, lock_of_sweep, sync, unlock
 from experiments.tracking.provenance import WithoutSecrets, environment, provenance, uncommitted
 from experiments.tracking.records import (
+    Mistakes,
     Predictions,
     Recorded,
     artifact,
@@ -11,6 +12,7 @@ from experiments.tracking.records import (
     experiment_name,
     history,
     matching,
+    mistakes,
     model_file,
     parents,
     predictions,
@@ -38,6 +40,7 @@ from experiments.tracking.ui import page, serve_ui
 __all__ = [
     "TAGS",
     "Elsewhere",
+    "Mistakes",
     "Parent",
     "Predictions",
     "Recorded",
@@ -61,6 +64,7 @@ __all__ = [
     "lock",
     "lock_of_sweep",
     "matching",
+    "mistakes",
     "model_file",
     "nothing_recorded",
     "open_parent",

@@ -186,10 +186,11 @@ def experiment_name(run: Recorded) -> str:
     return ask(client.get_experiment, ask(client.get_run, run.run_id).info.experiment_id).name
 
 
-def history(run: Recorded) -> dict[str, list[float]]:
-    """Metric -> one value an epoch, of every metric that epochs have."""
+def history(run: Recorded, *names: str) -> dict[str, list[float]]:
+    """Metric -> one value an epoch, of every metric that epochs have, or of those of `names` that the run has."""
     client = open_store()
-    series = {name: ask(client.get_metric_history, run.run_id, name) for name in run.metrics if "/" not in name}
+    wanted = [name for name in names or run.metrics if name in run.metrics and "/" not in name]
+    series = {name: ask(client.get_metric_history, run.run_id, name) for name in wanted}
     return {name: [point.value for point in sorted(points, key=_step)] for name, points in series.items()}
 
 
@@ -215,12 +216,34 @@ class Predictions:
 
 def predictions(run: Recorded, part: str) -> Predictions | None:
     """The recorded predictions for the `validation` or `test` images, None when a run has none."""
+    arrays = _arrays(run, f"{part}_predictions.npz")
+    return Predictions(**arrays) if arrays else None
+
+
+@dataclass(frozen=True)
+class Mistakes:
+    """Test images that a run's model gets wrong, the surest mistake first."""
+
+    index: np.ndarray  # int64 (mistakes,), places in the test set as it is published
+    image: np.ndarray  # uint8 (mistakes, height, width, channels)
+    label: np.ndarray  # str (mistakes,), names of the classes
+    predicted: np.ndarray  # str (mistakes,)
+
+
+def mistakes(run: Recorded) -> Mistakes | None:
+    """The recorded mistakes on the test set, None when a run has none."""
+    arrays = _arrays(run, "mistakes.npz")
+    return Mistakes(**arrays) if arrays else None
+
+
+def _arrays(run: Recorded, name: str) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file of a run, empty when the run has none of that name."""
     with tempfile.TemporaryDirectory() as folder:
-        file = artifact(run, f"{part}_predictions.npz", Path(folder))
+        file = artifact(run, name, Path(folder))
         if file is None:
-            return None
+            return {}
         with np.load(file, allow_pickle=False) as arrays:
-            return Predictions(arrays["labels"], arrays["probabilities"])
+            return dict(arrays)
 
 
 def model_file(run: Recorded, folder: Path) -> Path | None:
