@@ -32,12 +32,14 @@ ALLOWED = {
     "variants": {"config", "tracking"},
     "compare": {"significance", "tracking", "variants"},
     "tables": {"compare", "plots", "significance"},
-    "sweeps": {"config", "compare", "tables", "tracking"},
+    "charts": {"compare", "significance"},
+    "report": {"charts", "compare", "tables", "tracking"},
+    "sweeps": {"config", "compare", "report", "tables", "tracking"},
     "results": {"data", "training", "evaluation", "plots", "tracking"},
     "train": {"config", "data", "models", "checkpoints", "training", "evaluation", "results", "tracking"},
     "reproduce": {"config", "train", "tracking"},
     "preload": {"train", "plots", "tracking", "__init__"},  # what the processes of jobs begin with
-    "cli": {"compare", "config", "train", "reproduce", "sweeps", "tables", "tracking", "__init__"},
+    "cli": {"compare", "config", "train", "report", "reproduce", "sweeps", "tables", "tracking", "__init__"},
     "__init__": {"config", "train"},
     "hydra_plugins": {"sweeps"},
 }
@@ -47,6 +49,7 @@ AT_HOME = {
     "hydra": {"config", "cli", "sweeps", "hydra_plugins"},
     "omegaconf": {"config", "cli", "train", "sweeps", "hydra_plugins"},
     "optuna": {"sweeps"},
+    "plotly": {"charts", "report"},
     "keras": {"data", "models", "schedules", "training", "evaluation", "results", "train", "reproduce"},
     "tensorflow": {"training", "results", "train"},
 }
@@ -94,4 +97,4 @@ def test_nothing_heavy_is_imported_before_it_is_needed(module):
 def test_a_sweep_is_launched_without_what_only_its_jobs_need():
     program = "import sys, experiments.sweeps.grid; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
-    assert {"tensorflow", "keras", "matplotlib", "optuna", "statsmodels"} & set(loaded) == set()
+    assert {"tensorflow", "keras", "matplotlib", "optuna", "plotly", "statsmodels"} & set(loaded) == set()

@@ -49,6 +49,7 @@ def main() -> None:
     ranking.add_argument("--metric", default="", help="what to rank by, by default the objective")
     ranking.add_argument("--across-data", action="store_true", help="compare runs on different data all the same")
     ranking.add_argument("--csv", metavar="FILE", help="write the table to a file, too")
+    ranking.add_argument("--html", metavar="FILE", help="write a page with charts, mistakes and links to every run")
     ranking.set_defaults(function=_compare)
     commands.add_parser("sync", help="send what a lost store lacks").set_defaults(function=_sync)
     arguments = parser.parse_args()
@@ -226,6 +227,10 @@ def _compare(arguments: argparse.Namespace) -> int:
     found = compare.comparison(runs, title, arguments.metric, across_data=arguments.across_data)
     if arguments.csv:
         tables.write(tables.as_csv(found), arguments.csv)
+    if arguments.html:
+        from experiments import report
+
+        tables.write(report.page(found), arguments.html)
     tables.show(found, Display().console)
     if len(found.rows) == 1:
         raise ExperimentError("One variant alone cannot be compared.", advice="Name more sweeps, or widen --filter.")

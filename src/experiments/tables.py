@@ -2,8 +2,8 @@
 
 import csv
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
@@ -19,10 +19,13 @@ _LEGEND = f"{_MARK} no other variant is as good at a lower cost of this kind, or
 
 
 @dataclass(frozen=True)
-class _Column:
+class Column:
+    """What a reader sees of every row, and what it is sorted by."""
+
     name: str
     cells: list[str]
-    words: bool = False  # may be broken over lines
+    numbers: list[float | str] = field(default_factory=list)  # "" where there is none
+    words: bool = False  # instead of numbers; may be broken over lines
 
 
 def as_csv(comparison: Comparison) -> str:
@@ -62,15 +65,15 @@ def _values(comparison: Comparison, row: Row) -> dict[str, object]:
 
 def as_markdown(comparison: Comparison, most: int | None = None) -> str:
     """A table in Markdown, of at most so many rows, and what a reader must know of it."""
-    columns = _columns(comparison, comparison.rows[:most])
-    aligned = ["---" if column.words else "---:" for column in columns]
-    lines = [[column.name for column in columns], aligned, *zip(*(column.cells for column in columns), strict=True)]
+    shown = columns(comparison, comparison.rows[:most])
+    aligned = ["---" if column.words else "---:" for column in shown]
+    lines = [[column.name for column in shown], aligned, *zip(*(column.cells for column in shown), strict=True)]
     escaped = [[cell.strip().replace("|", "\\|") for cell in line] for line in lines]
     table = "\n".join(f"| {' | '.join(line)} |" for line in escaped)
     left_out = len(comparison.rows) - (most or len(comparison.rows))
     more = [f"and {left_out} more in leaderboard.md"] if left_out > 0 else []
-    notes = "\n".join(f"- {note}" for note in _notes(comparison))
-    return "\n\n".join([table, *more, notes, f"Best run: {comparison.best_run.run_id}"]) + "\n"
+    said = "\n".join(f"- {sentence}" for sentence in notes(comparison))
+    return "\n\n".join([table, *more, said, f"Best run: {comparison.best_run.run_id}"]) + "\n"
 
 
 def note(comparison: Comparison) -> str:
@@ -80,17 +83,17 @@ def note(comparison: Comparison) -> str:
 
 def show(comparison: Comparison, console: Console) -> None:
     """Prints the table, in two parts where it is wider than the console, and the notes."""
-    columns = _columns(comparison, comparison.rows)
-    whole = _table(columns)
+    shown = columns(comparison, comparison.rows)
+    whole = _table(shown)
     costs = 4  # columns at the end
     parts = [whole]
     if console.measure(whole).maximum > console.width:
-        parts = [_table(columns[:-costs]), _table([columns[0], *columns[-costs:]])]
+        parts = [_table(shown[:-costs]), _table([shown[0], *shown[-costs:]])]
     for part in parts:
         console.print()
         console.print(part)
     console.print()
-    for sentence in _notes(comparison):
+    for sentence in notes(comparison):
         console.print(sentence, soft_wrap=True, markup=False, highlight=False)
 
 
@@ -117,7 +120,7 @@ def write_search_history(file: Path, trials: Sequence[tuple[int, float, bool]], 
     plots.search_history(trials, metric, mode).savefig(file)
 
 
-def _table(columns: Sequence[_Column]) -> Table:
+def _table(columns: Sequence[Column]) -> Table:
     table = Table(box=None, pad_edge=False)
     for column in columns:
         words = column.words
@@ -127,35 +130,55 @@ def _table(columns: Sequence[_Column]) -> Table:
     return table
 
 
-def _columns(comparison: Comparison, rows: Sequence[Row]) -> list[_Column]:
+def columns(comparison: Comparison, rows: Sequence[Row]) -> list[Column]:
     """What a reader sees of some rows; the last four are the test set and the costs."""
-    metric = comparison.metric.removeprefix("best/")
     return [
-        _Column("rank", [str(row.rank) for row in rows]),
-        _Column("what differs", [row.label for row in rows], words=True),
-        _Column("seeds", [str(len(row.runs)) for row in rows]),
-        _Column(metric, [_estimate(row.mean) for row in rows]),
-        _Column("to the best", [_estimate(row.difference, "+") if row.difference else "" for row in rows]),
-        _Column("p", ["" if row.p is None else "<0.001" if row.p < 0.001 else f"{row.p:.3f}" for row in rows]),
-        _Column("verdict", [row.verdict for row in rows], words=True),
-        _Column("test", ["" if row.test_accuracy is None else f"{row.test_accuracy:.4f}" for row in rows]),
-        *(_Column(name, [_cost(row, cost) for row in rows]) for name, cost in zip(_COST_NAMES, COSTS, strict=True)),
+        _numbers("rank", "{:.0f}", [row.rank for row in rows]),
+        Column("what differs", [row.label for row in rows], words=True),
+        _numbers("seeds", "{:.0f}", [len(row.runs) for row in rows]),
+        _estimates(comparison.metric.removeprefix("best/"), "", [row.mean for row in rows]),
+        _estimates("to the best", "+", [row.difference for row in rows]),
+        Column("p", [_p(row.p) for row in rows], _sortable(row.p for row in rows)),
+        Column("verdict", [row.verdict for row in rows], words=True),
+        _numbers("test", "{:.4f}", [row.test_accuracy for row in rows]),
+        *(
+            Column(name, [_cost(row, cost) for row in rows], _sortable(row.costs.get(cost) for row in rows))
+            for name, cost in zip(_COST_NAMES, COSTS, strict=True)
+        ),
     ]
 
 
 _COST_NAMES = ("parameters", "MACs", "seconds")
 
 
-def _notes(comparison: Comparison) -> list[str]:
+def notes(comparison: Comparison) -> list[str]:
+    """What a reader must know of the table."""
     marked = any(row.pareto for row in comparison.rows)
     return [*comparison.notes, *([_LEGEND] if marked and len(comparison.rows) > 1 else [])]
 
 
-def _estimate(estimate: Estimate, sign: str = "") -> str:
-    """A number with its interval."""
+def _numbers(name: str, form: str, values: Sequence[float | None]) -> Column:
+    return Column(name, ["" if value is None else form.format(value) for value in values], _sortable(values))
+
+
+def _estimates(name: str, sign: str, estimates: Sequence[Estimate | None]) -> Column:
+    """Numbers with their intervals."""
+    cells = ["" if found is None else _estimate(found, sign) for found in estimates]
+    return Column(name, cells, _sortable(None if found is None else found.value for found in estimates))
+
+
+def _sortable(values: Iterable[float | None]) -> list[float | str]:
+    return ["" if value is None else value for value in values]
+
+
+def _estimate(estimate: Estimate, sign: str) -> str:
     if estimate.low is None or estimate.high is None:
         return f"{estimate.value:{sign}.4f}"
     return f"{estimate.value:{sign}.4f} [{estimate.low:{sign}.4f}, {estimate.high:{sign}.4f}]"
+
+
+def _p(p: float | None) -> str:
+    return "" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _cost(row: Row, cost: str) -> str:

@@ -184,8 +184,8 @@ class Sweep:
         metric = self.cfg.objective.metric
         return compare.comparison(runs, self.parent.name, metric, across_data=True) if runs else None
 
-    def close(self, status: str, tags: Mapping[str, object], patience: float) -> None:
-        """Writes the table to the parent, ends it and prints how the sweep has gone."""
+    def close(self, status: str, tags: Mapping[str, object], patience: float, *, page: bool = False) -> None:
+        """Writes the table to the parent, with or without the page, ends it and prints how the sweep has gone."""
         from experiments import tables
 
         found = self.comparison()
@@ -195,6 +195,8 @@ class Sweep:
             self.parent.outbox.put_file("leaderboard.md", tables.as_markdown(found))
             note.append(tables.note(found))
             tags = {**tags, "best_run_id": found.best_run.run_id}
+            if page:
+                self._write_page(found)
         tags = {**tags, "mlflow.note.content": "\n\n".join(part for part in note if part)}
         self.write_jobs()
         self.parent.set_tags(tags)
@@ -208,6 +210,14 @@ class Sweep:
         if found:
             self.display.say(f"Best run: {found.best_run.run_id}")
         self.display.say(f"Look at them with experiments ui: {tracking.page(self._link())}")
+
+    def _write_page(self, comparison: "Comparison") -> None:
+        from experiments import report
+
+        try:
+            self.parent.outbox.put_file("report.html", report.page(comparison))
+        except (tracking.StoreLost, tracking.StoreRefused) as error:
+            self.display.say(f"Without report.html: {error} Later: experiments compare {self.parent.name} --html FILE")
 
     def _link(self) -> str:
         ids = {job.run.run_id for job in self.jobs if job.run}
@@ -260,7 +270,7 @@ def _opened(jobs: list[Job], first: Configuration, experiment: str, name: str, d
         display.say(f"Go on with: {command}")
         raise
     failed = [job for job in sweep.jobs if job.state in (FAILED, KILLED, ELSEWHERE, NOT_RECORDED, NOT_STARTED, WAITING)]
-    sweep.close("FAILED" if failed else "FINISHED", {}, patience=first.cfg.tracking.patience)
+    sweep.close("FAILED" if failed else "FINISHED", {}, patience=first.cfg.tracking.patience, page=True)
     if any(job.trial is None for job in failed):  # of a search, a failed trial counts
         display.say(f"Run what is missing with: {command}")
     if any(not job.earlier for job in failed):
