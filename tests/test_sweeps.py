@@ -291,7 +291,7 @@ def test_the_parent_keeps_the_jobs_and_the_table(swept, tmp_path):
     store, _, _, output = swept
     (parent,) = parents(store)
     kept = [artifact.path for artifact in store.list_artifacts(parent.info.run_id)]
-    assert kept == ["jobs.json", "leaderboard.csv", "leaderboard.md"]
+    assert kept == ["jobs.json", "leaderboard.csv", "leaderboard.md", "report.html"]
     folder = Path(parent.info.artifact_uri.removeprefix("file://"))
     listed = json.loads((folder / "jobs.json").read_text())
     by_job = {int(run.data.tags["job"]): run for run in children(store)}

@@ -126,7 +126,9 @@ def _curves(metric: str, rows: Sequence[Row], histories: Mapping[str, Mapping[st
             traces.append(go.Scatter(**band, fillcolor=shade, **look | {"showlegend": False}))
         line = {"color": look["marker_color"], "dash": _DASHES[(row.rank - 1) // len(_COLOURS) % len(_DASHES)]}
         mode = "lines" if epochs > 1 else "markers"
-        traces.append(go.Scatter(x=steps, y=values.mean(axis=0), mode=mode, line=line, **look | {"showlegend": True}))
+        traces.append(
+            go.Scatter(x=steps, y=values.mean(axis=0).tolist(), mode=mode, line=line, **look | {"showlegend": True})
+        )
     if not traces:
         return None
     caption = "Means over the seeds, as far as all of them were trained; bands from the lowest to the highest seed."
