@@ -139,6 +139,17 @@ def test_head_holds_the_command(option):
         assert config.compose(words).title
 
 
+@pytest.mark.parametrize("option", [option for option in OPTIONS if option.startswith("sweep/")])
+def test_every_command_in_the_head_of_a_sweep_builds_all_its_nets(option, digits):
+    file = CONF_DIR / f"{option}.yaml"
+    nets = yaml.safe_load(file.read_text())["hydra"]["sweeper"]["params"].get("model", "conv2").split(",")
+    for words in commands(file):
+        data = f"data.path={digits}" if "data=mnist" in words or "experiment=one_cycle" in words else "data.limit=20"
+        for net in nets:
+            cfg = config.compose([*words, data, f"model={net}"]).cfg
+            assert len(train.build(cfg, config.instantiate(cfg, "data")).model.layers) > len(cfg.model.filters)
+
+
 def test_commands_in_the_head_of_the_default_run():
     assert commands(CONF_DIR / "config.yaml") == [[], ["model=conv3", "epochs=3"]]
 

@@ -71,6 +71,7 @@ MACS = {
 EXPERIMENTS = {
     "two_conv": (PARAMETERS["conv2"], MACS["conv2"]),
     "two_conv_scaled_twice": (PARAMETERS["conv2"], MACS["conv2"]),
+    "one_cycle": (PARAMETERS["conv2"], MACS["conv2"]),
     "three_conv_callbacks": (PARAMETERS["conv3"], MACS["conv3"]),
     "dropout_15_epochs": (
         (3 * 3 * 1 + 1) * 32 + (3 * 3 * 32 + 1) * 64 + (5 * 5 * 64 + 1) * 10,
