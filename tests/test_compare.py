@@ -1,8 +1,9 @@
 """Comparing runs: which are variants of what, how they rank, and what is said of them."""
 
 import pytest
+from mlflow.entities import Metric, Param
 
-from experiments import compare, tables
+from experiments import compare, tables, tracking
 from experiments.errors import ExperimentError
 from experiments.tracking import Recorded
 
@@ -76,3 +77,26 @@ def test_a_lost_record_of_answers_costs_the_test_and_not_the_table(store):
     ]
     why = "one seed each, and no predictions of the same images to compare"
     assert f"No test is possible for 1 of 1: {why}." in found.notes
+
+
+def test_a_sweep_under_way_is_compared_as_far_as_it_has_come(store):
+    """Its list of jobs does not name the runs yet."""
+    parent = tracking.open_parent("mine", "mine-000000", {}, patience=1)
+    jobs = [{"job": job, "overrides": [], "fingerprint": f"f{job}", "run_id": None} for job in range(3)]
+    parent.write_jobs(jobs)
+    parent.outbox.close("RUNNING", 60)
+    made = [in_store(store, parent, run, f"f{job}") for job, run in enumerate(two_variants()[2:4])]
+    title, found = compare.find(["mine"], "")
+    assert (title, [run.run_id for run in found]) == ("mine-000000", made)
+    rows = compare.comparison(found, title).rows
+    assert [(row.label, len(row.runs)) for row in rows] == [("model.dropout=0.3", 1), ("model.dropout=0", 1)]
+
+
+def in_store(client, parent, run, fingerprint):
+    """Writes a finished run of a sweep; its id."""
+    tags = {**run.tags, "sweep": parent.name, "fingerprint": fingerprint}
+    run_id = client.create_run(parent.experiment_id, tags=tags).info.run_id
+    params = [Param(*item) for item in run.params.items()]
+    client.log_batch(run_id, [Metric(*item, 0, 0) for item in run.metrics.items()], params)
+    client.set_terminated(run_id)
+    return run_id
