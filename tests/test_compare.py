@@ -1,7 +1,10 @@
 """Comparing runs: which are variants of what, how they rank, and what is said of them."""
 
+import io
+
 import pytest
 from mlflow.entities import Metric, Param
+from rich.console import Console
 
 from experiments import compare, tables, tracking
 from experiments.errors import ExperimentError
@@ -100,3 +103,16 @@ def in_store(client, parent, run, fingerprint):
     client.log_batch(run_id, [Metric(*item, 0, 0) for item in run.metrics.items()], params)
     client.set_terminated(run_id)
     return run_id
+
+
+@pytest.mark.parametrize("width", [60, 100, 200])
+def test_a_narrow_console_gets_the_table_in_parts_with_every_number_whole(width):
+    console = Console(width=width, record=True, file=io.StringIO())
+    found = compare.comparison(two_variants(), "mine")
+    tables.show(found, console)
+    head, _, _ = console.export_text().partition("model.dropout=0.3 is better")
+    assert max(map(len, head.splitlines())) <= width
+    words = head.split()
+    for column in tables.columns(found, found.rows):
+        assert all(word in words for cell in column.cells for word in cell.split())
+    assert words.count("rank") == {60: 3, 100: 2, 200: 1}[width]

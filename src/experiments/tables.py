@@ -2,9 +2,11 @@
 
 import csv
 import io
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -14,6 +16,8 @@ from experiments.errors import ExperimentError
 from experiments.significance import Estimate
 
 _MOST_ROWS = 20  # of a note: MLflow cuts it at 8,000 characters
+_NARROWEST_WORDS = 24  # characters
+_GAP = 2  # between columns
 _MARK = "*"
 _LEGEND = f"{_MARK} no other variant is as good at a lower cost of this kind, or better at the same (Pareto front)."
 
@@ -26,6 +30,11 @@ class Column:
     cells: list[str]
     numbers: list[float | str] = field(default_factory=list)  # "" where there is none
     words: bool = False  # instead of numbers; may be broken over lines
+
+    @property
+    def narrowest(self) -> int:
+        """Characters that it needs on a console."""
+        return min(max(map(len, [self.name, *self.cells])), _NARROWEST_WORDS if self.words else sys.maxsize)
 
 
 def as_csv(comparison: Comparison) -> str:
@@ -82,16 +91,18 @@ def note(comparison: Comparison) -> str:
 
 
 def show(comparison: Comparison, console: Console) -> None:
-    """Prints the table, in two parts where it is wider than the console, and the notes."""
-    shown = columns(comparison, comparison.rows)
-    whole = _table(shown)
-    costs = 4  # columns at the end
-    parts = [whole]
-    if console.measure(whole).maximum > console.width:
-        parts = [_table(shown[:-costs]), _table([shown[0], *shown[-costs:]])]
+    """Prints the table, in parts where it is wider than the console, and the notes."""
+    first, *others = columns(comparison, comparison.rows)
+    parts, room = [[first]], console.width - first.narrowest
+    for column in others:
+        if column.narrowest + _GAP > room and len(parts[-1]) > 1:
+            parts.append([first])
+            room = console.width - first.narrowest
+        parts[-1].append(column)
+        room -= column.narrowest + _GAP
     for part in parts:
         console.print()
-        console.print(part)
+        console.print(_table(part))
     console.print()
     for sentence in notes(comparison):
         console.print(sentence, soft_wrap=True, markup=False, highlight=False)
@@ -123,8 +134,9 @@ def write_search_history(file: Path, trials: Sequence[tuple[int, float, bool]], 
 def _table(columns: Sequence[Column]) -> Table:
     table = Table(box=None, pad_edge=False)
     for column in columns:
-        words = column.words
-        table.add_column(column.name, justify="left" if words else "right", no_wrap=not words, overflow="fold")
+        justify: Literal["left", "right"] = "left" if column.words else "right"
+        width = column.narrowest
+        table.add_column(column.name, justify=justify, no_wrap=not column.words, min_width=width, overflow="fold")
     for cells in zip(*(column.cells for column in columns), strict=True):
         table.add_row(*cells)
     return table
