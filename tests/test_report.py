@@ -49,7 +49,7 @@ def record(client, folder, experiment, model, dropout, seed, accuracy, parameter
         [RunTag(*item) for item in tags.items()],
     )
     file = folder / "mistakes.npz"
-    images = np.stack([np.full((28, 28, 1), 80 * index, np.uint8) for index in wrong])
+    images = np.stack([np.full((28, 28, 1), 40 * index, np.uint8) for index in wrong])
     names = {"label": np.array(["7"] * len(wrong)), "predicted": np.array(["1"] * len(wrong))}
     np.savez(file, index=np.array(wrong), image=images, **names)
     client.log_artifact(run_id, str(file))
@@ -164,6 +164,21 @@ def test_many_variants_are_cut_in_charts_and_not_in_the_table(compared):
     text = report.page(many)
     assert text.count("data-rank=") == 100
     assert "The first 20 variants count." in text
+
+
+@pytest.mark.slow
+def test_a_tracking_server_is_read_likewise_and_linked_to(server, tmp_path):
+    client = mlflow.MlflowClient(server.uri)
+    experiment = client.create_experiment("digits")
+    for seed, accuracy in enumerate([0.9, 0.8]):
+        ids = [
+            record(client, tmp_path, experiment, model, "0", seed, accuracy, 100, [5]) for model in ("conv2", "conv3")
+        ]
+    comparison = compare.comparison(tracking.matching("params.seed = '1'"), "mine")
+    assert [row.label for row in comparison.rows] == ["model=conv2", "model=conv3"]
+    text = report.page(comparison)
+    assert f'href="{server.uri}/#/experiments/{experiment}/runs/{ids[0]}"' in text
+    assert "1 image that all 2 variants get wrong" in text
 
 
 # The page in a browser
