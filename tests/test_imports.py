@@ -38,9 +38,13 @@ ALLOWED = {
     "results": {"data", "training", "evaluation", "plots", "tracking"},
     "train": {"config", "data", "models", "checkpoints", "training", "evaluation", "results", "tracking"},
     "reproduce": {"config", "train", "tracking"},
+    "images": set(),
+    "inference": {"compare", "tracking"},
+    "predict": {"images", "inference", "plots"},
     "preload": {"train", "plots", "tracking", "__init__"},  # what the processes of jobs begin with
-    "cli": {"compare", "config", "train", "report", "reproduce", "sweeps", "tables", "tracking", "__init__"},
-    "__init__": {"config", "train"},
+    "cli": {"compare", "config", "images", "predict", "train", "report", "reproduce", "sweeps", "tables", "tracking"}
+    | {"__init__"},
+    "__init__": {"config", "inference", "train"},
     "hydra_plugins": {"sweeps"},
 }
 AT_HOME = {
@@ -50,7 +54,7 @@ AT_HOME = {
     "omegaconf": {"config", "cli", "train", "sweeps", "hydra_plugins"},
     "optuna": {"sweeps"},
     "plotly": {"charts", "report"},
-    "keras": {"data", "models", "schedules", "training", "evaluation", "results", "train", "reproduce"},
+    "keras": {"data", "models", "schedules", "training", "evaluation", "results", "train", "reproduce", "inference"},
     "tensorflow": {"training", "results", "train"},
 }
 

@@ -1,4 +1,4 @@
-"""Config-driven experiments for Keras image classifiers: `from experiments import run`."""
+"""Config-driven experiments for Keras image classifiers: `from experiments import load, run`."""
 
 import contextlib
 import os
@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from experiments.errors import ExperimentError
 
 if TYPE_CHECKING:
+    from experiments.inference import Classifier
     from experiments.train import RunResult
 
-__all__ = ["ExperimentError", "run"]
+__all__ = ["ExperimentError", "load", "run"]
 
 
 def run(overrides: Sequence[str] = (), *, config_dir: str | None = None) -> "RunResult":
@@ -39,6 +40,26 @@ def run(overrides: Sequence[str] = (), *, config_dir: str | None = None) -> "Run
         from experiments import train
 
     return train.run(config.compose(overrides, config_dir))
+
+
+def load(model: str) -> "Classifier":
+    """A trained model, ready to predict.
+
+    Args:
+        model: the id of a run, alone or after `runs:/`; a registered model, as `models:/name@alias` or
+            `models:/name/1`; a `.keras` file; or `best:` and the name of a sweep.
+
+    Raises:
+        ExperimentError: there is no such model, or it cannot be loaded.
+
+    Example:
+        >>> from experiments import load
+        >>> probabilities = load("models:/digits@champion").predict(images)  # raw pixels, 0 to 255
+    """
+    with quiet_import():
+        from experiments import inference
+
+    return inference.load(model)
 
 
 @contextlib.contextmanager

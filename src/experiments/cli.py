@@ -51,6 +51,17 @@ def main() -> None:
     ranking.add_argument("--csv", metavar="FILE", help="write the table to a file, too")
     ranking.add_argument("--html", metavar="FILE", help="write a page with charts, mistakes and links to every run")
     ranking.set_defaults(function=_compare)
+    saying = commands.add_parser("predict", help="say what is on images")
+    saying.add_argument(
+        "model", metavar="MODEL", help="RUN_ID, runs:/…, models:/name@alias, best:SWEEP or a .keras file"
+    )
+    saying.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or patterns")
+    saying.add_argument("--prepare", choices=["none", "resize", "mnist"], help="by default what fits the model's data")
+    form = saying.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON, with all probabilities, instead of a table")
+    form.add_argument("--csv", action="store_true", help="print CSV instead of a table")
+    saying.add_argument("--picture", metavar="FILE", help="draw the images, what the net sees, and its probabilities")
+    saying.set_defaults(function=_predict)
     commands.add_parser("sync", help="send what a lost store lacks").set_defaults(function=_sync)
     arguments = parser.parse_args()
     _exit(_spoken(arguments.function, arguments))
@@ -77,6 +88,9 @@ def _spoken(function: Any, arguments: Any) -> int:
     except ExperimentError as error:
         print(f"experiments: {error}", file=sys.stderr)
         return REFUSED
+    except BrokenPipeError:  # whoever reads it, as head does, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except BaseException:
         # Inside OmegaConf an interruption may come out as another error.
         if not _stopped_by or _stopped_by[0] != signal.SIGINT:
@@ -235,6 +249,31 @@ def _compare(arguments: argparse.Namespace) -> int:
     if len(found.rows) == 1:
         raise ExperimentError("One variant alone cannot be compared.", advice="Name more sweeps, or widen --filter.")
     return 0
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from experiments import images, load
+
+    files = images.files(arguments.images)
+    classifier = load(arguments.model)
+    from experiments import predict
+    from experiments.sweeps.display import Display
+
+    prepare = predict.preparation(classifier, arguments.prepare)
+    found, refused = predict.predict(classifier, files, prepare)
+    if arguments.json:
+        predict.write_json(found, sys.stdout)
+    elif arguments.csv:
+        predict.write_csv(found, sys.stdout)
+    elif found:
+        predict.show(found, Display().console)
+    if arguments.picture and found:
+        predict.draw(found, prepare, Path(arguments.picture))
+    for sentence in refused:
+        print(f"experiments: {sentence}", file=sys.stderr)
+    return 1 if refused else 0
 
 
 def _sync(_: argparse.Namespace) -> int:

@@ -367,6 +367,50 @@ def _mosaic(images: np.ndarray, below: int, beside: int) -> np.ndarray:
     return grid.swapaxes(1, 2).reshape(rows * (height + below), COLUMNS * (width + beside), 3)
 
 
+def classified(
+    given: Sequence[np.ndarray],
+    seen: Sequence[np.ndarray],
+    probabilities: np.ndarray,
+    captions: Sequence[str],
+    class_names: Sequence[str],
+    unsure: float,
+) -> Figure:
+    """A row for each image: as it is given, as the net sees it, and its probabilities as bars.
+
+    Args:
+        given: images of shape (height, width, channels), of any size.
+        seen: images of shape (height, width, channels).
+        probabilities: (images, classes); of more than 10 classes the most probable are shown.
+        captions: one an image.
+        class_names: (classes,) names.
+        unsure: a highest probability below it is shown as unsure.
+    """
+    height = HEADING + len(given) * (TILE + 0.45)
+    figure = _figure(WIDTH, height, f"{len(given)} images", "as given, as the net sees it, probabilities")
+    bars = WIDTH - 2 * TILE - 5 * MARGIN
+    for place, (image, pixels, row) in enumerate(zip(given, seen, probabilities, strict=True)):
+        bottom = height - HEADING - (place + 1) * (TILE + 0.45) + 0.3
+        for left, picture in ((MARGIN, image), (2 * MARGIN + TILE, pixels)):
+            panel = figure.add_axes((left / WIDTH, bottom / height, TILE / WIDTH, TILE / height), anchor="C")
+            panel.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            panel.set(xticks=[], yticks=[])
+            panel.spines[:].set_color(FAINT)
+        shown = np.sort(np.argsort(-row, kind="stable")[:10])
+        first = int(row.argmax())
+        colours = [FAINT if name != first else RIGHT if row[first] >= unsure else WRONG for name in shown]
+        place_of_bars = ((4 * MARGIN + 2 * TILE) / WIDTH, bottom / height, bars / WIDTH, (TILE - 0.2) / height)
+        panel = figure.add_axes(place_of_bars)
+        panel.bar(range(len(shown)), row[shown], color=colours)
+        panel.set(ylim=(0, 1), yticks=[])
+        panel.set_xticks(range(len(shown)), [class_names[name][:12] for name in shown])
+        panel.tick_params(length=0, labelsize=SMALL_SIZE, labelcolor=INK)
+        panel.spines[["top", "left", "right"]].set_visible(False)
+        verdict = f"{class_names[first]}, {row[first]:.1%}" + ("" if row[first] >= unsure else ": unsure")
+        text = f"{verdict}   ({textwrap.shorten(captions[place], 60, placeholder='…')})"
+        panel.set_title(text, fontsize=TEXT_SIZE, color=INK, loc="left", pad=2)
+    return figure
+
+
 def _figure(width: float, height: float, title: str, note: str) -> Figure:
     """Open a white page of so many inches with its heading at the top left."""
     figure = Figure((width, height), dpi=DOTS_PER_INCH, facecolor="white")

@@ -1,5 +1,7 @@
 """What the store has of runs that are not open here."""
 
+import contextlib
+import gc
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -9,10 +11,11 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
-from mlflow.artifacts import download_artifacts
+from mlflow.artifacts import download_artifacts, list_artifacts
 from mlflow.entities import Metric
 from mlflow.entities import Run as StoredRun
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from mlflow.utils.uri import append_to_uri_path
 
 from experiments.errors import ExperimentError
 from experiments.tracking.store import StoreRefused, ask, open_store, store_uri
@@ -79,18 +82,31 @@ def search(client: mlflow.MlflowClient, query: str, experiments: list[str] | Non
         experiments = [found.experiment_id for found in ask(client.search_experiments)]
     token = None
     while experiments:
-        page = ask(
-            client.search_runs,
-            experiments,
-            query,
-            max_results=_A_PAGE,
-            order_by=["attributes.start_time DESC"],
-            page_token=token,
-        )
+        with _nothing_collected():
+            page = ask(
+                client.search_runs,
+                experiments,
+                query,
+                max_results=_A_PAGE,
+                order_by=["attributes.start_time DESC"],
+                page_token=token,
+            )
         yield from map(_recorded, page)
         token = page.token
         if not token:
             return
+
+
+@contextlib.contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """Holds the garbage collector back: its walks through the rows of a page take as long as all the rest."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def earlier_runs(variant: str, seed: int) -> list[Recorded]:
@@ -200,10 +216,12 @@ def _step(point: Metric) -> int:
 
 def artifact(run: Recorded, name: str, folder: Path) -> Path | None:
     """A copy of an artifact of a run in `folder`, or None when the run has none of that name."""
-    client = open_store()
-    if name not in {found.path for found in ask(client.list_artifacts, run.run_id)}:
+    # By the run's id, MLflow would read all that the store has of it, three times.
+    place, uri = run.artifact_uri, store_uri()
+    if name not in {Path(found.path).name for found in ask(list_artifacts, artifact_uri=place, tracking_uri=uri)}:
         return None
-    return Path(ask(client.download_artifacts, run.run_id, name, str(folder)))
+    file = append_to_uri_path(place, name)
+    return Path(ask(download_artifacts, artifact_uri=file, dst_path=str(folder), tracking_uri=uri))
 
 
 @dataclass(frozen=True)
@@ -246,6 +264,14 @@ def _arrays(run: Recorded, name: str) -> dict[str, np.ndarray]:
             return dict(arrays)
 
 
+def class_names(run: Recorded) -> tuple[str, ...]:
+    """The names of the classes in their order, empty when the run has not been evaluated."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = artifact(run, "classification_report.json", Path(folder))
+        names = list(json.loads(file.read_text())) if file else []
+    return tuple(names[: names.index("accuracy")]) if "accuracy" in names else ()
+
+
 def model_file(run: Recorded, folder: Path) -> Path | None:
     """A copy of the .keras file that a run has logged in `folder`, or None when it has logged none."""
     outputs = ask(open_store().get_run, run.run_id).outputs
@@ -254,3 +280,33 @@ def model_file(run: Recorded, folder: Path) -> Path | None:
     uri = f"models:/{outputs.model_outputs[-1].model_id}"
     copied = ask(download_artifacts, artifact_uri=uri, dst_path=str(folder), tracking_uri=store_uri())
     return next(Path(copied).rglob("*.keras"), None)
+
+
+def registered_model(name: str, folder: Path) -> tuple[Path, Recorded | None]:
+    """A copy of the .keras file of a registered model in `folder`, and the run that has trained it, if it is known.
+
+    Args:
+        name: as `models:/name@alias` or `models:/name/version`.
+        folder: where to copy it.
+
+    Raises:
+        ExperimentError: there is no such model, or it is none of Keras.
+    """
+    client = open_store()
+    model, _, version = name.removeprefix("models:/").partition("/")
+    model, _, alias = model.partition("@")
+    try:
+        if alias:
+            found = ask(client.get_model_version_by_alias, model, alias)
+        else:
+            found = ask(client.get_model_version, model, version)
+    except StoreRefused as error:
+        known = [registered.name for registered in ask(client.search_registered_models)]
+        problem = f"{name}: there is no such registered model."
+        advice = "" if version or alias else f"Name a version or an alias, as in models:/{model}@champion."
+        raise ExperimentError(problem, given=model, allowed=known, advice=advice) from error
+    copied = ask(download_artifacts, artifact_uri=name, dst_path=str(folder), tracking_uri=store_uri())
+    file = next(Path(copied).rglob("*.keras"), None)
+    if file is None:
+        raise ExperimentError(f"{name} is no Keras model.")
+    return file, recorded(found.run_id) if found.run_id else None

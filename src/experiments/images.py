@@ -1,0 +1,153 @@
+"""Pictures of any kind -> the raw pixels that a model takes."""
+
+import warnings
+from collections.abc import Sequence
+from glob import glob
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from experiments.errors import ExperimentError
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+MOST_PIXELS = 50_000_000
+_BOX = 20  # pixels that a digit of MNIST may be wide or high, of 28
+_FAINTEST = 25  # grey levels between paper and ink; less is no ink
+_NOISE = 0.15  # of the strongest ink: grain of paper, traces of compression
+
+
+class NotAnImage(ExperimentError):
+    """A file that no image can be made from."""
+
+
+def files(words: Sequence[str]) -> list[Path]:
+    """The files that a user names, each once.
+
+    Args:
+        words: files, folders (with all images in them and in their folders), or patterns such as `scans/*.png`.
+
+    Raises:
+        ExperimentError: there is no such file, a folder has no image, or a pattern fits nothing.
+    """
+    found: dict[Path, None] = {}
+    for word in words:
+        path = Path(word)
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            if not inside:
+                raise ExperimentError(f"{word}: there is no image in this folder.", advice=f"It takes {_KINDS}.")
+        elif path.is_file():
+            inside = [path]
+        else:
+            inside = [Path(name) for name in sorted(glob(word, recursive=True)) if Path(name).is_file()]
+            if not inside:
+                raise ExperimentError(f"{word}: there is no such file.", given=path.name, allowed=_neighbours(path))
+        found |= dict.fromkeys(inside)
+    return list(found)
+
+
+_KINDS = "PNG, JPEG, BMP, GIF, WebP and TIFF"
+
+
+def _neighbours(path: Path) -> list[str]:
+    return [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+
+
+def read(file: Path) -> Image.Image:
+    """An image as a person sees it: turned as its EXIF says, without transparency, in grey or in colour.
+
+    Raises:
+        NotAnImage: the file is none, is cut short, or has more than 50 million pixels.
+    """
+    try:
+        with (
+            warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
+            Image.open(file) as image,
+        ):
+            width, height = image.size
+            if width * height > MOST_PIXELS:
+                size = f"{width:,} x {height:,} pixels"
+                raise NotAnImage(f"{file}: {size} are more than the {MOST_PIXELS:,} that are read.")
+            return _opaque(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError as error:
+        reason = "is empty" if file.stat().st_size == 0 else f"is none of {_KINDS}"
+        raise NotAnImage(f"{file} {reason}.") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise NotAnImage(f"{file}: more than the {MOST_PIXELS:,} pixels that are read.") from error
+    except (OSError, SyntaxError, ValueError) as error:  # as Pillow tells of files that are cut short or damaged
+        raise NotAnImage(f"{file} cannot be read: {error}.") from error
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """In grey or colour; what is transparent becomes paper, dark below light ink and white below any other."""
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):  # 16 bits a pixel
+        values = np.asarray(image, np.float64)
+        image = Image.fromarray((values / max(values.max(), 1) * 255).astype(np.uint8))
+    if not image.has_transparency_data:
+        return image.convert("L" if image.mode in ("1", "L") else "RGB")
+    image = image.convert("RGBA")
+    pixels = np.asarray(image)
+    ink = pixels[pixels[..., 3] > 127]
+    paper = "black" if ink.size and ink[:, :3].mean() > 127 else "white"
+    ground = Image.new("RGBA", image.size, paper)
+    return Image.alpha_composite(ground, image).convert("RGB")
+
+
+def as_mnist(image: Image.Image) -> np.ndarray:
+    """A digit as MNIST has it: light ink on black, in a box of 20 x 20 pixels, by its centre of mass.
+
+    After Yann LeCun, Corinna Cortes and Christopher Burges, http://yann.lecun.com/exdb/mnist: digits keep their
+    proportions, are smoothed by the reduction, and lie with their centre of mass in the middle of 28 x 28 pixels.
+
+    Args:
+        image: dark ink on light paper or the other way round, of any size.
+
+    Returns:
+        uint8 of shape (28, 28, 1).
+
+    Raises:
+        NotAnImage: there is nothing on it.
+    """
+    grey = np.asarray(image.convert("L"), np.float64)
+    edge = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    difference = grey - np.median(edge)
+    ink = np.abs(np.clip(difference, 0, None) if difference.max() > -difference.min() else np.clip(difference, None, 0))
+    if ink.max() < _FAINTEST:
+        raise NotAnImage("there is nothing on it")
+    ink = np.where(ink < _NOISE * ink.max(), 0, ink) / ink.max()
+    rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
+    cropped = Image.fromarray(ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.float32))
+    scale = _BOX / max(cropped.size)
+    width, height = (max(1, round(side * scale)) for side in cropped.size)
+    digit = np.clip(np.asarray(cropped.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3)), 0, None)
+    digit = digit / digit.max()
+    across, down = (digit.sum(axis=axis) for axis in (0, 1))
+    middle = [float((mass * (np.arange(len(mass)) + 0.5)).sum() / mass.sum()) for mass in (down, across)]
+    placed = np.zeros((28, 28))
+    # Far from the middle of the digit its centre of mass would push it over the edge.
+    top, left = (
+        int(np.clip(round(14 - centre), 0, 28 - side)) for centre, side in zip(middle, digit.shape, strict=True)
+    )
+    placed[top : top + digit.shape[0], left : left + digit.shape[1]] = digit
+    return np.rint(255 * placed).astype(np.uint8)[..., None]
+
+
+def resized(image: Image.Image, shape: tuple[int, ...]) -> np.ndarray:
+    """All of an image, its proportions not kept; uint8 of `shape`, which is height, width and channels."""
+    height, width, channels = shape
+    image = image.convert("L" if channels == 1 else "RGB")
+    pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3))
+    return pixels.reshape(shape)
+
+
+def as_it_is(image: Image.Image, shape: tuple[int, ...]) -> np.ndarray:
+    """An image that has the right size already; uint8 of `shape`.
+
+    Raises:
+        NotAnImage: it has another size.
+    """
+    height, width, _ = shape
+    if image.size != (width, height):
+        raise NotAnImage(f"{image.size[0]} x {image.size[1]} pixels, and the model takes {width} x {height}")
+    return resized(image, shape)

@@ -1,0 +1,116 @@
+"""A trained model by any of its names, ready to say what is on images."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from experiments import tracking
+from experiments.errors import ExperimentError
+from experiments.tracking import Recorded
+
+_BATCH_SIZE = 256
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model that takes raw pixels."""
+
+    name: str  # as the user has named it
+    model: keras.Model
+    run: Recorded | None  # that has trained it; None where nobody knows
+    class_names: tuple[str, ...]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels."""
+        return self.model.input_shape[1:]
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """The probability of every class.
+
+        Args:
+            images: raw pixels, 0 to 255, of shape (images, height, width, channels); one channel may be left out.
+
+        Returns:
+            float32 of shape (images, classes).
+
+        Raises:
+            ExperimentError: the images have another shape than the model takes.
+        """
+        images = np.asarray(images)
+        if images.ndim == 3 and self.image_shape[-1] == 1:
+            images = images[..., None]
+        if images.shape[1:] != self.image_shape:
+            wanted = ", ".join(map(str, self.image_shape))
+            raise ExperimentError(f"{self.name} takes images of shape (images, {wanted}), and not {images.shape}.")
+        if not len(images):
+            return np.empty((0, len(self.class_names)), np.float32)
+        return np.asarray(self.model.predict(images.astype(np.float32), batch_size=_BATCH_SIZE, verbose=0))
+
+
+def load(name: str) -> Classifier:
+    """Finds a model and loads it.
+
+    Args:
+        name: the id of a run, alone or after `runs:/`; a registered model, as `models:/name@alias` or `models:/name/1`;
+            a `.keras` file; or `best:` and a sweep, for the run that is best on its validation set.
+
+    Raises:
+        ExperimentError: there is no such model, the run has none, or it cannot be loaded.
+    """
+    if name.endswith(".keras"):
+        file = Path(name)
+        if not file.is_file():
+            near = [found.name for found in file.parent.glob("*.keras")] if file.parent.is_dir() else []
+            raise ExperimentError(f"{name}: there is no such file.", given=file.name, allowed=near)
+        return _classifier(name, file, None)
+    with tempfile.TemporaryDirectory() as folder:
+        if name.startswith("models:/"):
+            return _classifier(name, *tracking.registered_model(name, Path(folder)))
+        run = _best(name.removeprefix("best:")) if name.startswith("best:") else tracking.existing(name)
+        copied = tracking.model_file(run, Path(folder))
+        if copied is None:
+            raise _no_model(run)
+        return _classifier(name, copied, run)
+
+
+def _best(sweep: str) -> Recorded:
+    """The best seed of the best variant of a sweep, on validation."""
+    from experiments import compare  # SciPy, which no other name needs
+
+    title, runs = compare.find([sweep], "")
+    return compare.comparison(runs, title).best_run
+
+
+def _no_model(run: Recorded) -> ExperimentError:
+    """Why a run has none, and what to do."""
+    if "sweep.name" in run.tags:
+        return ExperimentError(f"{run.run_id} is a sweep.", advice=f"Name its best run: best:{run.tags['sweep.name']}")
+    why = {
+        "diverged" in run.tags: "its training has diverged",
+        "pruned" in run.tags: "it was pruned",
+        run.status == "RUNNING": "it is still running",
+        run.status in ("FAILED", "KILLED"): f"it has not come to its end: {run.tags.get('failure', run.status)}",
+    }
+    reason = why.get(True, "it was trained with tracking.model=false")
+    return ExperimentError(f"{run.run_id} ({run.name}) has no model: {reason}.")
+
+
+def _classifier(name: str, file: Path, run: Recorded | None) -> Classifier:
+    try:
+        model = keras.saving.load_model(file, compile=False, safe_mode=True)
+    except (
+        Exception
+    ) as error:  # a file that is damaged, or needs code that is not here, makes Keras raise almost anything
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ExperimentError(f"{name} cannot be loaded: {reason}") from error
+    if len(model.input_shape) != 4 or len(model.output_shape) != 2:
+        raise ExperimentError(
+            f"{name} takes {model.input_shape} to {model.output_shape}, and is no classifier of images."
+        )
+    names = tracking.class_names(run) if run else ()
+    classes = model.output_shape[-1]
+    return Classifier(name, model, run, names if len(names) == classes else tuple(map(str, range(classes))))
