@@ -69,7 +69,7 @@ def read(file: Path) -> Image.Image:
             if width * height > MOST_PIXELS:
                 size = f"{width:,} x {height:,} pixels"
                 raise NotAnImage(f"{file}: {size} are more than the {MOST_PIXELS:,} that are read.")
-            return _opaque(ImageOps.exif_transpose(image))
+            return opaque(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:
         reason = "is empty" if file.stat().st_size == 0 else f"is none of {_KINDS}"
         raise NotAnImage(f"{file} {reason}.") from error
@@ -79,7 +79,7 @@ def read(file: Path) -> Image.Image:
         raise NotAnImage(f"{file} cannot be read: {error}.") from error
 
 
-def _opaque(image: Image.Image) -> Image.Image:
+def opaque(image: Image.Image) -> Image.Image:
     """In grey or colour; what is transparent becomes paper, dark below light ink and white below any other."""
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):  # 16 bits a pixel
         values = np.asarray(image, np.float64)

@@ -1,0 +1,139 @@
+"""Using a trained model: its names, what it says of images, and what is refused."""
+
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import digits as examples
+from commands import EXPERIMENTS
+from experiments import images, load, predict, run, tracking
+from experiments.errors import ExperimentError
+
+
+@pytest.fixture(scope="module")
+def trained(new_store, tmp_path_factory):
+    """A net trained on the embedded digits, recorded in a store of its own."""
+    folder = tmp_path_factory.mktemp("trained")
+    shutil.copy(new_store, folder / "mlflow.db")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        patch.setenv("EXPERIMENTS_HOME", str(folder))
+        result = run(["epochs=3", "model.dropout=0.3"])
+        with_no_model = run(["epochs=1", "data.limit=40", "tracking.model=false"])
+        yield SimpleNamespace(run=tracking.recorded(result.run_id), without=with_no_model, folder=folder)
+
+
+@pytest.fixture(scope="module")
+def classifier(trained):
+    return load(trained.run.run_id)
+
+
+def command(*words):
+    return subprocess.run([EXPERIMENTS, "predict", *words], env=os.environ, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_digits_of_other_hands_and_fonts_are_read(classifier):
+    given, labels = examples.collection()
+    prepared = np.stack([images.as_mnist(images.opaque(image)) for image in given])
+    right = classifier.predict(prepared).argmax(axis=1) == labels
+    assert right.mean() >= 0.85
+    resized = np.stack([images.resized(images.opaque(image), (28, 28, 1)) for image in given])
+    assert (classifier.predict(resized).argmax(axis=1) == labels).mean() < 0.5
+
+
+@pytest.mark.slow
+def test_every_name_of_a_model_is_the_same_model(trained, classifier, tmp_path):
+    recorded = tracking.predictions(trained.run, "test")
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 28, 28, 1), dtype=np.uint8)
+    said = classifier.predict(pixels)
+    assert said.shape == (5, 10) and said.dtype == np.float32
+    assert classifier.class_names == tuple("0123456789")
+    file = tracking.model_file(trained.run, tmp_path)
+    for name in (f"runs:/{trained.run.run_id}", f"runs:/{trained.run.run_id}/model", str(file)):
+        assert (load(name).predict(pixels[..., 0]) == said).all()
+    assert recorded.probabilities.shape[1] == 10
+
+
+@pytest.mark.slow
+def test_names_that_are_none_are_refused(trained, tmp_path):
+    refused = {
+        "0123": r"^0123: there is no such run in this store\.",
+        trained.without.run_id: r"has no model: it was trained with tracking\.model=false\.$",
+        "models:/digits@champion": r"^models:/digits@champion: there is no such registered model\.",
+        "models:/digits": r"Name a version or an alias, as in models:/digits@champion\.$",
+        "best:quick": r"^There is no sweep in this store yet\.",
+        str(tmp_path / "none.keras"): r"none\.keras: there is no such file\.",
+    }
+    for name, reason in refused.items():
+        with pytest.raises(ExperimentError, match=reason):
+            load(name)
+    (tmp_path / "broken.keras").write_text("nothing")
+    with pytest.raises(ExperimentError, match=r"broken\.keras cannot be loaded: "):
+        load(str(tmp_path / "broken.keras"))
+
+
+@pytest.mark.slow
+def test_images_of_another_shape_are_refused(classifier):
+    with pytest.raises(ExperimentError, match=r"takes images of shape \(images, 28, 28, 1\), and not \(2, 32, 32, 3\)"):
+        classifier.predict(np.zeros((2, 32, 32, 3)))
+    assert classifier.predict(np.zeros((0, 28, 28))).shape == (0, 10)
+
+
+@pytest.mark.slow
+def test_the_preparation_fits_the_data_unless_it_is_chosen(classifier):
+    assert predict.preparation(classifier, None) is images.as_mnist
+    image = examples.drawn(1, "white", "black", size=40, canvas=(60, 60), place=(0.5, 0.5), width=4)
+    assert (predict.preparation(classifier, "resize")(image) == images.resized(image, (28, 28, 1))).all()
+    unknown = SimpleNamespace(name="mine.keras", image_shape=(28, 28, 1), run=None)
+    assert (predict.preparation(unknown, None)(image) == images.resized(image, (28, 28, 1))).all()
+    colour = SimpleNamespace(name="mine.keras", image_shape=(32, 32, 3), run=None)
+    with pytest.raises(ExperimentError, match=r"Try: --prepare resize$"):
+        predict.preparation(colour, "mnist")
+
+
+@pytest.mark.slow
+def test_the_command_does_all_images_and_names_what_is_none(trained, tmp_path):
+    for digit in (3, 7):
+        image = examples.drawn(digit, "white", "black", size=80, canvas=(120, 140), place=(0.2, 0.3), width=8)
+        image.save(tmp_path / f"{digit}.png")
+    (tmp_path / "none.png").write_text("hello")
+    Image.new("L", (40, 40), 255).save(tmp_path / "blank.png")
+    done = command(trained.run.run_id, str(tmp_path), "--picture", str(tmp_path / "all.svg"))
+    assert done.returncode == 1
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert [row[:2] for row in rows] == [
+        ["file", "label"],
+        [str(tmp_path / "3.png"), "3"],
+        [str(tmp_path / "7.png"), "7"],
+    ]
+    assert done.stderr.splitlines() == [
+        f"experiments: {tmp_path}/blank.png: there is nothing on it.",
+        f"experiments: {tmp_path}/none.png is none of PNG, JPEG, BMP, GIF, WebP and TIFF.",
+    ]
+    assert (tmp_path / "all.svg").read_text().count("<image") == 4
+
+
+@pytest.mark.slow
+def test_json_and_csv_for_other_programs(trained, tmp_path):
+    examples.drawn(3, "white", "black", size=80, canvas=(120, 140), place=(0.2, 0.3), width=8).save(tmp_path / "3.png")
+    (said,) = json.loads(command(trained.run.run_id, str(tmp_path / "3.png"), "--json").stdout)
+    assert (said["label"], len(said["probabilities"])) == ("3", 10)
+    assert sum(said["probabilities"].values()) == pytest.approx(1)
+    (row,) = csv.DictReader(io.StringIO(command(trained.run.run_id, str(tmp_path / "3.png"), "--csv").stdout))
+    assert row["label"] == "3" and float(row["probability"]) == pytest.approx(said["probability"])
+
+
+def test_a_low_probability_is_shown_as_unsure():
+    sure = predict.Prediction("a.png", np.array([0.9, 0.1]), ("cat", "dog"))
+    unsure = predict.Prediction("b.png", np.array([0.4, 0.6]), ("cat", "dog"))
+    assert (sure.unsure, unsure.unsure) == (False, True)
+    assert unsure.values()["label"] == "dog" and unsure.values()["second"] == "cat"
