@@ -143,6 +143,10 @@ class _Columns:
         self.samples = samples
         self.arrays = [sample.array for sample in samples]
         self.counts = np.array([len(array) for array in self.arrays])
+        #: A row for each sample, filled up with NaN.
+        self.rows = np.full((len(samples), max(self.counts, default=0)), np.nan)
+        for row, array in zip(self.rows, self.arrays, strict=True):
+            row[: len(array)] = array
         self.means = np.array([array.mean() for array in self.arrays])
         self.spreads = np.array([array.std(ddof=1) if _spread(array) else 0.0 for array in self.arrays])
         self.images = np.array([sample.images if len(sample.right) else "" for sample in samples])
@@ -170,7 +174,7 @@ class _Columns:
         return p
 
     def _paired(self, one: int, others: np.ndarray) -> np.ndarray:
-        differences = np.array([self.arrays[other] for other in others]) - self.arrays[one]
+        differences = self.rows[others, : self.counts[one]] - self.arrays[one]
         p = np.where(np.abs(differences).max(axis=1) > _ROUNDING, np.nan, 1.0)
         tested = np.ptp(differences, axis=1) > _ROUNDING
         if tested.any():
