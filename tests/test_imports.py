@@ -40,9 +40,22 @@ ALLOWED = {
     "reproduce": {"config", "train", "tracking"},
     "images": set(),
     "inference": {"compare", "tracking"},
+    "register": {"compare", "tracking"},
     "predict": {"images", "inference", "plots"},
     "preload": {"train", "plots", "tracking", "__init__"},  # what the processes of jobs begin with
-    "cli": {"compare", "config", "images", "predict", "train", "report", "reproduce", "sweeps", "tables", "tracking"}
+    "cli": {
+        "compare",
+        "config",
+        "images",
+        "predict",
+        "register",
+        "train",
+        "report",
+        "reproduce",
+        "sweeps",
+        "tables",
+        "tracking",
+    }
     | {"__init__"},
     "__init__": {"config", "inference", "train"},
     "hydra_plugins": {"sweeps"},

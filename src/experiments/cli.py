@@ -62,6 +62,15 @@ def main() -> None:
     form.add_argument("--csv", action="store_true", help="print CSV instead of a table")
     saying.add_argument("--picture", metavar="FILE", help="draw the images, what the net sees, and its probabilities")
     saying.set_defaults(function=_predict)
+    registering = commands.add_parser(
+        "register", help="put a model into MLflow's registry, as champion if it is better"
+    )
+    registering.add_argument(
+        "source", metavar="SWEEP_OR_RUN", help="a sweep, of which the best variant is taken; or a run"
+    )
+    registering.add_argument("--name", required=True, help="of the registered model")
+    registering.add_argument("--force", action="store_true", help="make it champion whatever the comparison says")
+    registering.set_defaults(function=_register)
     commands.add_parser("sync", help="send what a lost store lacks").set_defaults(function=_sync)
     arguments = parser.parse_args()
     _exit(_spoken(arguments.function, arguments))
@@ -274,6 +283,13 @@ def _predict(arguments: argparse.Namespace) -> int:
     for sentence in refused:
         print(f"experiments: {sentence}", file=sys.stderr)
     return 1 if refused else 0
+
+
+def _register(arguments: argparse.Namespace) -> int:
+    from experiments import register
+
+    print(register.register(arguments.source, arguments.name, force=arguments.force))
+    return 0
 
 
 def _sync(_: argparse.Namespace) -> int:

@@ -73,7 +73,7 @@ def load(name: str) -> Classifier:
         run = _best(name.removeprefix("best:")) if name.startswith("best:") else tracking.existing(name)
         copied = tracking.model_file(run, Path(folder))
         if copied is None:
-            raise _no_model(run)
+            raise tracking.no_model(run)
         return _classifier(name, copied, run)
 
 
@@ -83,20 +83,6 @@ def _best(sweep: str) -> Recorded:
 
     title, runs = compare.find([sweep], "")
     return compare.comparison(runs, title).best_run
-
-
-def _no_model(run: Recorded) -> ExperimentError:
-    """Why a run has none, and what to do."""
-    if "sweep.name" in run.tags:
-        return ExperimentError(f"{run.run_id} is a sweep.", advice=f"Name its best run: best:{run.tags['sweep.name']}")
-    why = {
-        "diverged" in run.tags: "its training has diverged",
-        "pruned" in run.tags: "it was pruned",
-        run.status == "RUNNING": "it is still running",
-        run.status in ("FAILED", "KILLED"): f"it has not come to its end: {run.tags.get('failure', run.status)}",
-    }
-    reason = why.get(True, "it was trained with tracking.model=false")
-    return ExperimentError(f"{run.run_id} ({run.name}) has no model: {reason}.")
 
 
 def _classifier(name: str, file: Path, run: Recorded | None) -> Classifier:

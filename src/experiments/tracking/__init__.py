@@ -15,13 +15,15 @@ from experiments.tracking.records import (
     matching,
     mistakes,
     model_file,
+    model_id,
+    no_model,
     parents,
     predictions,
     recorded,
-    registered_model,
     runs_of,
     sweeps,
 )
+from experiments.tracking.registry import CHALLENGER, CHAMPION, Version, champion, register, registered_model, set_alias
 from experiments.tracking.run import TAGS, Run, open_run, own_output, preload
 from experiments.tracking.store import (
     StoreLost,
@@ -40,6 +42,8 @@ from experiments.tracking.sweep import Parent, end_run, open_parent
 from experiments.tracking.ui import page, serve_ui
 
 __all__ = [
+    "CHALLENGER",
+    "CHAMPION",
     "TAGS",
     "Elsewhere",
     "Mistakes",
@@ -49,9 +53,11 @@ __all__ = [
     "Run",
     "StoreLost",
     "StoreRefused",
+    "Version",
     "WithoutSecrets",
     "artifact",
     "be_patient",
+    "champion",
     "check_store",
     "check_writable",
     "class_names",
@@ -69,6 +75,8 @@ __all__ = [
     "matching",
     "mistakes",
     "model_file",
+    "model_id",
+    "no_model",
     "nothing_recorded",
     "open_parent",
     "open_run",
@@ -79,10 +87,12 @@ __all__ = [
     "preload",
     "provenance",
     "recorded",
+    "register",
     "registered_model",
     "run_folder",
     "runs_of",
     "serve_ui",
+    "set_alias",
     "shown_uri",
     "store_uri",
     "sweeps",

@@ -272,41 +272,30 @@ def class_names(run: Recorded) -> tuple[str, ...]:
     return tuple(names[: names.index("accuracy")]) if "accuracy" in names else ()
 
 
+def model_id(run: Recorded) -> str | None:
+    """The id of the model that a run has logged, None when it has logged none."""
+    outputs = ask(open_store().get_run, run.run_id).outputs
+    return outputs.model_outputs[-1].model_id if outputs and outputs.model_outputs else None
+
+
 def model_file(run: Recorded, folder: Path) -> Path | None:
     """A copy of the .keras file that a run has logged in `folder`, or None when it has logged none."""
-    outputs = ask(open_store().get_run, run.run_id).outputs
-    if not outputs or not outputs.model_outputs:
+    logged = model_id(run)
+    if logged is None:
         return None
-    uri = f"models:/{outputs.model_outputs[-1].model_id}"
-    copied = ask(download_artifacts, artifact_uri=uri, dst_path=str(folder), tracking_uri=store_uri())
+    copied = ask(download_artifacts, artifact_uri=f"models:/{logged}", dst_path=str(folder), tracking_uri=store_uri())
     return next(Path(copied).rglob("*.keras"), None)
 
 
-def registered_model(name: str, folder: Path) -> tuple[Path, Recorded | None]:
-    """A copy of the .keras file of a registered model in `folder`, and the run that has trained it, if it is known.
-
-    Args:
-        name: as `models:/name@alias` or `models:/name/version`.
-        folder: where to copy it.
-
-    Raises:
-        ExperimentError: there is no such model, or it is none of Keras.
-    """
-    client = open_store()
-    model, _, version = name.removeprefix("models:/").partition("/")
-    model, _, alias = model.partition("@")
-    try:
-        if alias:
-            found = ask(client.get_model_version_by_alias, model, alias)
-        else:
-            found = ask(client.get_model_version, model, version)
-    except StoreRefused as error:
-        known = [registered.name for registered in ask(client.search_registered_models)]
-        problem = f"{name}: there is no such registered model."
-        advice = "" if version or alias else f"Name a version or an alias, as in models:/{model}@champion."
-        raise ExperimentError(problem, given=model, allowed=known, advice=advice) from error
-    copied = ask(download_artifacts, artifact_uri=name, dst_path=str(folder), tracking_uri=store_uri())
-    file = next(Path(copied).rglob("*.keras"), None)
-    if file is None:
-        raise ExperimentError(f"{name} is no Keras model.")
-    return file, recorded(found.run_id) if found.run_id else None
+def no_model(run: Recorded) -> ExperimentError:
+    """Why a run has none, and what to do."""
+    if "sweep.name" in run.tags:
+        return ExperimentError(f"{run.run_id} is a sweep.", advice=f"Name its best run: best:{run.tags['sweep.name']}")
+    why = {
+        "diverged" in run.tags: "its training has diverged",
+        "pruned" in run.tags: "it was pruned",
+        run.status == "RUNNING": "it is still running",
+        run.status in ("FAILED", "KILLED"): f"it has not come to its end: {run.tags.get('failure', run.status)}",
+    }
+    reason = why.get(True, "it was trained with tracking.model=false")
+    return ExperimentError(f"{run.run_id} ({run.name}) has no model: {reason}.")

@@ -1,0 +1,94 @@
+"""Registered models: their versions, and which one is champion."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow.artifacts import download_artifacts
+
+from experiments.errors import ExperimentError
+from experiments.tracking.records import Recorded, model_id, recorded
+from experiments.tracking.store import StoreRefused, ask, open_store, store_uri
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of a registered model."""
+
+    name: str
+    version: str
+    run_id: str  # whose model it is
+    tags: Mapping[str, str]
+
+
+def registered_model(name: str, folder: Path) -> tuple[Path, Recorded | None]:
+    """A copy of the .keras file of a registered model in `folder`, and the run that has trained it, if it is known.
+
+    Args:
+        name: as `models:/name@alias` or `models:/name/version`.
+        folder: where to copy it.
+
+    Raises:
+        ExperimentError: there is no such model, or it is none of Keras.
+    """
+    client = open_store()
+    model, _, version = name.removeprefix("models:/").partition("/")
+    model, _, alias = model.partition("@")
+    try:
+        if alias:
+            found = ask(client.get_model_version_by_alias, model, alias)
+        else:
+            found = ask(client.get_model_version, model, version)
+    except StoreRefused as error:
+        known = [registered.name for registered in ask(client.search_registered_models)]
+        problem = f"{name}: there is no such registered model."
+        advice = "" if version or alias else f"Name a version or an alias, as in models:/{model}@champion."
+        raise ExperimentError(problem, given=model, allowed=known, advice=advice) from error
+    copied = ask(download_artifacts, artifact_uri=name, dst_path=str(folder), tracking_uri=store_uri())
+    file = next(Path(copied).rglob("*.keras"), None)
+    if file is None:
+        raise ExperimentError(f"{name} is no Keras model.")
+    return file, recorded(found.run_id) if found.run_id else None
+
+
+def champion(name: str) -> Version | None:
+    """The version that has the alias `champion`, None when there is none yet."""
+    try:
+        found = ask(open_store().get_model_version_by_alias, name, CHAMPION)
+    except StoreRefused:
+        return None
+    return Version(name, str(found.version), found.run_id, found.tags)
+
+
+def register(name: str, run: Recorded, tags: Mapping[str, str], description: str) -> str:
+    """Makes the model of a run the newest version of `name`, and says which number it has.
+
+    Raises:
+        ExperimentError: the run has logged no model, or the name cannot be one.
+    """
+    client = open_store()
+    logged = model_id(run)
+    if logged is None:
+        raise ExperimentError(f"{run.run_id} ({run.name}) has no model.")
+    try:
+        if name not in {found.name for found in ask(client.search_registered_models, f"name = '{name}'")}:
+            ask(client.create_registered_model, name)
+        made = ask(
+            client.create_model_version,
+            name,
+            f"models:/{logged}",
+            run_id=run.run_id,
+            tags=dict(tags),
+            description=description,
+            model_id=logged,
+        )
+    except StoreRefused as error:
+        raise ExperimentError(f"{name} cannot be registered: {str(error.__cause__).splitlines()[0]}") from error
+    return str(made.version)
+
+
+def set_alias(name: str, alias: str, version: str) -> None:
+    """Lets `models:/name@alias` be that version from now on."""
+    ask(open_store().set_registered_model_alias, name, alias, version)
