@@ -22,6 +22,7 @@ ALLOWED = {
     "config": {"schema"},
     "data": set(),
     "models": set(),
+    "costs": set(),
     "schedules": set(),
     "checkpoints": set(),
     "training": {"checkpoints"},
@@ -36,7 +37,7 @@ ALLOWED = {
     "report": {"charts", "compare", "tables", "tracking"},
     "sweeps": {"config", "compare", "report", "tables", "tracking"},
     "results": {"data", "training", "evaluation", "plots", "tracking"},
-    "train": {"config", "data", "models", "checkpoints", "training", "evaluation", "results", "tracking"},
+    "train": {"config", "costs", "data", "models", "checkpoints", "training", "evaluation", "results", "tracking"},
     "reproduce": {"config", "train", "tracking"},
     "images": set(),
     "inference": {"compare", "tracking"},
@@ -67,7 +68,8 @@ AT_HOME = {
     "omegaconf": {"config", "cli", "train", "sweeps", "hydra_plugins"},
     "optuna": {"sweeps"},
     "plotly": {"charts", "report"},
-    "keras": {"data", "models", "schedules", "training", "evaluation", "results", "train", "reproduce", "inference"},
+    "keras": {"data", "models", "costs", "schedules", "training", "evaluation", "results", "train"}
+    | {"reproduce", "inference"},
     "tensorflow": {"training", "results", "train"},
 }
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
-from experiments import config, models, training
+from experiments import config, costs, models, training
 from experiments.errors import ExperimentError
 
 DIGIT = (28, 28, 1)
@@ -191,8 +191,8 @@ def test_every_option_builds_for_colour(build, build_scaling, option):
 @pytest.mark.parametrize("option", MACS)
 def test_multiply_accumulates(build, build_scaling, option):
     net = build(f"model={option}")
-    assert models.macs(net) == MACS[option]
-    assert models.macs(models.with_scaling(net, build_scaling("unit", pixels()), DIGIT)) == MACS[option]
+    assert costs.macs(net) == MACS[option]
+    assert costs.macs(models.with_scaling(net, build_scaling("unit", pixels()), DIGIT)) == MACS[option]
 
 
 def test_every_option_and_experiment_has_its_multiply_accumulates():
@@ -203,14 +203,14 @@ def test_every_option_and_experiment_has_its_multiply_accumulates():
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_the_net_of_an_experiment_by_hand(build, experiment):
     net = build(f"experiment={experiment}")
-    assert (net.count_params(), models.macs(net)) == EXPERIMENTS[experiment]
+    assert (net.count_params(), costs.macs(net)) == EXPERIMENTS[experiment]
 
 
 def test_multiply_accumulates_of_colour_images(build):
     # 32 -> 30 -> 15 -> 13 -> 6
     net = build("model=conv2", input_shape=(32, 32, 3))
     assert net.count_params() == (3 * 3 * 3 + 1) * 32 + (3 * 3 * 32 + 1) * 64 + (6 * 6 * 64 + 1) * 64 + (64 + 1) * 10
-    assert models.macs(net) == 30 * 30 * 3 * 3 * 3 * 32 + 13 * 13 * 3 * 3 * 32 * 64 + 6 * 6 * 64 * 64 + 64 * 10
+    assert costs.macs(net) == 30 * 30 * 3 * 3 * 3 * 32 + 13 * 13 * 3 * 3 * 32 * 64 + 6 * 6 * 64 * 64 + 64 * 10
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_multiply_accumulates_of_colour_images(build):
     ],
 )
 def test_multiply_accumulates_of_a_layer(shape, layer, expected):
-    assert models.macs(keras.Sequential([keras.Input(shape), layer()])) == expected
+    assert costs.macs(keras.Sequential([keras.Input(shape), layer()])) == expected
 
 
 def test_multiply_accumulates_of_layers_that_are_called_twice_and_of_nets_in_nets():
@@ -252,15 +252,15 @@ def test_multiply_accumulates_of_layers_that_are_called_twice_and_of_nets_in_net
     inner = keras.Sequential([keras.Input((None, None, 3)), keras.layers.Conv2D(4, 3)])  # of any size
     net = keras.Model(image, keras.layers.GlobalMaxPooling2D()(inner(shared(shared(image)) + 1.0)))
     expected = 2 * 8 * 8 * 3 * 3 * 3 * 3 + 6 * 6 * 3 * 3 * 3 * 4
-    assert models.macs(net) == expected
-    assert models.macs(models.with_scaling(net, keras.layers.Rescaling(0.5), (8, 8, 3))) == expected
+    assert costs.macs(net) == expected
+    assert costs.macs(models.with_scaling(net, keras.layers.Rescaling(0.5), (8, 8, 3))) == expected
 
 
 def test_counting_changes_nothing(build):
     net = build("model=conv3_batch_norm_dropout")
     images = pixels().astype("float32")
     layers, weights, said = net.layers, net.get_weights(), np.asarray(net(images))
-    models.macs(net)
+    costs.macs(net)
     assert net.layers == layers
     assert all(np.array_equal(a, b) for a, b in zip(net.get_weights(), weights, strict=True))
     assert np.array_equal(np.asarray(net(images)), said)

@@ -516,7 +516,7 @@ def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 # Code as a part of the identity
 
-_RESULT_MODULES = ("train", "data", "models", "schedules", "training", "checkpoints", "evaluation", "results")
+_RESULT_MODULES = ("train", "data", "models", "schedules", "training", "checkpoints", "evaluation", "costs", "results")
 
 
 def read_own_code() -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from omegaconf import OmegaConf
 
-from experiments import checkpoints, config, models, results, tracking, training
+from experiments import checkpoints, config, costs, models, results, tracking, training
 from experiments.checkpoints import Checkpoint
 from experiments.config import Configuration, Plan
 from experiments.data import Dataset
@@ -144,7 +144,7 @@ def _trained(
         return _diverged(record, diverged)
     validation = evaluate(parts.model, data.validation_images, data.validation_labels)
     test = evaluate(parts.model, data.test_images, data.test_labels)
-    metrics = results.metrics(parts.model, models.macs(parts.model), data, result, test)
+    metrics = results.metrics(parts.model, costs.macs(parts.model), data, result, test)
     results.write_tables(record, data, validation, test)
     results.draw(record, data, result, test, cfg.objective.metric)
     if cfg.tracking.model:
