@@ -34,3 +34,4 @@ bench: $(INSTALLED)
 	@$(BIN)/python benchmarks/overhead.py $(ARGS)
 	@$(BIN)/python benchmarks/trust.py $(ARGS)
 	@$(BIN)/python benchmarks/sweep.py
+	@$(BIN)/python benchmarks/compare.py
