@@ -42,6 +42,7 @@ ALLOWED = {
     "images": set(),
     "inference": {"compare", "tracking"},
     "register": {"compare", "tracking"},
+    "export": {"config", "inference", "__init__"},
     "predict": {"images", "inference", "plots"},
     "preload": {"train", "plots", "tracking", "__init__"},  # what the processes of jobs begin with
     "cli": {
@@ -69,8 +70,8 @@ AT_HOME = {
     "optuna": {"sweeps"},
     "plotly": {"charts", "report"},
     "keras": {"data", "models", "costs", "schedules", "training", "evaluation", "results", "train"}
-    | {"reproduce", "inference"},
-    "tensorflow": {"training", "results", "train"},
+    | {"reproduce", "inference", "export"},
+    "tensorflow": {"training", "results", "train", "export"},
 }
 
 

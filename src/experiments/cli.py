@@ -71,6 +71,14 @@ def main() -> None:
     registering.add_argument("--name", required=True, help="of the registered model")
     registering.add_argument("--force", action="store_true", help="make it champion whatever the comparison says")
     registering.set_defaults(function=_register)
+    exporting = commands.add_parser("export", help="write a model for another runtime, and check it there")
+    exporting.add_argument("model", metavar="MODEL", help="as for predict")
+    exporting.add_argument("--format", required=True, choices=["keras", "saved_model", "onnx", "litert"])
+    exporting.add_argument("--out", required=True, metavar="DIR", help="where the file goes, with export.json")
+    exporting.add_argument("--quantize", choices=["int8"], help="of LiteRT: smaller and faster, hardly less exact")
+    exporting.add_argument("--data", nargs="+", default=[], metavar="CHOICE", help="to check on, with its overrides")
+    exporting.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    exporting.set_defaults(function=_export)
     commands.add_parser("sync", help="send what a lost store lacks").set_defaults(function=_sync)
     arguments = parser.parse_args()
     _exit(_spoken(arguments.function, arguments))
@@ -289,6 +297,30 @@ def _register(arguments: argparse.Namespace) -> int:
     from experiments import register
 
     print(register.register(arguments.source, arguments.name, force=arguments.force))
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from experiments import load
+
+    classifier = load(arguments.model)
+    from experiments import export, reproduce
+
+    of_run = None if classifier.run is None or arguments.data else reproduce.configuration_of(classifier.run)
+    images = export.images_of(classifier, of_run, arguments.data)
+    options = {"quantize": arguments.quantize is not None, "overwrite": arguments.overwrite}
+    try:
+        checked = export.export(classifier, arguments.format, Path(arguments.out), images, **options)
+    except export.NotEqualError as error:
+        print(f"experiments: {error}", file=sys.stderr)
+        return 1
+    print(f"{Path(arguments.out) / checked.file}: {checked.bytes:,} bytes")
+    print(f"Compared with Keras on {checked.images}: {checked.equal_labels:,} of {checked.number:,} labels are equal,")
+    print(f"probabilities differ by up to {checked.largest_difference:.2g}.")
+    if checked.accuracy is not None and checked.accuracy_before is not None:
+        print(f"Accuracy {checked.accuracy:.2%}, and {checked.accuracy_before:.2%} before.")
     return 0
 
 

@@ -57,7 +57,7 @@ def reproduce(run: str, tolerance: float = 0.0) -> bool:
     console = Console(soft_wrap=True, highlight=False, markup=False)
     tracking.check_store()
     original = tracking.existing(run)
-    configuration = _configuration(original)
+    configuration = configuration_of(original)
     _tell_of_conditions(console, original, {**tracking.provenance(), **train.identify(configuration)})
     epochs = len(tracking.history(original).get("loss", ()))
     unfinished = not original.finished and not original.diverged
@@ -74,7 +74,7 @@ def reproduce(run: str, tolerance: float = 0.0) -> bool:
     return equal
 
 
-def _configuration(run: Recorded) -> Configuration:
+def configuration_of(run: Recorded) -> Configuration:
     """The stored configuration of `run`, checked as if it came from a stranger."""
     if "sweep.name" in run.tags:
         raise ExperimentError(f"{run.run_id} is a sweep.", advice="Name one of its runs.")
