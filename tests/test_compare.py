@@ -1,6 +1,7 @@
 """Comparing runs: which are variants of what, how they rank, and what is said of them."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from mlflow.entities import Metric, Param
@@ -72,8 +73,13 @@ def test_runs_by_different_code_are_pointed_out():
     ) in notes
 
 
-def test_a_lost_record_of_answers_costs_the_test_and_not_the_table(store):
-    found = compare.comparison([recorded(1, "0", 0, 0.9), recorded(2, "0.3", 0, 0.8)], "mine")
+@pytest.mark.parametrize("place", ["nowhere:/artifacts", "damaged", "empty"])
+def test_a_lost_record_of_answers_costs_the_test_and_not_the_table(store, tmp_path, place):
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "validation_predictions.npz").write_bytes(b"PK and no more")
+    uri = place if ":" in place else (tmp_path / place).as_uri()
+    runs = [recorded(1, "0", 0, 0.9), recorded(2, "0.3", 0, 0.8)]
+    found = compare.comparison([replace(run, artifact_uri=uri) for run in runs], "mine")
     assert [(row.label, row.p, row.verdict) for row in found.rows] == [
         ("model.dropout=0", None, "no difference shown"),
         ("model.dropout=0.3", None, "no difference shown"),

@@ -5,9 +5,11 @@ import gc
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TypeVar
+from zipfile import BadZipFile
 
 import mlflow
 import numpy as np
@@ -19,6 +21,8 @@ from mlflow.utils.uri import append_to_uri_path
 
 from experiments.errors import ExperimentError
 from experiments.tracking.store import StoreRefused, ask, open_store, store_uri
+
+T = TypeVar("T")
 
 _A_PAGE = 1000
 _MOST_IN_A_QUERY = 200  # ids of runs
@@ -234,8 +238,7 @@ class Predictions:
 
 def predictions(run: Recorded, part: str) -> Predictions | None:
     """The recorded predictions for the `validation` or `test` images, None when a run has none."""
-    arrays = _arrays(run, f"{part}_predictions.npz")
-    return Predictions(**arrays) if arrays else None
+    return _arrays(run, f"{part}_predictions.npz", Predictions)
 
 
 @dataclass(frozen=True)
@@ -250,18 +253,21 @@ class Mistakes:
 
 def mistakes(run: Recorded) -> Mistakes | None:
     """The recorded mistakes on the test set, None when a run has none."""
-    arrays = _arrays(run, "mistakes.npz")
-    return Mistakes(**arrays) if arrays else None
+    return _arrays(run, "mistakes.npz", Mistakes)
 
 
-def _arrays(run: Recorded, name: str) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file of a run, empty when the run has none of that name."""
+def _arrays(run: Recorded, name: str, kind: type[T]) -> T | None:
+    """The arrays of an .npz file of a run, None when it has none that is whole."""
+    wanted = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder:
         file = artifact(run, name, Path(folder))
         if file is None:
-            return {}
-        with np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
+            return None
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                return kind(*(arrays[field] for field in wanted))
+        except (OSError, ValueError, KeyError, BadZipFile):  # damaged, or of another version of this project
+            return None
 
 
 def class_names(run: Recorded) -> tuple[str, ...]:
