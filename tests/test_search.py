@@ -242,7 +242,7 @@ def spoiler(tmp_path):
 def test_spoiled_trials_fail_and_the_study_goes_on(store, spoiler, n_jobs):
     words, env = spoiler
     what = "callbacks.spoiler.what=choice(none,raise,kill,abort,sleep)"
-    limits = ["hydra.launcher.timeout_minutes=0.2", f"hydra.launcher.n_jobs={n_jobs}", "hydra.sweeper.n_trials=6"]
+    limits = ["hydra.launcher.timeout_minutes=0.5", f"hydra.launcher.n_jobs={n_jobs}", "hydra.sweeper.n_trials=6"]
     # This sampler seed draws each kind once, and "none" with both seeds.
     words = [*words, "hydra/sweeper/sampler=random", what, "seed=range(1,3)", *limits, "hydra.sweeper.sampler.seed=21"]
     done = experiments(*words, **env)
@@ -257,7 +257,7 @@ def test_spoiled_trials_fail_and_the_study_goes_on(store, spoiler, n_jobs):
         "raise": ("FAILED", "error", "ValueError: spoiled by its user"),
         "kill": ("KILLED", "signal", "SIGKILL"),
         "abort": ("KILLED", "signal", "SIGABRT"),
-        "sleep": ("KILLED", "timeout", "took longer than 0.2 minutes"),
+        "sleep": ("KILLED", "timeout", "took longer than 0.5 minutes"),
     }
     seen = {trial.params["callbacks.spoiler.what"] for trial in trials}
     assert seen == {"none", *told}
