@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import socket
 import sqlite3
 import subprocess
@@ -14,7 +13,6 @@ from pathlib import Path
 import mlflow
 import mlflow.data
 import numpy as np
-import psutil
 import pytest
 from mlflow.exceptions import BAD_REQUEST, MlflowException
 from mlflow.types import Schema, TensorSpec
@@ -232,48 +230,6 @@ def test_the_ui_on_a_taken_port_names_the_next_one(store):
         port = taken.getsockname()[1]
         with pytest.raises(ExperimentError, match=rf"^Port {port} of 127\.0\.0\.1 is taken\. Try: --port {port + 1}$"):
             tracking.serve_ui("127.0.0.1", port)
-
-
-@pytest.mark.slow
-def test_the_ui_opens_on_the_runs_and_leaves_no_process(store, tmp_path):
-    if shutil.which("chromium") is None and not os.environ.get("CI"):
-        pytest.skip("needs chromium (apt-get install chromium)")
-    diverged = run([*QUICK, "data.limit=100", "optimizer=sgd", "optimizer.learning_rate=1e38"])
-    result = run([*QUICK, "model=conv3"])
-    words = [COMMAND, "ui", "--port", str(free_port())]
-    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as ui:
-        looks_at(ui, result.name, diverged, shutil.which("chromium"), tmp_path)
-
-
-def looks_at(ui, run_name, diverged, chromium, tmp_path):
-    try:
-        lines = iter(ui.stdout.readline, "")
-        link = next(line for line in lines if line.startswith("The runs: ")).removeprefix("The runs: ").strip()
-        processes = [ui, *psutil.Process(ui.pid).children(recursive=True)]
-        listening = {c.laddr.ip for p in processes[1:] for c in p.net_connections() if c.status == psutil.CONN_LISTEN}
-        assert listening == {"127.0.0.1"}
-        page = page_of(chromium, link, tmp_path)
-        assert run_name in page
-        assert "GenAI" in page and "best/val_accuracy" in page
-        experiment = link.partition("#/experiments/")[2].partition("/")[0]
-        page = page_of(chromium, f"{link.partition('#')[0]}#/experiments/{experiment}/runs/{diverged.run_id}", tmp_path)
-        assert diverged.name in page and "diverged_epoch" in page
-    finally:
-        ui.send_signal(signal.SIGINT)
-        assert ui.wait(20) == 130
-    _, alive = psutil.wait_procs(processes[1:], timeout=10)
-    assert alive == []
-    said = ui.stderr.read()
-    assert said.endswith("experiments: interrupted\n") and "Traceback" not in said
-
-
-def page_of(chromium, link, tmp_path):
-    """The page as a browser shows it, once its scripts have run."""
-    words = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-    words += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    words += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1600,1000", "--virtual-time-budget=60000"]
-    done = subprocess.run([*words, "--dump-dom", link], capture_output=True, text=True, timeout=180, check=True)
-    return done.stdout
 
 
 @pytest.mark.slow

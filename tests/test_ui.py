@@ -1,0 +1,163 @@
+"""MLflow's own UI on a real sweep, in a real browser: what one looks for is there at once."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+from types import SimpleNamespace
+
+import mlflow
+import psutil
+import pytest
+from playwright.sync_api import expect
+
+from browser import opened_browser
+from commands import EXPERIMENTS, experiments
+from experiments import run
+
+pytestmark = pytest.mark.slow
+SWEEP = ["-m", "model.dropout=0,0.3", "seed=0,1", "data.limit=100", "epochs=2", "hydra.launcher.n_jobs=2"]
+_LOADS = 60_000  # milliseconds that a page may take
+
+
+@pytest.fixture(scope="module")
+def swept(new_store, tmp_path_factory):
+    """A sweep and a diverged run in a store of their own, shown by `experiments ui`."""
+    folder = tmp_path_factory.mktemp("swept")
+    shutil.copy(new_store, folder / "mlflow.db")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        patch.setenv("EXPERIMENTS_HOME", str(folder))
+        diverged = run(["data.limit=100", "epochs=1", "optimizer=sgd", "optimizer.learning_rate=1e38"])
+        done = experiments(*SWEEP)
+        assert done.returncode == 0, done.stdout
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        words = [EXPERIMENTS, "ui", "--port", str(port)]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ) as ui:
+            lines = iter(ui.stdout.readline, "")
+            link = next(line for line in lines if line.startswith("The runs: ")).removeprefix("The runs: ").strip()
+            processes = psutil.Process(ui.pid).children(recursive=True)
+            client = mlflow.MlflowClient(uri)
+            experiment = client.get_experiment_by_name("mnist_5k").experiment_id
+            children = client.search_runs([experiment], "tags.job != ''")
+            (parent,) = client.search_runs([experiment], "tags.`sweep.name` != ''")
+            printed = done.stdout.rpartition("/#/")[2].strip()
+            page = f"http://127.0.0.1:{port}/#/"
+            with opened_browser() as browser:
+                yield SimpleNamespace(
+                    browser=browser,
+                    link=link,
+                    sweep=page + printed,
+                    runs=f"{page}experiments/{experiment}/runs",
+                    parent=parent.info,
+                    children=sorted((child.info for child in children), key=lambda info: info.run_name),
+                    variants={child.data.tags["variant"] for child in children},
+                    diverged=diverged,
+                    processes=processes,
+                )
+            ui.send_signal(signal.SIGINT)
+            assert ui.wait(20) == 130
+            _, alive = psutil.wait_procs(processes, timeout=10)
+            assert alive == []
+            said = ui.stderr.read()
+            assert said.endswith("experiments: interrupted\n") and "Traceback" not in said
+
+
+@pytest.fixture
+def page(swept):
+    """A page of its own in the browser."""
+    context = swept.browser.new_context(viewport={"width": 1600, "height": 1000})
+    context.set_default_timeout(_LOADS)
+    yield context.new_page()
+    context.close()
+
+
+def shown(page, address):
+    page.goto(address, timeout=_LOADS)
+    return page
+
+
+def test_it_listens_to_this_machine_alone(swept):
+    connections = [connection for process in swept.processes for connection in process.net_connections()]
+    assert {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
+
+
+def test_names_of_jobs_differ_only_in_what_is_varied(swept):
+    names = [child.run_name for child in swept.children]
+    assert names == [
+        f"conv2 model.dropout={dropout} epochs=2 data.limit=100 seed={seed}" for dropout in (0, 0.3) for seed in (0, 1)
+    ]
+
+
+def test_the_printed_link_opens_on_all_jobs_with_charts_in_sections(swept, page):
+    shown(page, swept.sweep)
+    expect(page.get_by_text("4 matching runs")).to_be_visible(timeout=_LOADS)
+    expect(page.get_by_text("Sort: best/val_accuracy")).to_be_visible()
+    for section, charts in (("best", 3), ("cost", 4), ("test", 5)):
+        expect(page.get_by_role("figure").filter(has_text=re.compile(rf"^{section}\s*\({charts}\)"))).to_be_attached()
+    for child in swept.children:
+        expect(page.get_by_role("link", name=child.run_name).first).to_be_attached()
+
+
+def test_jobs_can_be_grouped_by_variant(swept, page):
+    shown(page, swept.sweep)
+    expect(page.get_by_text("4 matching runs")).to_be_visible(timeout=_LOADS)
+    page.get_by_role("button", name="Group by").click()
+    page.get_by_placeholder("Search").last.fill("variant")
+    page.get_by_role("menuitemcheckbox", name="variant", exact=True).click()
+    page.keyboard.press("Escape")
+    for variant in swept.variants:
+        expect(page.get_by_text(variant, exact=True).first).to_be_visible()
+
+
+def test_the_sweep_stands_in_the_table_and_opens_on_its_jobs(swept, page):
+    shown(page, f"{swept.runs}?workflowType=machine_learning&searchFilter=&compareRunsMode=")
+    parent = page.get_by_role("row").filter(has_text=swept.parent.run_name)
+    expect(parent).to_be_visible(timeout=_LOADS)
+    names = page.get_by_role("link", name=re.compile("^conv2 model.dropout="))
+    before = names.count()
+    parent.get_by_role("button").first.click()
+    expect(names).to_have_count(before + 4)
+
+
+def test_the_page_of_a_sweep_has_the_result_the_table_and_the_report(swept, page):
+    shown(page, f"{swept.runs}/{swept.parent.run_id}")
+    expect(page.get_by_text("4 jobs: 4 finished")).to_be_visible(timeout=_LOADS)
+    expect(page.locator("strong", has_text=re.compile(r" is (first|better)"))).to_be_visible()
+    table = page.get_by_role("table").filter(has_text="what differs")
+    assert table.locator("tbody tr").count() == 2
+    shown(page, f"{swept.runs}/{swept.parent.run_id}/artifacts/report.html")
+    report = page.frame_locator("iframe")
+    expect(report.locator("#variants tbody tr")).to_have_count(2, timeout=_LOADS)
+    expect(report.locator(".chart .main-svg").first).to_be_visible()
+
+
+def test_the_page_of_a_job_has_its_summary_its_data_and_its_model(swept, page):
+    child = swept.children[0]
+    shown(page, f"{swept.runs}/{child.run_id}")
+    expect(page.get_by_text("Test accuracy", exact=False).first).to_be_visible(timeout=_LOADS)
+    expect(page.get_by_role("link", name=swept.parent.run_name)).to_be_visible()
+    expect(page.get_by_text(re.compile(r"^mnist_5k \(")).first).to_be_visible()
+    expect(page.get_by_role("link", name="model", exact=True).first).to_be_visible()
+
+
+def test_pictures_are_shown(swept, page):
+    shown(page, f"{swept.runs}/{swept.children[0].run_id}/artifacts/reliability.png")
+    picture = page.locator("img[src^='blob:'], img[src*='reliability']").first
+    expect(picture).to_be_visible(timeout=_LOADS)
+    assert picture.evaluate("image => image.naturalWidth") > 500
+
+
+def test_a_diverged_run_says_so(swept, page):
+    shown(page, f"{swept.runs}/{swept.diverged.run_id}")
+    expect(page.get_by_text("diverged_epoch").first).to_be_visible(timeout=_LOADS)
+
+
+def test_without_a_sweep_it_opens_on_the_latest_runs(swept, page):
+    shown(page, swept.link)
+    expect(page.get_by_text(swept.children[0].run_name).first).to_be_attached(timeout=_LOADS)
