@@ -19,6 +19,7 @@ CURVES = ("val_accuracy", "val_loss")
 COST_NAMES = {"parameters": "parameters", "macs": "MACs (multiply-adds of one image)", "train_seconds": "seconds"}
 _MOST_VARIANTS = 60  # in one chart
 _MOST_KNOBS = 12
+_LEGEND_LINE = 20  # pixels
 _COLOURS = qualitative.T10
 _DASHES = ("solid", "dash", "dot", "dashdot")  # the ten colours once more
 
@@ -101,7 +102,7 @@ def _interval_chart(
         "range": [len(estimates) - 0.5, -0.9],
         "zeroline": False,
     }
-    layout["xaxis"]["zeroline"] = False
+    layout["xaxis"] |= {"zeroline": False, "nticks": 5}
     if zero:
         layout["shapes"] = [{"type": "line", "x0": 0, "x1": 0, "yref": "paper", "y0": 0, "y1": 1, "line": zero}]
     return chart
@@ -134,6 +135,7 @@ def _curves(metric: str, rows: Sequence[Row], histories: Mapping[str, Mapping[st
     caption = "Means over the seeds, as far as all of them were trained; bands from the lowest to the highest seed."
     chart = _chart(f"{metric} by epoch", caption, traces, "epoch", metric)
     chart.figure["layout"]["xaxis"] |= {"tickformat": "d", "dtick": math.ceil(most / 10)}
+    chart.figure["layout"]["height"] += _LEGEND_LINE * len(rows)
     return chart
 
 
@@ -229,7 +231,7 @@ def _chart(title: str, caption: str, traces: Sequence[go.Scatter], x_title: str,
         yaxis={"title": y_title, "automargin": True},
         height=380,
         showlegend=len(traces) > 1,
-        legend={"orientation": "h", "yanchor": "top", "y": -0.2},
+        legend={"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0, "maxheight": 0.7},
         hoverlabel={"namelength": -1},
     )
     return Chart(title, caption, json.loads(figure.to_json()))
