@@ -97,11 +97,14 @@ def _interval_chart(
     layout |= {"height": 44 * len(estimates) + 80, "showlegend": False}
     layout["yaxis"] |= {
         "tickvals": list(range(len(estimates))),
-        "ticktext": [_name(row) for row, _ in estimates],
-        "ticklabelposition": "inside top",  # or long names leave no room for the chart on a small screen
+        "showticklabels": False,
         "range": [len(estimates) - 0.5, -0.9],
         "zeroline": False,
     }
+    # Over the lines: beside them, long names would leave no room for the chart on a small screen.
+    look: dict[str, Any] = {"xref": "paper", "x": 0, "xanchor": "left", "yanchor": "bottom", "yshift": 4}
+    look |= {"showarrow": False, "font": {"size": 11}}
+    layout["annotations"] = [look | {"y": number, "text": _name(row)} for number, (row, _) in enumerate(estimates)]
     layout["xaxis"] |= {"zeroline": False, "nticks": 5}
     if zero:
         layout["shapes"] = [{"type": "line", "x0": 0, "x1": 0, "yref": "paper", "y0": 0, "y1": 1, "line": zero}]
