@@ -17,6 +17,7 @@ from experiments import cli, tracking
 from experiments.config import CONF_DIR
 
 EXPERIMENTS = str(Path(sys.executable).parent / "experiments")
+COMMANDS = ["train", "list", "ui", "reproduce", "compare", "predict", "register", "export", "sync"]
 HEAVY = ["keras", "matplotlib", "mlflow", "sklearn", "tensorflow"]
 ROOT = (
     "augment, batch_size, callbacks, data, deterministic, dry_run, epochs, experiment, force, label_smoothing, model, "
@@ -72,7 +73,7 @@ def light(*words, cwd):
 def test_help_names_every_command(here):
     status, output, errors = light("--help", cwd=here)
     assert (status, errors) == (0, "")
-    assert re.findall(r"^    (\w+)\b", output, re.MULTILINE) == ["train", "list", "ui", "reproduce", "compare", "sync"]
+    assert re.findall(r"^    (\w+)\b", output, re.MULTILINE) == COMMANDS
 
 
 def test_no_command_is_refused(here):
