@@ -45,20 +45,8 @@ ALLOWED = {
     "export": {"config", "inference", "__init__"},
     "predict": {"images", "inference", "plots"},
     "preload": {"train", "plots", "tracking", "__init__"},  # what the processes of jobs begin with
-    "cli": {
-        "compare",
-        "config",
-        "images",
-        "predict",
-        "register",
-        "train",
-        "report",
-        "reproduce",
-        "sweeps",
-        "tables",
-        "tracking",
-    }
-    | {"__init__"},
+    "cli": {"compare", "config", "train", "report", "reproduce", "sweeps", "tables", "tracking", "__init__"}
+    | {"export", "images", "predict", "register"},
     "__init__": {"config", "inference", "train"},
     "hydra_plugins": {"sweeps"},
 }
