@@ -392,6 +392,7 @@ def test_single_seeds_are_compared_image_by_image(swept):
         (["--filter", "params.seed ~ 7"], "MLflow refuses the filter: "),
         (["--metric", "val_acuracy"], "val_acuracy: no run has this metric. Did you mean val_accuracy?"),
         (["--csv", "no/such/folder.csv"], "no/such/folder.csv cannot be written: No such file or directory."),
+        (["--html", "no/such/page.html"], "no/such/page.html cannot be written: No such file or directory."),
         (["--filter", "params.`model.dropout` = '0'"], "One variant alone cannot be compared."),
     ],
 )
