@@ -17,7 +17,7 @@ from experiments import cli, tracking
 from experiments.config import CONF_DIR
 
 EXPERIMENTS = str(Path(sys.executable).parent / "experiments")
-COMMANDS = ["train", "list", "ui", "reproduce", "compare", "predict", "register", "export", "sync"]
+COMMANDS = ["train", "list", "ui", "reproduce", "compare", "predict", "draw", "register", "export", "sync"]
 HEAVY = ["keras", "matplotlib", "mlflow", "sklearn", "tensorflow"]
 ROOT = (
     "augment, batch_size, callbacks, data, deterministic, dry_run, epochs, experiment, force, label_smoothing, model, "

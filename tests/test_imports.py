@@ -44,9 +44,10 @@ ALLOWED = {
     "register": {"compare", "tracking"},
     "export": {"config", "inference", "__init__"},
     "predict": {"images", "inference", "plots"},
+    "draw": {"images", "inference", "predict"},
     "preload": {"train", "plots", "tracking", "__init__"},  # what the processes of jobs begin with
     "cli": {"compare", "config", "train", "report", "reproduce", "sweeps", "tables", "tracking", "__init__"}
-    | {"export", "images", "predict", "register"},
+    | {"draw", "export", "images", "predict", "register"},
     "__init__": {"config", "inference", "train"},
     "hydra_plugins": {"sweeps"},
 }

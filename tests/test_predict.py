@@ -5,14 +5,19 @@ import io
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
+from playwright.sync_api import expect
 
 import digits as examples
+from browser import opened_browser
 from commands import EXPERIMENTS
 from experiments import images, load, predict, run, tracking
 from experiments.errors import ExperimentError
@@ -137,3 +142,48 @@ def test_a_low_probability_is_shown_as_unsure():
     unsure = predict.Prediction("b.png", np.array([0.4, 0.6]), ("cat", "dog"))
     assert (sure.unsure, unsure.unsure) == (False, True)
     assert unsure.values()["label"] == "dog" and unsure.values()["second"] == "cat"
+
+
+@pytest.fixture
+def drawing_page(trained):
+    """The address of the page to draw on, served until the test ends."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = [EXPERIMENTS, "draw", trained.run.run_id, "--port", str(port)]
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=os.environ
+    ) as served:
+        address = next(line for line in iter(served.stdout.readline, "") if line.startswith("Draw at "))
+        connections = psutil.Process(served.pid).net_connections()
+        assert {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
+        yield address.removeprefix("Draw at ").strip()
+        served.send_signal(signal.SIGINT)
+        assert served.wait(30) in (0, 130)
+
+
+@pytest.mark.slow
+def test_a_digit_drawn_on_the_page_is_read(drawing_page):
+    elsewhere = []
+    with opened_browser() as browser:
+        page = browser.new_page(viewport={"width": 1400, "height": 900})
+        own = (drawing_page, "data:", "blob:")
+        page.on("request", lambda request: request.url.startswith(own) or elsewhere.append(request.url))
+        page.goto(drawing_page)
+        canvas = page.locator("canvas").first
+        expect(canvas).to_be_visible(timeout=60_000)
+        expect(page.get_by_role("button", name="Brush Size")).to_be_visible(timeout=60_000)
+        box = canvas.bounding_box()
+        side = 0.5 * box["height"]
+        left, top = box["x"] + (box["width"] - 0.7 * side) / 2, box["y"] + 0.2 * box["height"]
+        for stroke in examples.STROKES[4]:
+            points = [(left + 0.7 * side * x, top + side * y) for x, y in stroke]
+            page.mouse.move(*points[0])
+            page.mouse.down()
+            for point in points[1:]:
+                page.mouse.move(*point, steps=10)
+            page.mouse.up()
+        said = page.get_by_test_id("label-output-value")
+        expect(said).to_have_text("4", timeout=60_000)
+        expect(page.locator("img[src*='/file=']").first).to_be_visible()
+    assert elsewhere == []

@@ -62,6 +62,10 @@ def main() -> None:
     form.add_argument("--csv", action="store_true", help="print CSV instead of a table")
     saying.add_argument("--picture", metavar="FILE", help="draw the images, what the net sees, and its probabilities")
     saying.set_defaults(function=_predict)
+    drawing = commands.add_parser("draw", help="draw a digit on a page, and see what a model says")
+    drawing.add_argument("model", metavar="MODEL", help="as for predict")
+    drawing.add_argument("--port", type=int, default=7860, choices=range(1, 65536), metavar="PORT")
+    drawing.set_defaults(function=_draw)
     registering = commands.add_parser(
         "register", help="put a model into MLflow's registry, as champion if it is better"
     )
@@ -291,6 +295,20 @@ def _predict(arguments: argparse.Namespace) -> int:
     for sentence in refused:
         print(f"experiments: {sentence}", file=sys.stderr)
     return 1 if refused else 0
+
+
+def _draw(arguments: argparse.Namespace) -> int:
+    from importlib.util import find_spec
+
+    from experiments import load
+
+    if find_spec("gradio") is None:
+        raise ExperimentError("draw needs Gradio.", advice="Install it with: pip install -e '.[demo]'")
+    classifier = load(arguments.model)
+    from experiments import draw
+
+    draw.serve(classifier, arguments.port)
+    return 0
 
 
 def _register(arguments: argparse.Namespace) -> int:
