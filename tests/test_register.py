@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import requests
 
+from commands import experiments
 from experiments import load, run, tracking
 from experiments.errors import ExperimentError
 from experiments.register import register
@@ -57,6 +58,7 @@ def test_the_first_one_is_champion_and_its_numbers_are_with_it(trained):
     assert version.tags["mean"] == f"{run.metrics['best/val_accuracy']:.6g}"
     assert f"best/val_accuracy {run.metrics['best/val_accuracy']:.4f} [" in version.description
     assert f"Test accuracy of this model: {run.metrics['test/accuracy']:.4f}." in version.description
+    assert f"{run.metrics['cost/macs']:,.0f} MACs" in version.description
     assert f"experiments reproduce {trained.good}" in version.description
     assert register(trained.good, "first").endswith("is version 1 of first already, and its champion.")
     assert len(trained.client.search_model_versions("name = 'first'")) == 1
@@ -136,3 +138,28 @@ def answers(port):
         return requests.get(f"http://127.0.0.1:{port}/ping", timeout=5).ok
     except requests.ConnectionError:
         return False
+
+
+@pytest.mark.slow
+def test_of_a_sweep_the_median_seed_of_the_best_variant_is_taken(trained):
+    words = [
+        "optimizer.learning_rate=1e-9,0.005",
+        "seed=0,1,2",
+        "data.limit=100",
+        "epochs=2",
+        "hydra.launcher.n_jobs=2",
+    ]
+    done = experiments("-m", *words)
+    assert done.returncode == 0, done.stdout
+    assert ", and its champion: the first one of this name." in register("optimizer.learning_rate=1e-9,0.005", "swept")
+    children = trained.client.search_runs(
+        [trained.client.get_experiment_by_name("mnist_5k").experiment_id],
+        "params.`optimizer.learning_rate` = '0.005'",
+        order_by=["metrics.`best/val_accuracy`"],
+    )
+    version = champion(trained, "swept")
+    assert set(version.tags["run_ids"].split()) == {child.info.run_id for child in children}
+    middle = children[1].data.metrics["best/val_accuracy"]
+    assert tracking.recorded(version.run_id).metrics["best/val_accuracy"] == middle
+    best = load("best:optimizer.learning_rate=1e-9,0.005").run
+    assert best.metrics["best/val_accuracy"] == children[-1].data.metrics["best/val_accuracy"]

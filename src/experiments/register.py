@@ -8,6 +8,7 @@ from experiments.compare import BETTER, Comparison, Row
 from experiments.errors import ExperimentError
 from experiments.tracking import CHALLENGER, CHAMPION, Recorded, Version
 
+_UNITS = {"parameters": "parameters", "macs": "MACs", "train_seconds": "s to train"}
 _RUN_IDS = "run_ids"  # tag of a version: the runs of all seeds, in which it is compared
 
 
@@ -104,7 +105,7 @@ def _description(row: Row, run: Recorded, candidate: Comparison, reason: str) ->
     mean = row.mean
     interval = f" [{mean.low:.4f}, {mean.high:.4f}]" if mean.low is not None and mean.high is not None else ""
     seeds = f"{len(row.runs)} {'seed' if len(row.runs) == 1 else 'seeds'}"
-    costs = ", ".join(f"{value:,.6g} {name}" for name, value in row.costs.items())
+    costs = ", ".join(f"{value:,.0f} {_UNITS[name]}" for name, value in row.costs.items())
     test = f"Test accuracy of this model: {run.metrics['test/accuracy']:.4f}." if "test/accuracy" in run.metrics else ""
     lines = [
         f"{run.name}: {candidate.metric} {mean.value:.4f}{interval} over {seeds}; {reason}.",
