@@ -55,6 +55,17 @@ def store(new_store, tmp_path, monkeypatch):
     return mlflow.MlflowClient(f"sqlite:///{file}")
 
 
+@pytest.fixture(scope="module")
+def shared_store(new_store, tmp_path_factory):
+    """A client of a store that all tests of a module share, and the home of its runs."""
+    home = tmp_path_factory.mktemp("shared")
+    shutil.copy(new_store, home / "mlflow.db")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home}/mlflow.db")
+        patch.setenv("EXPERIMENTS_HOME", str(home))
+        yield mlflow.MlflowClient(f"sqlite:///{home}/mlflow.db")
+
+
 @pytest.fixture
 def server(new_store, tmp_path, monkeypatch):
     """A server whose store every run of the test goes to."""

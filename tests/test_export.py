@@ -111,6 +111,12 @@ def test_a_net_that_says_something_else_is_removed(images, tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_cannot_be_made_is_refused(images, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ExperimentError, match=r"file cannot be made: File exists\.$"):
+        exported(classifier(images), "keras", tmp_path / "file", images)
+
+
 def test_a_missing_package_is_named_with_how_to_install_it(images, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "find_spec", lambda name: None)
     with pytest.raises(ExperimentError, match=r"^--format onnx needs tf2onnx and onnxruntime\. Install it with: pip"):

@@ -57,10 +57,10 @@ def test_paper_ink_and_place_make_no_difference(other, tmp_path):
 
 
 def test_nothing_on_the_paper_is_said():
-    with pytest.raises(NotAnImage, match=r"^there is nothing on it$"):
+    with pytest.raises(NotAnImage, match=r"^has nothing on it$"):
         images.as_mnist(Image.new("L", (50, 50), 200))
     grain = np.random.default_rng(0).integers(200, 210, (50, 50), dtype=np.uint8)
-    with pytest.raises(NotAnImage, match=r"^there is nothing on it$"):
+    with pytest.raises(NotAnImage, match=r"^has nothing on it$"):
         images.as_mnist(Image.fromarray(grain))
 
 
@@ -70,7 +70,7 @@ def test_nothing_on_the_paper_is_said():
 def test_as_it_is_takes_one_size():
     pixels = np.arange(28 * 28, dtype=np.uint8).reshape(28, 28)
     assert (images.as_it_is(Image.fromarray(pixels), (28, 28, 1))[..., 0] == pixels).all()
-    with pytest.raises(NotAnImage, match=r"^30 x 28 pixels, and the model takes 28 x 28$"):
+    with pytest.raises(NotAnImage, match=r"^has 30 x 28 pixels, and the model takes 28 x 28$"):
         images.as_it_is(Image.new("L", (30, 28)), (28, 28, 1))
 
 
@@ -117,11 +117,11 @@ def test_what_is_no_image_is_named_with_the_reason(tmp_path):
     Image.new("1", (12_500, 8_000)).save(tmp_path / "bomb.png")
     Image.new("1", (8_000, 7_000)).save(tmp_path / "large.png")
     reasons = {
-        "text.png": r"text\.png is none of PNG, JPEG, BMP, GIF, WebP and TIFF\.",
-        "empty.png": r"empty\.png is empty\.",
-        "cut.png": r"cut\.png cannot be read: .*truncated.*",
-        "bomb.png": r"bomb\.png: more than the 50,000,000 pixels that are read\.",
-        "large.png": r"large\.png: 8,000 x 7,000 pixels are more than the 50,000,000 that are read\.",
+        "text.png": r"^is none of PNG, JPEG, BMP, GIF, WebP and TIFF$",
+        "empty.png": r"^is empty$",
+        "cut.png": r"^cannot be read: .*truncated.*$",
+        "bomb.png": r"^has more than the 50,000,000 pixels that are read$",
+        "large.png": r"^has 8,000 x 7,000 pixels, more than the 50,000,000 that are read$",
     }
     for name, reason in reasons.items():
         with pytest.raises(NotAnImage, match=reason):

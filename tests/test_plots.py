@@ -385,3 +385,15 @@ def test_arrays_are_not_changed():
     drawn(plots.mistakes(images, labels, predicted, probabilities, DIGITS, 100))
     drawn(plots.confusion_matrix(matrix, DIGITS))
     assert all(np.array_equal(array, copy) for array, copy in zip(arrays, before, strict=True))
+
+
+def test_every_classified_image_has_a_row_and_an_unsure_answer_is_red():
+    given, seen = [np.zeros((50, 80, 3), np.uint8)] * 2, [np.zeros((28, 28, 1), np.uint8)] * 2
+    probabilities = np.array([[0.9, 0.1], [0.4, 0.6]])
+    figure = plots.classified(given, seen, probabilities, ["a.png", "b.png"], ("cat", "dog"), 0.8)
+    bars = [axes for axes in figure.axes if axes.patches]
+    assert [axes.get_title("left") for axes in bars] == ["cat, 90.0%   (a.png)", "dog, 60.0%: unsure   (b.png)"]
+    assert [[bar.get_height() for bar in axes.patches] for axes in bars] == [[0.9, 0.1], [0.4, 0.6]]
+    colours = [[to_hex(bar.get_facecolor()).upper() for bar in axes.patches] for axes in bars]
+    assert colours == [[plots.RIGHT, plots.FAINT], [plots.FAINT, plots.WRONG]]
+    assert len(figure.axes) == 6

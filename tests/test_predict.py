@@ -1,10 +1,10 @@
 """Using a trained model: its names, what it says of images, and what is refused."""
 
 import csv
+import importlib.util
 import io
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,22 +18,17 @@ from playwright.sync_api import expect
 
 import digits as examples
 from browser import opened_browser
-from commands import EXPERIMENTS
-from experiments import images, load, predict, run, tracking
+from commands import EXPERIMENTS, free_port
+from experiments import cli, config, draw, images, load, predict, run, tracking
 from experiments.errors import ExperimentError
 
 
 @pytest.fixture(scope="module")
-def trained(new_store, tmp_path_factory):
-    """A net trained on the embedded digits, recorded in a store of its own."""
-    folder = tmp_path_factory.mktemp("trained")
-    shutil.copy(new_store, folder / "mlflow.db")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        patch.setenv("EXPERIMENTS_HOME", str(folder))
-        result = run(["epochs=3", "model.dropout=0.3"])
-        with_no_model = run(["epochs=1", "data.limit=40", "tracking.model=false"])
-        yield SimpleNamespace(run=tracking.recorded(result.run_id), without=with_no_model, folder=folder)
+def trained(shared_store):
+    """A net trained on the embedded digits, and a run that has kept none."""
+    result = run(["epochs=3", "model.dropout=0.3"])
+    without = run(["epochs=1", "data.limit=40", "tracking.model=false"])
+    return SimpleNamespace(run=tracking.recorded(result.run_id), without=without)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +52,6 @@ def test_digits_of_other_hands_and_fonts_are_read(classifier):
 
 @pytest.mark.slow
 def test_every_name_of_a_model_is_the_same_model(trained, classifier, tmp_path):
-    recorded = tracking.predictions(trained.run, "test")
     pixels = np.random.default_rng(0).integers(0, 256, (5, 28, 28, 1), dtype=np.uint8)
     said = classifier.predict(pixels)
     assert said.shape == (5, 10) and said.dtype == np.float32
@@ -65,7 +59,14 @@ def test_every_name_of_a_model_is_the_same_model(trained, classifier, tmp_path):
     file = tracking.model_file(trained.run, tmp_path)
     for name in (f"runs:/{trained.run.run_id}", f"runs:/{trained.run.run_id}/model", str(file)):
         assert (load(name).predict(pixels[..., 0]) == said).all()
-    assert recorded.probabilities.shape[1] == 10
+
+
+@pytest.mark.slow
+def test_it_says_what_the_run_has_recorded(trained, classifier):
+    """Raw pixels go in, and nothing scales them a second time."""
+    recorded = tracking.predictions(trained.run, "test")
+    tests = config.instantiate(config.compose([]).cfg, "data").test_images
+    assert classifier.predict(tests) == pytest.approx(recorded.probabilities, abs=1e-6)
 
 
 @pytest.mark.slow
@@ -121,7 +122,7 @@ def test_the_command_does_all_images_and_names_what_is_none(trained, tmp_path):
         [str(tmp_path / "7.png"), "7"],
     ]
     assert done.stderr.splitlines() == [
-        f"experiments: {tmp_path}/blank.png: there is nothing on it.",
+        f"experiments: {tmp_path}/blank.png has nothing on it.",
         f"experiments: {tmp_path}/none.png is none of PNG, JPEG, BMP, GIF, WebP and TIFF.",
     ]
     assert (tmp_path / "all.svg").read_text().count("<image") == 4
@@ -144,12 +145,24 @@ def test_a_low_probability_is_shown_as_unsure():
     assert unsure.values()["label"] == "dog" and unsure.values()["second"] == "cat"
 
 
+def test_drawing_without_its_extra_names_how_to_install_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ExperimentError, match=r"^draw needs Gradio\. Install it with: pip install -e '\.\[demo\]'$"):
+        cli._draw(SimpleNamespace(model="none", port=1))
+
+
+@pytest.mark.slow
+def test_a_taken_port_to_draw_on_names_the_next_one(classifier):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ExperimentError, match=rf"^Port {port} of 127\.0\.0\.1 is taken\. Try: --port {port + 1}$"):
+            draw.serve(classifier, port)
+
+
 @pytest.fixture
 def drawing_page(trained):
     """The address of the page to draw on, served until the test ends."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     words = [EXPERIMENTS, "draw", trained.run.run_id, "--port", str(port)]
     with subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=os.environ

@@ -1,20 +1,17 @@
 """Registering models: who becomes champion, and that a served model says what predict says."""
 
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from types import SimpleNamespace
 
-import mlflow
 import numpy as np
 import pytest
 import requests
 
-from commands import experiments
+from commands import experiments, free_port
 from experiments import load, run, tracking
 from experiments.errors import ExperimentError
 from experiments.register import register
@@ -23,25 +20,19 @@ GOOD = ["epochs=3", "optimizer.learning_rate=0.005"]
 
 
 @pytest.fixture(scope="module")
-def trained(new_store, digits, tmp_path_factory):
+def trained(shared_store, digits):
     """Runs on the same data: a good one, one with another seed, one hardly different, and a bad one."""
-    folder = tmp_path_factory.mktemp("trained")
-    shutil.copy(new_store, folder / "mlflow.db")
-    uri = f"sqlite:///{folder}/mlflow.db"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", uri)
-        patch.setenv("EXPERIMENTS_HOME", str(folder))
-        data = ["data=mnist", f"data.path={digits}", "model.filters=[8,8]", "model.dense_units=[]"]
-        trained = SimpleNamespace(uri=uri, client=mlflow.MlflowClient(uri))
-        for name, own in {
-            "good": GOOD,
-            "again": [*GOOD, "seed=1"],
-            "similar": [*GOOD, "model.dropout=0.01"],
-            "bad": ["epochs=1", "optimizer.learning_rate=1e-9"],
-            "other_data": [*GOOD, "data.split_seed=1"],
-        }.items():
-            setattr(trained, name, run([*data, *own]).run_id)
-        yield trained
+    data = ["data=mnist", f"data.path={digits}", "model.filters=[8,8]", "model.dense_units=[]"]
+    own = {
+        "good": GOOD,
+        "again": [*GOOD, "seed=1"],
+        "similar": [*GOOD, "model.dropout=0.01"],
+        "bad": ["epochs=1", "optimizer.learning_rate=1e-9"],
+        "other_data": [*GOOD, "data.split_seed=1"],
+        "diverged": ["epochs=1", "optimizer=sgd", "optimizer.learning_rate=1e38"],
+    }
+    ids = {name: run([*data, *words]).run_id for name, words in own.items()}
+    return SimpleNamespace(client=shared_store, **ids)
 
 
 def champion(trained, name):
@@ -98,6 +89,12 @@ def test_what_cannot_be_registered_is_refused(trained):
         register("0123", "none")
     with pytest.raises(ExperimentError, match=r"^There is no sweep in this store yet\."):
         register("quick", "none")
+    with pytest.raises(ExperimentError, match=r" has no model: its training has diverged\.$"):
+        register(trained.diverged, "none")
+    trained.client.set_tag(trained.again, "reproduces", trained.good)
+    with pytest.raises(ExperimentError, match=rf" was made by reproduce\. Register the run .*: {trained.good}$"):
+        register(trained.again, "none")
+    trained.client.delete_tag(trained.again, "reproduces")
     with pytest.raises(ExperimentError, match=r"^a/b cannot be registered: Invalid model name 'a/b'\."):
         register(trained.good, "a/b")
     assert trained.client.search_registered_models("name = 'none'") == []
@@ -106,9 +103,7 @@ def test_what_cannot_be_registered_is_refused(trained):
 @pytest.mark.slow
 def test_a_served_model_says_what_predict_says(trained):
     register(trained.good, "served")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     words = ["models", "serve", "-m", "models:/served@champion", "--env-manager", "local", "--host", "127.0.0.1"]
     server = subprocess.Popen(
         [sys.executable, "-m", "mlflow", *words, "--port", str(port)],

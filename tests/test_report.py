@@ -12,6 +12,7 @@ from playwright.sync_api import expect
 from browser import opened_browser
 from experiments import charts, compare, report, tables, tracking
 from experiments.errors import ExperimentError
+from experiments.sweeps.sweep import Sweep
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 #: Model, dropout -> validation accuracy of the seeds 0, 1, 2, number of parameters, test images that each gets wrong.
@@ -58,24 +59,19 @@ def record(client, folder, experiment, model, dropout, seed, accuracy, parameter
 
 
 @pytest.fixture(scope="module")
-def compared(new_store, tmp_path_factory):
-    """Four variants of three seeds in a store, compared."""
+def compared(shared_store, tmp_path_factory):
+    """Four variants of three seeds, compared, and their page."""
     folder = tmp_path_factory.mktemp("compared")
-    uri = f"sqlite:///{folder}/mlflow.db"
-    (folder / "mlflow.db").write_bytes(new_store.read_bytes())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", uri)
-        client = mlflow.MlflowClient(uri)
-        experiment = client.create_experiment("digits", artifact_location=str(folder / "artifacts"))
-        ids = {}
-        for (model, dropout), (accuracies, parameters, wrong) in VARIANTS.items():
-            for seed, (accuracy, mistakes) in enumerate(zip(accuracies, wrong, strict=True)):
-                key = model, dropout, seed
-                ids[key] = record(client, folder, experiment, *key, accuracy, parameters, mistakes)
-        comparison = compare.comparison(tracking.matching(""), HOSTILE)
-        file = folder / "page.html"
-        tables.write(report.page(comparison), str(file))
-        yield SimpleNamespace(comparison=comparison, file=file, ids=ids, experiment=experiment)
+    experiment = shared_store.create_experiment("digits", artifact_location=str(folder / "artifacts"))
+    ids = {}
+    for (model, dropout), (accuracies, parameters, wrong) in VARIANTS.items():
+        for seed, (accuracy, mistakes) in enumerate(zip(accuracies, wrong, strict=True)):
+            key = model, dropout, seed
+            ids[key] = record(shared_store, folder, experiment, *key, accuracy, parameters, mistakes)
+    comparison = compare.comparison(tracking.matching(""), HOSTILE)
+    file = folder / "page.html"
+    tables.write(report.page(comparison), str(file))
+    return SimpleNamespace(comparison=comparison, file=file, ids=ids, experiment=experiment)
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +159,7 @@ def test_many_variants_are_cut_in_charts_and_not_in_the_table(compared):
     assert len(chart_titled(many, "best/val_accuracy of every variant")["data"]) == 60
     text = report.page(many)
     assert text.count("data-rank=") == 100
-    assert "The first 20 variants count." in text
+    assert "Curves and mistakes are those of the first 20 variants, 10 seeds each;" in text
 
 
 @pytest.mark.slow
@@ -280,6 +276,18 @@ def test_it_prints_light_and_whole(opened, tmp_path):
     assert page.pdf(path=tmp_path / "page.pdf").startswith(b"%PDF")
     assert page.evaluate("window.printed") == ""
     assert page.evaluate("document.documentElement.className") == "dark"
+
+
+def test_a_page_that_cannot_be_made_costs_a_sweep_nothing_else(compared, monkeypatch):
+    def broken(comparison):
+        raise TypeError("cannot draw this")
+
+    monkeypatch.setattr(report, "page", broken)
+    said = []
+    ended = SimpleNamespace(parent=SimpleNamespace(name="mine"), display=SimpleNamespace(say=said.append))
+    Sweep._write_page(ended, compared.comparison)
+    again = "Later: experiments compare mine --html FILE"
+    assert said == [f"Without report.html: TypeError: cannot draw this {again}"]
 
 
 def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path):

@@ -17,18 +17,12 @@ import pytest
 from mlflow.exceptions import BAD_REQUEST, MlflowException
 from mlflow.types import Schema, TensorSpec
 
-from commands import runs
+from commands import free_port, runs
 from experiments import ExperimentError, config, run, tracking, train
 from experiments.config import CHECKOUT
 
 COMMAND = str(Path(sys.executable).parent / "experiments")
 QUICK = ["data.limit=20", "epochs=1", "tracking.model=false"]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_the_store_is_the_checkouts_from_any_folder(tmp_path, monkeypatch):

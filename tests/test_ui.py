@@ -2,19 +2,16 @@
 
 import os
 import re
-import shutil
 import signal
-import socket
 import subprocess
 from types import SimpleNamespace
 
-import mlflow
 import psutil
 import pytest
 from playwright.sync_api import expect
 
 from browser import opened_browser
-from commands import EXPERIMENTS, experiments
+from commands import EXPERIMENTS, experiments, free_port
 from experiments import run
 
 pytestmark = pytest.mark.slow
@@ -23,49 +20,40 @@ _LOADS = 60_000  # milliseconds that a page may take
 
 
 @pytest.fixture(scope="module")
-def swept(new_store, tmp_path_factory):
-    """A sweep and a diverged run in a store of their own, shown by `experiments ui`."""
-    folder = tmp_path_factory.mktemp("swept")
-    shutil.copy(new_store, folder / "mlflow.db")
-    uri = f"sqlite:///{folder}/mlflow.db"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", uri)
-        patch.setenv("EXPERIMENTS_HOME", str(folder))
-        diverged = run(["data.limit=100", "epochs=1", "optimizer=sgd", "optimizer.learning_rate=1e38"])
-        done = experiments(*SWEEP)
-        assert done.returncode == 0, done.stdout
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        words = [EXPERIMENTS, "ui", "--port", str(port)]
-        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ) as ui:
-            lines = iter(ui.stdout.readline, "")
-            link = next(line for line in lines if line.startswith("The runs: ")).removeprefix("The runs: ").strip()
-            processes = psutil.Process(ui.pid).children(recursive=True)
-            client = mlflow.MlflowClient(uri)
-            experiment = client.get_experiment_by_name("mnist_5k").experiment_id
-            children = client.search_runs([experiment], "tags.job != ''")
-            (parent,) = client.search_runs([experiment], "tags.`sweep.name` != ''")
-            printed = done.stdout.rpartition("/#/")[2].strip()
-            page = f"http://127.0.0.1:{port}/#/"
-            with opened_browser() as browser:
-                yield SimpleNamespace(
-                    browser=browser,
-                    link=link,
-                    sweep=page + printed,
-                    runs=f"{page}experiments/{experiment}/runs",
-                    parent=parent.info,
-                    children=sorted((child.info for child in children), key=lambda info: info.run_name),
-                    variants={child.data.tags["variant"] for child in children},
-                    diverged=diverged,
-                    processes=processes,
-                )
-            ui.send_signal(signal.SIGINT)
-            assert ui.wait(20) == 130
-            _, alive = psutil.wait_procs(processes, timeout=10)
-            assert alive == []
-            said = ui.stderr.read()
-            assert said.endswith("experiments: interrupted\n") and "Traceback" not in said
+def swept(shared_store):
+    """A sweep and a diverged run, shown by `experiments ui`."""
+    diverged = run(["data.limit=100", "epochs=1", "optimizer=sgd", "optimizer.learning_rate=1e38"])
+    done = experiments(*SWEEP)
+    assert done.returncode == 0, done.stdout
+    port = free_port()
+    words = [EXPERIMENTS, "ui", "--port", str(port)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ) as ui:
+        lines = iter(ui.stdout.readline, "")
+        link = next(line for line in lines if line.startswith("The runs: ")).removeprefix("The runs: ").strip()
+        processes = psutil.Process(ui.pid).children(recursive=True)
+        experiment = shared_store.get_experiment_by_name("mnist_5k").experiment_id
+        children = shared_store.search_runs([experiment], "tags.job != ''")
+        (parent,) = shared_store.search_runs([experiment], "tags.`sweep.name` != ''")
+        printed = done.stdout.rpartition("/#/")[2].strip()
+        page = f"http://127.0.0.1:{port}/#/"
+        with opened_browser() as browser:
+            yield SimpleNamespace(
+                browser=browser,
+                link=link,
+                sweep=page + printed,
+                runs=f"{page}experiments/{experiment}/runs",
+                parent=parent.info,
+                children=sorted((child.info for child in children), key=lambda info: info.run_name),
+                variants={child.data.tags["variant"] for child in children},
+                diverged=diverged,
+                processes=processes,
+            )
+        ui.send_signal(signal.SIGINT)
+        assert ui.wait(20) == 130
+        _, alive = psutil.wait_procs(processes, timeout=10)
+        assert alive == []
+        said = ui.stderr.read()
+        assert said.endswith("experiments: interrupted\n") and "Traceback" not in said
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from experiments.compare import COSTS, Comparison, Row
 from experiments.significance import Estimate, Sample
 
 CURVES = ("val_accuracy", "val_loss")
-COST_NAMES = {"parameters": "parameters", "macs": "MACs (multiply-adds of one image)", "train_seconds": "seconds"}
-_MOST_VARIANTS = 60  # in one chart
+_COST_NAMES = {"parameters": "parameters", "macs": "MACs (multiply-adds of one image)", "train_seconds": "seconds"}
+MOST_VARIANTS = 60  # in one chart
 _MOST_KNOBS = 12
 _LEGEND_LINE = 20  # pixels
 _COLOURS = qualitative.T10
@@ -43,7 +43,7 @@ def charts(
         read: the variants and runs whose curves are known.
         histories: id of a run -> metric of `CURVES` -> one value an epoch.
     """
-    rows = [row for row in comparison.rows if row.rank <= _MOST_VARIANTS or row.pareto]
+    rows = [row for row in comparison.rows if row.rank <= MOST_VARIANTS or row.pareto]
     return [
         *_intervals(comparison, rows),
         *(chart for metric in CURVES if (chart := _curves(metric, read, histories))),
@@ -57,8 +57,8 @@ def templates() -> dict[str, Any]:
     looks = {"light": ("plotly_white", "#fff"), "dark": ("plotly_dark", "#16191d")}  # the grounds of the page
     found = {}
     for name, (look, ground) in looks.items():
-        template = plotly.io.templates[look].update(layout={"paper_bgcolor": ground, "plot_bgcolor": ground})
-        found[name] = template.to_plotly_json()
+        template = go.layout.Template(plotly.io.templates[look])  # a copy: that one is everybody's
+        found[name] = template.update(layout={"paper_bgcolor": ground, "plot_bgcolor": ground}).to_plotly_json()
     return found
 
 
@@ -88,10 +88,8 @@ def _interval_chart(
     """Estimates from top to bottom; with a line at 0 where its look is given."""
     traces = []
     for place, (row, estimate) in enumerate(estimates):
-        value, error = estimate.value, None
-        if estimate.low is not None and estimate.high is not None:
-            error = {"symmetric": False, "array": [estimate.high - value], "arrayminus": [value - estimate.low]}
-        traces.append(go.Scatter(x=[value], y=[place], error_x=error, mode="markers", marker_size=9, **_look(row)))
+        where = {"x": [estimate.value], "y": [place], "error_x": _errors([estimate])}
+        traces.append(go.Scatter(**where, mode="markers", marker_size=9, **_look(row)))
     chart = _chart(title, caption, traces, x_title)
     layout = chart.figure["layout"]
     layout |= {"height": 44 * len(estimates) + 80, "showlegend": False}
@@ -166,11 +164,7 @@ def _main_effects(comparison: Comparison) -> list[Chart]:
         means = go.Scatter(
             x=names,
             y=[estimate.value for estimate in estimates],
-            error_y={
-                "symmetric": False,
-                "array": [(e.high or e.value) - e.value for e in estimates],
-                "arrayminus": [e.value - (e.low or e.value) for e in estimates],
-            },
+            error_y=_errors(estimates),
             mode="lines+markers",
             marker={"size": 9, "color": _COLOURS[0]},
             name="mean",
@@ -183,6 +177,16 @@ def _main_effects(comparison: Comparison) -> list[Chart]:
         chart.figure["layout"]["xaxis"]["type"] = "category"
         found.append(chart)
     return found
+
+
+def _errors(estimates: Sequence[Estimate]) -> dict[str, Any]:
+    """Intervals as Plotly takes them; where there is none, of no length."""
+    ends = [(e.value if e.low is None else e.low, e.value if e.high is None else e.high) for e in estimates]
+    return {
+        "symmetric": False,
+        "array": [high - e.value for e, (_, high) in zip(estimates, ends, strict=True)],
+        "arrayminus": [e.value - low for e, (low, _) in zip(estimates, ends, strict=True)],
+    }
 
 
 def _over_seeds(rows: Sequence[Row], metric: str) -> Estimate:
@@ -221,7 +225,7 @@ def _costs(comparison: Comparison, rows: Sequence[Row], cost: str) -> Chart | No
         for row in priced
     ]
     caption = "Diamonds: no other variant is as good at a lower cost, or better at the same. Numbers are ranks."
-    name = COST_NAMES[cost]
+    name = _COST_NAMES[cost]
     return _chart(f"{comparison.metric} against {name}", caption, [line, *points], name, comparison.metric)
 
 

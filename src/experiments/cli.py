@@ -327,7 +327,8 @@ def _export(arguments: argparse.Namespace) -> int:
     classifier = load(arguments.model)
     from experiments import export, reproduce
 
-    of_run = None if classifier.run is None or arguments.data else reproduce.configuration_of(classifier.run)
+    run = classifier.run
+    of_run = reproduce.configuration_of(run) if run and "fingerprint" in run.tags and not arguments.data else None
     images = export.images_of(classifier, of_run, arguments.data)
     options = {"quantize": arguments.quantize is not None, "overwrite": arguments.overwrite}
     try:

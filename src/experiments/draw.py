@@ -1,4 +1,4 @@
-"""A page on which a digit is drawn, and a model says what it is while one draws."""
+"""A page on which a digit is drawn, and a model says after every stroke what it is."""
 
 import os
 from typing import Any
@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from experiments import images, predict
+from experiments.errors import ExperimentError
 from experiments.inference import Classifier
 
 _CANVAS = 400  # pixels
@@ -38,7 +39,7 @@ def page(classifier: Classifier) -> gr.Blocks:
         seen = Image.fromarray(pixels.squeeze()).resize((_SHOWN, _SHOWN), Image.Resampling.NEAREST)
         return dict(zip(classifier.class_names, map(float, said), strict=True)), np.asarray(seen)
 
-    with gr.Blocks(title=f"Draw for {classifier.name}", analytics_enabled=False) as blocks:
+    with gr.Blocks(title=f"Draw for {classifier.name}") as blocks:
         gr.Markdown(f"## Draw a digit\nModel: {classifier.name}")
         with gr.Row():
             with gr.Column(min_width=_CANVAS + 160):
@@ -60,15 +61,16 @@ def page(classifier: Classifier) -> gr.Blocks:
 
 
 def serve(classifier: Classifier, port: int) -> None:
-    """Shows the page on 127.0.0.1 until Ctrl-C."""
+    """Shows the page on 127.0.0.1 until Ctrl-C.
+
+    Raises:
+        ExperimentError: the port is taken.
+    """
     blocks = page(classifier)
-    blocks.launch(
-        server_name="127.0.0.1",
-        server_port=port,
-        share=False,
-        quiet=True,
-        theme=gr.themes.Default(**_SYSTEM_FONTS),
-        prevent_thread_lock=True,
-    )
+    theme = gr.themes.Default(**_SYSTEM_FONTS)
+    try:
+        blocks.launch(server_name="127.0.0.1", server_port=port, quiet=True, theme=theme, prevent_thread_lock=True)
+    except OSError as error:
+        raise ExperimentError(f"Port {port} of 127.0.0.1 is taken.", advice=f"Try: --port {port + 1}") from error
     print(f"Draw at http://127.0.0.1:{port}/\nStop with Ctrl-C.", flush=True)
     blocks.block_thread()

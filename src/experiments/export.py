@@ -19,8 +19,8 @@ from experiments.config import Configuration
 from experiments.errors import ExperimentError
 from experiments.inference import Classifier
 
-FORMATS = ("keras", "saved_model", "onnx", "litert")
 _FILES = {"keras": "model.keras", "saved_model": "saved_model", "onnx": "model.onnx", "litert": "model.tflite"}
+FORMATS = tuple(_FILES)
 _QUANTIZED_FILE = "model_int8.tflite"
 _PACKAGES = {"onnx": ("tf2onnx", "onnxruntime"), "litert": ("ai_edge_litert",)}
 _REPORT = "export.json"
@@ -120,12 +120,15 @@ def export(
         overwrite: a file that is there.
 
     Raises:
-        ExperimentError: the file exists, or a package is missing.
+        ExperimentError: the file exists, the folder cannot be made, or a package is missing.
         NotEqualError: it cannot be written, read, or says something else; nothing is left of it.
     """
     target = folder / (_QUANTIZED_FILE if quantize else _FILES[form])
     _check(form, target, quantize=quantize, overwrite=overwrite)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExperimentError(f"{folder} cannot be made: {error.strerror}.") from error
     mixed = _is_mixed(classifier.model)
     limits = QUANTIZED if quantize else FROM_MIXED_PRECISION if mixed else EXACT
     with tempfile.TemporaryDirectory(dir=folder, prefix=".") as part:

@@ -18,7 +18,7 @@ _NOISE = 0.15  # of the strongest ink: grain of paper, traces of compression
 
 
 class NotAnImage(ExperimentError):
-    """A file that no image can be made from."""
+    """A file that no image for a model can be made from; the reason goes on where its name ends."""
 
 
 def files(words: Sequence[str]) -> list[Path]:
@@ -67,16 +67,15 @@ def read(file: Path) -> Image.Image:
         ):
             width, height = image.size
             if width * height > MOST_PIXELS:
-                size = f"{width:,} x {height:,} pixels"
-                raise NotAnImage(f"{file}: {size} are more than the {MOST_PIXELS:,} that are read.")
+                raise NotAnImage(f"has {width:,} x {height:,} pixels, more than the {MOST_PIXELS:,} that are read")
             return opaque(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:
         reason = "is empty" if file.stat().st_size == 0 else f"is none of {_KINDS}"
-        raise NotAnImage(f"{file} {reason}.") from error
+        raise NotAnImage(reason) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise NotAnImage(f"{file}: more than the {MOST_PIXELS:,} pixels that are read.") from error
+        raise NotAnImage(f"has more than the {MOST_PIXELS:,} pixels that are read") from error
     except (OSError, SyntaxError, ValueError) as error:  # as Pillow tells of files that are cut short or damaged
-        raise NotAnImage(f"{file} cannot be read: {error}.") from error
+        raise NotAnImage(f"cannot be read: {error}") from error
 
 
 def opaque(image: Image.Image) -> Image.Image:
@@ -114,7 +113,7 @@ def as_mnist(image: Image.Image) -> np.ndarray:
     difference = grey - np.median(edge)
     ink = np.abs(np.clip(difference, 0, None) if difference.max() > -difference.min() else np.clip(difference, None, 0))
     if ink.max() < _FAINTEST:
-        raise NotAnImage("there is nothing on it")
+        raise NotAnImage("has nothing on it")
     ink = np.where(ink < _NOISE * ink.max(), 0, ink) / ink.max()
     rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
     cropped = Image.fromarray(ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.float32))
@@ -149,5 +148,5 @@ def as_it_is(image: Image.Image, shape: tuple[int, ...]) -> np.ndarray:
     """
     height, width, _ = shape
     if image.size != (width, height):
-        raise NotAnImage(f"{image.size[0]} x {image.size[1]} pixels, and the model takes {width} x {height}")
+        raise NotAnImage(f"has {image.size[0]} x {image.size[1]} pixels, and the model takes {width} x {height}")
     return resized(image, shape)

@@ -88,9 +88,7 @@ def _best(sweep: str) -> Recorded:
 def _classifier(name: str, file: Path, run: Recorded | None) -> Classifier:
     try:
         model = keras.saving.load_model(file, compile=False, safe_mode=True)
-    except (
-        Exception
-    ) as error:  # a file that is damaged, or needs code that is not here, makes Keras raise almost anything
+    except Exception as error:  # a damaged file, or one that needs code from elsewhere, raises almost anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ExperimentError(f"{name} cannot be loaded: {reason}") from error
     if len(model.input_shape) != 4 or len(model.output_shape) != 2:

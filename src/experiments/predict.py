@@ -17,7 +17,6 @@ from experiments import images
 from experiments.errors import ExperimentError
 from experiments.inference import Classifier
 
-PREPARATIONS = ("none", "resize", "mnist")
 UNSURE = 0.8  # the highest probability that is not taken at its word
 _MNIST_SHAPE = (28, 28, 1)
 _OF_DIGITS = ("mnist", "mnist_5k")  # choices of data
@@ -78,7 +77,7 @@ def preparation(classifier: Classifier, chosen: str | None) -> Callable[[Image.I
 def predict(
     classifier: Classifier, files: Sequence[Path], prepare: Callable[[Image.Image], np.ndarray]
 ) -> tuple[list[Prediction], list[str]]:
-    """Predictions of all files that are images, and a sentence on each that is none; some hundred are read at once."""
+    """Predictions of all files that are images, and a sentence on each that is none; 256 are read at once."""
     found, refused = [], []
     groups = [files[start : start + _AT_ONCE] for start in range(0, len(files), _AT_ONCE)]
     console = Console(stderr=True)
@@ -88,7 +87,7 @@ def predict(
             try:
                 prepared.append(prepare(images.read(file)))
             except images.NotAnImage as error:
-                refused.append(str(error) if str(error).startswith(str(file)) else f"{file}: {error}.")
+                refused.append(f"{file} {error}.")
             else:
                 names.append(str(file))
         if names:

@@ -1,7 +1,6 @@
 """Models in MLflow's registry: one is champion only if it is better than the champion before it."""
 
 import re
-from collections.abc import Sequence
 
 from experiments import compare, tracking
 from experiments.compare import BETTER, Comparison, Row
@@ -33,8 +32,6 @@ def register(source: str, name: str, *, force: bool = False) -> str:
     present = tracking.champion(name)
     if present and present.run_id == run.run_id:
         return f"{run.name} is version {present.version} of {name} already, and its {CHAMPION}."
-    if tracking.model_id(run) is None:
-        raise tracking.no_model(run)
     won, reason = _judged(row, present, candidate)
     alias = CHAMPION if won or force else CHALLENGER
     if force and not won:
@@ -62,6 +59,9 @@ def _candidates(source: str) -> list[Recorded]:
             run = tracking.existing(source)
         except ExperimentError as no_run:
             raise (no_run if re.fullmatch(r"runs:/.*|[0-9a-f]+", source) else no_sweep) from None
+    if "reproduces" in run.tags:
+        advice = f"Register the run that it was made from: {run.tags['reproduces']}"
+        raise ExperimentError(f"{run.run_id} ({run.name}) was made by reproduce.", advice=advice)
     if not run.finished:
         raise tracking.no_model(run)
     return [run]
@@ -79,7 +79,7 @@ def _judged(row: Row, present: Version | None, candidate: Comparison) -> tuple[b
         return True, "the first one of this name"
     champion = f"version {present.version}"
     try:
-        others = _runs(present.tags.get(_RUN_IDS, present.run_id).split())
+        others = [tracking.recorded(run_id) for run_id in present.tags.get(_RUN_IDS, present.run_id).split()]
         both = compare.comparison([*row.runs, *others], "", candidate.metric)
     except ExperimentError as error:
         return False, f"{champion} could not be compared with it ({error})"
@@ -94,10 +94,6 @@ def _judged(row: Row, present: Version | None, candidate: Comparison) -> tuple[b
         return True, f"better than {champion} ({figures}; {tested})"
     verdict = "worse than" if old.verdict == BETTER else "no difference shown to"
     return False, f"{verdict} {champion} ({figures}; {tested})"
-
-
-def _runs(run_ids: Sequence[str]) -> list[Recorded]:
-    return [tracking.recorded(run_id) for run_id in run_ids]
 
 
 def _description(row: Row, run: Recorded, candidate: Comparison, reason: str) -> str:

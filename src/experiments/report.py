@@ -3,7 +3,7 @@
 import base64
 import io
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -25,10 +25,17 @@ class _Picture:
     """A test image that some variants get wrong."""
 
     index: int  # its place in the test set
-    source: str  # as a data URI
+    image: np.ndarray  # uint8 (height, width, channels)
     label: str
     taken_for: str  # what it is mostly taken for
     wrong_in: tuple[int, ...]  # ranks of the variants most of whose seeds get it wrong
+
+    @property
+    def source(self) -> str:
+        """As a data URI."""
+        file = io.BytesIO()
+        Image.fromarray(self.image.squeeze(axis=-1) if self.image.shape[-1] == 1 else self.image).save(file, "PNG")
+        return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def page(comparison: Comparison) -> str:
@@ -52,7 +59,8 @@ def page(comparison: Comparison) -> str:
         templates=charts.templates(),
         gallery={"everywhere": everywhere[:_MOST_IMAGES], "divided": divided[:_MOST_IMAGES]},
         counts={"everywhere": len(everywhere), "divided": len(divided), "variants": compared},
-        limits={"variants": _MOST_VARIANTS, "seeds": _MOST_SEEDS},
+        cut=len(read) < len(comparison.rows) or any(len(row.runs) > _MOST_SEEDS for row in comparison.rows),
+        limits={"variants": _MOST_VARIANTS, "seeds": _MOST_SEEDS, "charted": charts.MOST_VARIANTS},
         run_page=lambda run: tracking.page(f"#/experiments/{run.experiment_id}/runs/{run.run_id}"),
         plotly=get_plotlyjs(),
         datatables=base64.b64encode((files("itables") / "html" / "dt_bundle.js").read_bytes()).decode(),
@@ -87,17 +95,6 @@ def _pictures(rows: Sequence[Row]) -> tuple[list[_Picture], int]:
                 wrong_in[index].append(row.rank)
     often = sorted(wrong_in, key=lambda index: (-taken_for[index].total(), index))
     return [
-        _Picture(index, _png(images[index][0]), images[index][1], _most(taken_for[index]), tuple(wrong_in[index]))
+        _Picture(index, *images[index], taken_for[index].most_common(1)[0][0], tuple(wrong_in[index]))
         for index in often
     ], compared
-
-
-def _most(counts: Mapping[str, int]) -> str:
-    return max(counts, key=lambda name: counts[name])
-
-
-def _png(image: np.ndarray) -> str:
-    """An image of shape (height, width, channels) as a data URI."""
-    file = io.BytesIO()
-    Image.fromarray(image.squeeze(axis=-1) if image.shape[-1] == 1 else image).save(file, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

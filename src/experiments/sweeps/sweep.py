@@ -217,8 +217,9 @@ class Sweep:
 
         try:
             self.parent.outbox.put_file("report.html", report.page(comparison))
-        except (tracking.StoreLost, tracking.StoreRefused) as error:
-            self.display.say(f"Without report.html: {error} Later: experiments compare {self.parent.name} --html FILE")
+        except Exception as error:  # it is an extra: nothing that is wrong with it may cost the sweep its record
+            problem = f"Without report.html: {type(error).__name__}: {error}"
+            self.display.say(f"{problem} Later: experiments compare {self.parent.name} --html FILE")
 
     def _link(self) -> str:
         ids = {job.run.run_id for job in self.jobs if job.run}

@@ -1,7 +1,5 @@
 """What the store has of runs that are not open here."""
 
-import contextlib
-import gc
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -22,7 +20,7 @@ from mlflow.utils.uri import append_to_uri_path
 from experiments.errors import ExperimentError
 from experiments.tracking.store import StoreRefused, ask, open_store, store_uri
 
-T = TypeVar("T")
+_Kind = TypeVar("_Kind")
 
 _A_PAGE = 1000
 _MOST_IN_A_QUERY = 200  # ids of runs
@@ -86,31 +84,18 @@ def search(client: mlflow.MlflowClient, query: str, experiments: list[str] | Non
         experiments = [found.experiment_id for found in ask(client.search_experiments)]
     token = None
     while experiments:
-        with _nothing_collected():
-            page = ask(
-                client.search_runs,
-                experiments,
-                query,
-                max_results=_A_PAGE,
-                order_by=["attributes.start_time DESC"],
-                page_token=token,
-            )
+        page = ask(
+            client.search_runs,
+            experiments,
+            query,
+            max_results=_A_PAGE,
+            order_by=["attributes.start_time DESC"],
+            page_token=token,
+        )
         yield from map(_recorded, page)
         token = page.token
         if not token:
             return
-
-
-@contextlib.contextmanager
-def _nothing_collected() -> Iterator[None]:
-    """Holds the garbage collector back: its walks through the rows of a page take as long as all the rest."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def earlier_runs(variant: str, seed: int) -> list[Recorded]:
@@ -256,7 +241,7 @@ def mistakes(run: Recorded) -> Mistakes | None:
     return _arrays(run, "mistakes.npz", Mistakes)
 
 
-def _arrays(run: Recorded, name: str, kind: type[T]) -> T | None:
+def _arrays(run: Recorded, name: str, kind: type[_Kind]) -> _Kind | None:
     """The arrays of an .npz file of a run, None when it has none that is whole."""
     wanted = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder:
@@ -297,11 +282,14 @@ def no_model(run: Recorded) -> ExperimentError:
     """Why a run has none, and what to do."""
     if "sweep.name" in run.tags:
         return ExperimentError(f"{run.run_id} is a sweep.", advice=f"Name its best run: best:{run.tags['sweep.name']}")
-    why = {
-        "diverged" in run.tags: "its training has diverged",
-        "pruned" in run.tags: "it was pruned",
-        run.status == "RUNNING": "it is still running",
-        run.status in ("FAILED", "KILLED"): f"it has not come to its end: {run.tags.get('failure', run.status)}",
-    }
-    reason = why.get(True, "it was trained with tracking.model=false")
+    if run.diverged:
+        reason = "its training has diverged"
+    elif "pruned" in run.tags:
+        reason = "it was pruned"
+    elif run.status == "RUNNING":
+        reason = "it is still running"
+    elif run.status != "FINISHED":
+        reason = f"it has not come to its end: {run.tags.get('failure', run.status)}"
+    else:
+        reason = "it was trained with tracking.model=false"
     return ExperimentError(f"{run.run_id} ({run.name}) has no model: {reason}.")

@@ -7,7 +7,7 @@ from pathlib import Path
 from mlflow.artifacts import download_artifacts
 
 from experiments.errors import ExperimentError
-from experiments.tracking.records import Recorded, model_id, recorded
+from experiments.tracking.records import Recorded, model_id, no_model, recorded
 from experiments.tracking.store import StoreRefused, ask, open_store, store_uri
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -71,7 +71,7 @@ def register(name: str, run: Recorded, tags: Mapping[str, str], description: str
     client = open_store()
     logged = model_id(run)
     if logged is None:
-        raise ExperimentError(f"{run.run_id} ({run.name}) has no model.")
+        raise no_model(run)
     try:
         if name not in {found.name for found in ask(client.search_registered_models, f"name = '{name}'")}:
             ask(client.create_registered_model, name)
