@@ -283,11 +283,14 @@ def test_a_page_that_cannot_be_made_costs_a_sweep_nothing_else(compared, monkeyp
         raise TypeError("cannot draw this")
 
     monkeypatch.setattr(report, "page", broken)
-    said = []
-    ended = SimpleNamespace(parent=SimpleNamespace(name="mine"), display=SimpleNamespace(say=said.append))
+    said, sent = [], []
+    outbox = SimpleNamespace(put_file=lambda *file: sent.append(file))
+    ended = SimpleNamespace(
+        parent=SimpleNamespace(name="mine", outbox=outbox), display=SimpleNamespace(say=said.append)
+    )
     Sweep._write_page(ended, compared.comparison)
     again = "Later: experiments compare mine --html FILE"
-    assert said == [f"Without report.html: TypeError: cannot draw this {again}"]
+    assert (said, sent) == ([f"Without report.html: TypeError: cannot draw this {again}"], [])
 
 
 def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path):
