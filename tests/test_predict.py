@@ -19,7 +19,7 @@ from playwright.sync_api import expect
 import digits as examples
 from browser import opened_browser
 from commands import EXPERIMENTS, free_port
-from experiments import cli, config, draw, images, load, predict, run, tracking
+from experiments import cli, config, images, load, predict, run, tracking
 from experiments.errors import ExperimentError
 
 
@@ -152,11 +152,14 @@ def test_drawing_without_its_extra_names_how_to_install_it(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_taken_port_to_draw_on_names_the_next_one(classifier):
+def test_a_taken_port_to_draw_on_names_the_next_one(trained):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ExperimentError, match=rf"^Port {port} of 127\.0\.0\.1 is taken\. Try: --port {port + 1}$"):
-            draw.serve(classifier, port)
+        words = [EXPERIMENTS, "draw", trained.run.run_id, "--port", str(port)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    said = f"experiments: Port {port} of 127.0.0.1 is taken. Try: --port {port + 1}"
+    assert done.stderr.splitlines()[-1] == said and "Traceback" not in done.stderr
 
 
 @pytest.fixture
