@@ -7,7 +7,9 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import mlflow
@@ -54,6 +56,31 @@ def test_a_store_is_made_by_the_first_run_with_its_artifacts_beside_it(tmp_path,
     result = run(QUICK)
     assert Path(result.artifacts).is_relative_to(tmp_path / "new" / "artifacts" / "mnist_5k")
     assert {file.name for file in tmp_path.iterdir()} == {"new"}
+
+
+def tables(file):
+    with closing(sqlite3.connect(file)) as connection:
+        return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
+
+def test_another_program_sees_a_new_store_with_all_its_tables_or_no_file(tmp_path, new_store, monkeypatch):
+    file = tmp_path / "mlruns" / "mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{file}")
+    file.parent.mkdir()
+    file.with_name("mlflow.db.new").write_text("of a process that was killed")
+    seen = []
+
+    def watch():
+        while not file.exists():
+            time.sleep(0.0005)
+        seen.append(tables(file))
+
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    assert tracking.store.open_store().search_runs(["0"]) == []
+    watching.join()
+    assert seen == [tables(new_store)]
+    assert [made.name for made in file.parent.iterdir()] == ["mlflow.db"]
 
 
 def test_an_experiment_of_ones_own_name(store, monkeypatch):

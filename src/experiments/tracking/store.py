@@ -150,18 +150,39 @@ def _reach(question: Callable[[], T]) -> T:
 def _once_made(question: Callable[[], T], file: Path | None) -> T:
     """The answer of a store whose tables may be being made just now.
 
-    Making a SQLite store is not safe from two processes at once: those of ours take turns, and other programs get 20 s.
+    Those of ours take turns, and another program that is making it gets 20 s.
     """
     deadline = monotonic() + 20
     while True:
         try:
             with alone_in(file.parent) if file else contextlib.nullcontext():
+                if file and not file.exists():
+                    _make_tables(file)
                 return question()
         except Exception:
             being_made = file and file.exists() and time() - file.stat().st_mtime < _STILL_WRITTEN
             if not being_made or monotonic() > deadline:
                 raise
             sleep(0.5)
+
+
+def _make_tables(file: Path) -> None:
+    """Makes a SQLite store aside, so that another program sees all of its tables or no file.
+
+    MLflow makes them in 60 steps; a second program that meets them half made goes on with them itself, and leaves
+    tables behind on which every later try fails.
+    """
+    from mlflow.store.db import utils
+
+    made = file.with_name(f"{file.name}.new")
+    made.unlink(missing_ok=True)  # of a process that was killed
+    engine = utils.create_sqlalchemy_engine(f"sqlite:///{made}")
+    try:
+        utils._initialize_tables(engine)
+    finally:
+        engine.dispose()
+    if not file.exists():
+        made.replace(file)
 
 
 @contextlib.contextmanager
