@@ -34,7 +34,7 @@ ALLOWED = {
     "compare": {"significance", "tracking", "variants"},
     "tables": {"compare", "plots", "significance"},
     "charts": {"compare", "significance"},
-    "report": {"charts", "compare", "tables", "tracking"},
+    "report": {"charts", "compare", "images", "tables", "tracking"},
     "sweeps": {"config", "compare", "report", "tables", "tracking"},
     "results": {"data", "training", "evaluation", "plots", "tracking"},
     "train": {"config", "costs", "data", "models", "checkpoints", "training", "evaluation", "results", "tracking"},

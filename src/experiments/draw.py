@@ -1,22 +1,47 @@
-"""A page on which a digit is drawn, and a model says after every stroke what it is."""
+"""A page on which a digit is drawn, and a model says while it is drawn what it is."""
 
+import base64
+import io
 import os
-from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
 
 import gradio as gr
-import numpy as np
 from PIL import Image
 
 from experiments import images, predict
 from experiments.errors import ExperimentError
 from experiments.inference import Classifier
 
-_CANVAS = 400  # pixels
-_BRUSH = 26  # a stroke of MNIST is 2 to 3 pixels of 28 wide
-_SHOWN = 280  # pixels, of what the net sees
 _SYSTEM_FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # no download
+_CANVAS = '<canvas width="400" height="400" aria-label="Draw here"></canvas><button class="lg secondary">Clear</button>'
+_STYLE = """
+canvas { width: 100%; max-width: 400px; border: 1px solid gray; touch-action: none; cursor: crosshair; display: block; }
+button { margin-top: 8px; }
+"""
+_SEEN = "width: 280px; max-width: 100%; margin: 24px auto 0; image-rendering: pixelated"
+# Gradio's own canvas tells of a stroke when it has ended. A stroke of MNIST is 2 to 3 pixels of 28 wide.
+_SCRIPT = """
+const canvas = element.querySelector('canvas'), pen = canvas.getContext('2d');
+Object.assign(pen, { lineWidth: 26, lineCap: 'round', lineJoin: 'round' });
+const send = () => { props.value = canvas.toDataURL(); trigger('input'); };
+const clear = () => { pen.fillStyle = 'white'; pen.fillRect(0, 0, canvas.width, canvas.height); };
+const draw = (event) => {
+  const { left, top, width, height } = canvas.getBoundingClientRect();
+  pen.lineTo((event.clientX - left) * canvas.width / width, (event.clientY - top) * canvas.height / height);
+  pen.stroke();
+  send();
+};
+canvas.onpointerdown = (event) => {
+  canvas.setPointerCapture(event.pointerId);
+  pen.beginPath();
+  draw(event);  // where a line begins
+  draw(event);  // a dot
+};
+canvas.onpointermove = (event) => { if (event.buttons) draw(event); };
+element.querySelector('button').onclick = () => { clear(); send(); };
+clear();
+"""
 
 
 def page(classifier: Classifier) -> gr.Blocks:
@@ -26,37 +51,27 @@ def page(classifier: Classifier) -> gr.Blocks:
         ExperimentError: the model takes images that cannot be drawn so.
     """
     prepare = predict.preparation(classifier, None)
-    paper = np.full((_CANVAS, _CANVAS, 3), 255, np.uint8)
 
-    def answer(drawing: dict[str, Any]) -> tuple[dict[str, float] | None, np.ndarray | None]:
-        if drawing["composite"] is None:
-            return None, None
+    def answer(drawing: str) -> tuple[dict[str, float] | None, str]:
+        image = Image.open(io.BytesIO(base64.b64decode(drawing.partition(",")[2])))
         try:
-            pixels = prepare(images.opaque(drawing["composite"]))
+            pixels = prepare(images.opaque(image))
         except images.NotAnImage:  # nothing is drawn yet
-            return None, None
+            return None, ""
         said = classifier.predict(pixels[None])[0]
-        seen = Image.fromarray(pixels.squeeze()).resize((_SHOWN, _SHOWN), Image.Resampling.NEAREST)
-        return dict(zip(classifier.class_names, map(float, said), strict=True)), np.asarray(seen)
+        seen = f'<img alt="What the net sees" src="{images.data_uri(pixels)}" style="{_SEEN}">'
+        return dict(zip(classifier.class_names, map(float, said), strict=True)), seen
 
     with gr.Blocks(title=f"Draw for {classifier.name}") as blocks:
         gr.Markdown(f"## Draw a digit\nModel: {classifier.name}")
         with gr.Row():
-            with gr.Column(min_width=_CANVAS + 160):
-                canvas = gr.Sketchpad(
-                    value={"background": paper, "layers": [], "composite": None},  # so that the brush is in one's hand
-                    type="pil",
-                    label="Draw here",
-                    canvas_size=(_CANVAS, _CANVAS),
-                    fixed_canvas=True,
-                    layers=False,
-                    transforms=(),
-                    brush=gr.Brush(default_size=_BRUSH, colors=["#000000"], color_mode="fixed"),
-                )
+            with gr.Column():
+                canvas = gr.HTML(html_template=_CANVAS, css_template=_STYLE, js_on_load=_SCRIPT)
             with gr.Column():
                 said = gr.Label(label="It says", num_top_classes=len(classifier.class_names))
-                seen = gr.Image(label="It sees", interactive=False, height=_SHOWN, width=_SHOWN, buttons=[])
-        canvas.change(answer, canvas, [said, seen], show_progress="hidden", trigger_mode="always_last")
+            with gr.Column():
+                seen = gr.HTML(label="It sees", show_label=True, container=True, min_height=320)
+        canvas.input(answer, canvas, [said, seen], show_progress="hidden", trigger_mode="always_last")
     return blocks
 
 

@@ -1,5 +1,7 @@
 """Pictures of any kind -> the raw pixels that a model takes."""
 
+import base64
+import io
 import warnings
 from collections.abc import Sequence
 from glob import glob
@@ -150,3 +152,10 @@ def as_it_is(image: Image.Image, shape: tuple[int, ...]) -> np.ndarray:
     if image.size != (width, height):
         raise NotAnImage(f"has {image.size[0]} x {image.size[1]} pixels, and the model takes {width} x {height}")
     return resized(image, shape)
+
+
+def data_uri(pixels: np.ndarray) -> str:
+    """Raw pixels, uint8 (height, width, channels), as a PNG in the text of a page."""
+    file = io.BytesIO()
+    Image.fromarray(pixels.squeeze(axis=-1) if pixels.shape[-1] == 1 else pixels).save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

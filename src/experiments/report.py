@@ -1,7 +1,6 @@
 """A comparison as one HTML file that needs no network: Plotly draws it, DataTables sorts and filters it."""
 
 import base64
-import io
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
-from PIL import Image
 from plotly.offline import get_plotlyjs
 
-from experiments import charts, tables, tracking
+from experiments import charts, images, tables, tracking
 from experiments.compare import Comparison, Row
 
 _MOST_VARIANTS, _MOST_SEEDS = 20, 10  # whose curves and mistakes are read: about 5 s
@@ -33,9 +31,7 @@ class _Picture:
     @property
     def source(self) -> str:
         """As a data URI."""
-        file = io.BytesIO()
-        Image.fromarray(self.image.squeeze(axis=-1) if self.image.shape[-1] == 1 else self.image).save(file, "PNG")
-        return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+        return images.data_uri(self.image)
 
 
 def page(comparison: Comparison) -> str:
@@ -73,7 +69,7 @@ def _pictures(rows: Sequence[Row]) -> tuple[list[_Picture], int]:
 
     Only variants on the test set of the first one count: a place in another one is another image.
     """
-    images: dict[int, tuple[np.ndarray, str]] = {}
+    shown: dict[int, tuple[np.ndarray, str]] = {}
     taken_for: dict[int, Counter[str]] = defaultdict(Counter)
     wrong_in: dict[int, list[int]] = defaultdict(list)
     compared = 0
@@ -87,7 +83,7 @@ def _pictures(rows: Sequence[Row]) -> tuple[list[_Picture], int]:
             for index, image, label, predicted in zip(
                 mistakes.index.tolist(), mistakes.image, mistakes.label, mistakes.predicted, strict=True
             ):
-                images[index] = (image, str(label))
+                shown[index] = (image, str(label))
                 taken_for[index][str(predicted)] += 1
                 seeds[index] += 1
         for index, count in seeds.items():
@@ -95,6 +91,5 @@ def _pictures(rows: Sequence[Row]) -> tuple[list[_Picture], int]:
                 wrong_in[index].append(row.rank)
     often = sorted(wrong_in, key=lambda index: (-taken_for[index].total(), index))
     return [
-        _Picture(index, *images[index], taken_for[index].most_common(1)[0][0], tuple(wrong_in[index]))
-        for index in often
+        _Picture(index, *shown[index], taken_for[index].most_common(1)[0][0], tuple(wrong_in[index])) for index in often
     ], compared
