@@ -35,3 +35,4 @@ bench: $(INSTALLED)
 	@$(BIN)/python benchmarks/trust.py $(ARGS)
 	@$(BIN)/python benchmarks/sweep.py
 	@$(BIN)/python benchmarks/compare.py
+	@$(BIN)/python benchmarks/predict.py

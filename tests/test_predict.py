@@ -10,6 +10,7 @@ import socket
 import subprocess
 from types import SimpleNamespace
 
+import keras
 import numpy as np
 import psutil
 import pytest
@@ -85,6 +86,10 @@ def test_names_that_are_none_are_refused(trained, tmp_path):
     (tmp_path / "broken.keras").write_text("nothing")
     with pytest.raises(ExperimentError, match=r"broken\.keras cannot be loaded: "):
         load(str(tmp_path / "broken.keras"))
+    logits = keras.Sequential([keras.Input((28, 28, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
+    logits.save(tmp_path / "logits.keras")
+    with pytest.raises(ExperimentError, match=r"its outputs sum to 0\. Save it again with keras\.layers\.Softmax\(\)"):
+        load(str(tmp_path / "logits.keras"))
 
 
 @pytest.mark.slow
@@ -104,6 +109,26 @@ def test_the_preparation_fits_the_data_unless_it_is_chosen(classifier):
     colour = SimpleNamespace(name="mine.keras", image_shape=(32, 32, 3), run=None)
     with pytest.raises(ExperimentError, match=r"Try: --prepare resize$"):
         predict.preparation(colour, "mnist")
+
+
+def test_files_are_read_group_by_group_and_keep_their_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "_AT_ONCE", 2)
+    files = [tmp_path / f"{number}.png" for number in range(5)]
+    for number, file in enumerate(files):
+        Image.new("L", (4, 4), number).save(file)
+    files[1].write_text("no image")
+    groups = []
+
+    def answer(pixels):
+        groups.append(pixels[:, 0, 0, 0].tolist())
+        return np.stack([pixels[:, 0, 0, 0], 255 - pixels[:, 0, 0, 0]], axis=1) / 255
+
+    said = SimpleNamespace(predict=answer, class_names=("white", "black"))
+    found, refused = predict.predict(said, files, lambda image: images.as_it_is(image, (4, 4, 1)))
+    assert groups == [[0], [2, 3], [4]]
+    assert [prediction.file for prediction in found] == [str(files[number]) for number in (0, 2, 3, 4)]
+    assert [prediction.probabilities[0] * 255 for prediction in found] == pytest.approx([0, 2, 3, 4])
+    assert refused == [f"{files[1]} is none of PNG, JPEG, BMP, GIF, WebP and TIFF."]
 
 
 @pytest.mark.slow

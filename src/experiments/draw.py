@@ -50,7 +50,7 @@ def page(classifier: Classifier) -> gr.Blocks:
     Raises:
         ExperimentError: the model takes images that cannot be drawn so.
     """
-    prepare = predict.preparation(classifier, None)
+    prepare = predict.preparation(classifier, "mnist" if classifier.image_shape == predict.MNIST_SHAPE else "resize")
 
     def answer(drawing: str) -> tuple[dict[str, float] | None, str]:
         image = Image.open(io.BytesIO(base64.b64decode(drawing.partition(",")[2])))

@@ -12,6 +12,7 @@ from experiments.errors import ExperimentError
 from experiments.tracking import Recorded
 
 _BATCH_SIZE = 256
+_SUM_TO_ONE = 1e-2  # how far off probabilities in half precision may be
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,12 @@ def _classifier(name: str, file: Path, run: Recorded | None) -> Classifier:
     if len(model.input_shape) != 4 or len(model.output_shape) != 2:
         raise ExperimentError(
             f"{name} takes {model.input_shape} to {model.output_shape}, and is no classifier of images."
+        )
+    said = np.asarray(model(np.zeros((1, *model.input_shape[1:]), np.float32)))[0]
+    if (said < 0).any() or abs(said.sum() - 1) > _SUM_TO_ONE:
+        raise ExperimentError(
+            f"{name} says no probabilities: on a black image its outputs sum to {said.sum():.3g}.",
+            advice="Save it again with keras.layers.Softmax() behind its last layer.",
         )
     names = tracking.class_names(run) if run else ()
     classes = model.output_shape[-1]

@@ -18,7 +18,7 @@ from experiments.errors import ExperimentError
 from experiments.inference import Classifier
 
 UNSURE = 0.8  # the highest probability that is not taken at its word
-_MNIST_SHAPE = (28, 28, 1)
+MNIST_SHAPE = (28, 28, 1)
 _OF_DIGITS = ("mnist", "mnist_5k")  # choices of data
 _AT_ONCE = 256  # files in memory
 _MOST_IN_A_PICTURE = 40
@@ -62,10 +62,10 @@ def preparation(classifier: Classifier, chosen: str | None) -> Callable[[Image.I
         ExperimentError: the choice does not fit the model.
     """
     shape = classifier.image_shape
-    digits = classifier.run is not None and classifier.run.params.get("data") in _OF_DIGITS and shape == _MNIST_SHAPE
+    digits = classifier.run is not None and classifier.run.params.get("data") in _OF_DIGITS and shape == MNIST_SHAPE
     kind = chosen or ("mnist" if digits else "resize")
     if kind == "mnist":
-        if shape != _MNIST_SHAPE:
+        if shape != MNIST_SHAPE:
             problem = f"--prepare mnist makes images of 28 x 28 grey pixels, and {classifier.name} takes {shape}."
             raise ExperimentError(problem, advice="Try: --prepare resize")
         return images.as_mnist
