@@ -20,7 +20,7 @@ train: $(INSTALLED)
 	@$(BIN)/experiments train $(ARGS)
 
 test: $(INSTALLED)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ import gc
 import os
 import shutil
 import signal
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,12 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ.pop("MLFLOW_RUN_ID", None)
 os.environ.pop("EXPERIMENTS_HOME", None)
 os.environ.pop("EXPERIMENTS_ALLOW_TARGETS", None)
+
+
+def pytest_collection_modifyitems(items):
+    """The files with most slow tests first: two processes share the files, and none is to wait for the other's last."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture
