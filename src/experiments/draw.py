@@ -33,12 +33,13 @@ const draw = (event) => {
   send();
 };
 canvas.onpointerdown = (event) => {
+  if (!event.isPrimary) return;  // a second finger
   canvas.setPointerCapture(event.pointerId);
   pen.beginPath();
   draw(event);  // where a line begins
   draw(event);  // a dot
 };
-canvas.onpointermove = (event) => { if (event.buttons) draw(event); };
+canvas.onpointermove = (event) => { if (event.buttons && event.isPrimary) draw(event); };
 element.querySelector('button').onclick = () => { clear(); send(); };
 clear();
 """
