@@ -17,7 +17,7 @@ with quiet_import():
     import keras
     import mlflow
 
-    from experiments import training
+    from experiments import tracking, training
 
 gc.freeze()  # or every clear_session() walks through all that was imported, 0.2 s a test
 
@@ -59,6 +59,7 @@ def store(new_store, tmp_path, monkeypatch):
     shutil.copy(new_store, file)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{file}")
     monkeypatch.setenv("EXPERIMENTS_HOME", str(tmp_path / "home"))  # for what a failed run leaves behind
+    tracking.be_patient(0)  # whatever sweep an earlier test has opened
     return mlflow.MlflowClient(f"sqlite:///{file}")
 
 
