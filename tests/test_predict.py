@@ -227,9 +227,9 @@ def test_a_digit_drawn_on_the_page_is_read(drawing_page):
             expect(says).to_be_visible(timeout=60_000)  # while the button is still down
             page.mouse.up()
         expect(says).to_have_text("4", timeout=60_000)
-        expect(sees).to_be_visible()
+        expect(sees).to_be_visible(timeout=60_000)
         assert sees.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [28, 28]
         page.get_by_role("button", name="Clear").click()
-        expect(says).to_have_count(0)
-        expect(sees).to_have_count(0)
+        expect(says).to_have_count(0, timeout=60_000)
+        expect(sees).to_have_count(0, timeout=60_000)
     assert elsewhere == []
