@@ -90,6 +90,15 @@ def test_names_that_are_none_are_refused(trained, tmp_path):
     logits.save(tmp_path / "logits.keras")
     with pytest.raises(ExperimentError, match=r"its outputs sum to 0\. Save it again with keras\.layers\.Softmax\(\)"):
         load(str(tmp_path / "logits.keras"))
+    logits.set_weights([np.full_like(weight, np.nan) for weight in logits.get_weights()])
+    logits.save(tmp_path / "nan.keras")
+    with pytest.raises(ExperimentError, match=r"its outputs sum to nan\."):
+        load(str(tmp_path / "nan.keras"))
+    any_size = keras.Sequential([keras.Input((None, None, 1)), keras.layers.GlobalMaxPooling2D()])
+    any_size.add(keras.layers.Dense(2, "softmax"))
+    any_size.save(tmp_path / "any_size.keras")
+    with pytest.raises(ExperimentError, match=r"takes \(None, None, None, 1\) to \(None, 2\), and is no classifier"):
+        load(str(tmp_path / "any_size.keras"))
 
 
 @pytest.mark.slow

@@ -574,7 +574,7 @@ def check_eight_new(place):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("repetition", range(2))
+@pytest.mark.parametrize("repetition", range(5))
 def test_eight_jobs_at_once_on_a_new_store(tmp_path, digits, repetition):
     with opened_place(tmp_path, digits, None) as place:
         check_eight_new(place)

@@ -49,6 +49,16 @@ def test_a_relative_store_is_made_absolute(tmp_path, monkeypatch):
     assert tracking.store_uri() == f"sqlite:///{tmp_path}/runs.db"
 
 
+def test_a_store_with_options_of_sqlite_is_made_and_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///runs.db?timeout=30")
+    monkeypatch.chdir(tmp_path)
+    assert tracking.store_uri() == f"sqlite:///{tmp_path}/runs.db?timeout=30"
+    assert tracking.nothing_recorded()
+    tracking.store.open_store().search_experiments()
+    assert not tracking.nothing_recorded()
+    assert [made.name for made in tmp_path.iterdir()] == ["runs.db"]
+
+
 @pytest.mark.slow
 def test_a_store_is_made_by_the_first_run_with_its_artifacts_beside_it(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/new/mlflow.db")

@@ -92,16 +92,14 @@ def _classifier(name: str, file: Path, run: Recorded | None) -> Classifier:
     except Exception as error:  # a damaged file, or one that needs code from elsewhere, raises almost anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ExperimentError(f"{name} cannot be loaded: {reason}") from error
-    if len(model.input_shape) != 4 or len(model.output_shape) != 2:
-        raise ExperimentError(
-            f"{name} takes {model.input_shape} to {model.output_shape}, and is no classifier of images."
-        )
-    said = np.asarray(model(np.zeros((1, *model.input_shape[1:]), np.float32)))[0]
-    if (said < 0).any() or abs(said.sum() - 1) > _SUM_TO_ONE:
+    given, answer = model.input_shape, model.output_shape
+    if len(given) != 4 or None in given[1:] or len(answer) != 2 or answer[-1] < 2:
+        raise ExperimentError(f"{name} takes {given} to {answer}, and is no classifier of images of one size.")
+    said = np.asarray(model(np.zeros((1, *given[1:]), np.float32)))[0]
+    if not ((said >= 0).all() and abs(said.sum() - 1) <= _SUM_TO_ONE):  # NaN is none either
         raise ExperimentError(
             f"{name} says no probabilities: on a black image its outputs sum to {said.sum():.3g}.",
             advice="Save it again with keras.layers.Softmax() behind its last layer.",
         )
     names = tracking.class_names(run) if run else ()
-    classes = model.output_shape[-1]
-    return Classifier(name, model, run, names if len(names) == classes else tuple(map(str, range(classes))))
+    return Classifier(name, model, run, names if len(names) == answer[-1] else tuple(map(str, range(answer[-1]))))

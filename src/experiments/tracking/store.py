@@ -83,12 +83,12 @@ def store_uri() -> str:
     if not given:
         return f"sqlite:///{home() / 'mlruns' / 'mlflow.db'}"
     file = sqlite_file(given)
-    return f"sqlite:///{file.resolve()}" if file else given
+    return f"sqlite:///{file.resolve()}{''.join(given.partition('?')[1:])}" if file else given
 
 
 def sqlite_file(uri: str) -> Path | None:
     """The file of a SQLite store, None for any other store."""
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
 
 
 def shown_uri() -> str:
@@ -181,7 +181,9 @@ def _make_tables(file: Path) -> None:
         utils._initialize_tables(engine)
     finally:
         engine.dispose()
-    if not file.exists():
+    if file.exists():  # another program was faster
+        made.unlink()
+    else:
         made.replace(file)
 
 
