@@ -26,7 +26,8 @@ from mlflow.store.tracking.dbmodels import models
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from sqlalchemy import insert, select
 
-from experiments import tracking
+from experiments.tracking.parent import Parent, open_parent
+from experiments.tracking.runs import experiment_name, runs_of, sweeps
 
 COMMAND = str(Path(sys.executable).parent / "experiments")
 MODELS = ("conv2", "conv3")
@@ -70,15 +71,15 @@ def measure(words: Sequence[str]) -> Cost:
 
 def fill(store: SqlAlchemyStore) -> list[str]:
     """Writes all sweeps, and returns their names."""
-    jobs = tracking.runs_of(tracking.sweeps()[0])
+    jobs = runs_of(sweeps()[0])
     with store.ManagedSessionMaker() as session:
         records = {job.params["model"]: dict(_record(session, job.run_id)) for job in jobs}
-    experiment = tracking.experiment_name(jobs[0])
+    experiment = experiment_name(jobs[0])
     names, chance = [], np.random.default_rng(0)
     for number, (batch_size, smoothing) in enumerate(itertools.product(BATCH_SIZES, SMOOTHINGS)):
         common = {"batch_size": batch_size, "label_smoothing": smoothing}
         command = "experiments train -m " + " ".join(f"{key}={value}" for key, value in common.items())
-        parent = tracking.open_parent(experiment, f"mine-{number:06x}", {"command": command}, patience=0)
+        parent = open_parent(experiment, f"mine-{number:06x}", {"command": command}, patience=0)
         written = []
         with store.ManagedSessionMaker(read_only=False) as session:
             for job, choices in enumerate(_choices(common)):
@@ -128,7 +129,7 @@ def _results(choices: Mapping[str, Any], chance: np.random.Generator) -> dict[st
     return {"best/val_accuracy": validation, "test/accuracy": test, "cost/train_seconds": chance.normal(30)}
 
 
-def _tags(parent: tracking.Parent, job: int, choices: Mapping[str, Any]) -> dict[str, object]:
+def _tags(parent: Parent, job: int, choices: Mapping[str, Any]) -> dict[str, object]:
     variant = {key: value for key, value in choices.items() if key != "seed"}
     return {
         "run_uuid": uuid.uuid4().hex,

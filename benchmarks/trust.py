@@ -68,16 +68,19 @@ def train_one(left_out: str, overrides: Sequence[str]) -> Inside:
     with quiet_import():
         import keras
 
-        from experiments import checkpoints, tracking, train, training
+        from experiments import train
+        from experiments.tracking.run import Run
+        from experiments.training import checkpoints
+        from experiments.training.callbacks import CheckpointCallback
     sizes = [0.0]
     if left_out == "checkpoints":
         checkpoints.write = lambda folder, checkpoint: None
     else:
         checkpoints.write = _noting_size(checkpoints.write, sizes)
     if left_out == "tracking":
-        tracking.Run.log_metrics = lambda record, metrics, step=0: None
+        Run.log_metrics = lambda record, metrics, step=0: None
     fit = _timed(keras.Model, "fit")
-    writing = _timed(training._Keeper, "_write")
+    writing = _timed(CheckpointCallback, "_write")
     evaluation = _timed(train, "evaluate")
     result = run([*overrides, f"deterministic={str(left_out != 'determinism').lower()}"])
     returned = time.perf_counter()

@@ -88,7 +88,7 @@ def forked(folder):
     What they print goes to files in `folder`.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["experiments.preload"])
+    context.set_forkserver_preload(["experiments.sweeps.preload"])
 
     def start(*overrides, config_dir=None, **env):
         output = Path(tempfile.mkstemp(dir=folder, suffix=".txt")[1])

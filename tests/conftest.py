@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 
 from commands import Server
-from experiments import config, quiet_import
+from experiments import quiet_import
+from experiments.config.compose import compose as composed
 
 with quiet_import():
     import keras
     import mlflow
 
-    from experiments import tracking, training
+    from experiments.tracking.store import be_patient
+    from experiments.training.runtime import start_runtime
 
 gc.freeze()  # or every clear_session() walks through all that was imported, 0.2 s a test
 
@@ -40,7 +42,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def compose():
     """Composes and checks a configuration from overrides."""
-    return lambda *overrides, **options: config.compose(list(overrides), **options)
+    return lambda *overrides, **options: composed(list(overrides), **options)
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +61,7 @@ def store(new_store, tmp_path, monkeypatch):
     shutil.copy(new_store, file)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{file}")
     monkeypatch.setenv("EXPERIMENTS_HOME", str(tmp_path / "home"))  # for what a failed run leaves behind
-    tracking.be_patient(0)  # whatever sweep an earlier test has opened
+    be_patient(0)  # whatever sweep an earlier test has opened
     return mlflow.MlflowClient(f"sqlite:///{file}")
 
 
@@ -118,7 +120,7 @@ def digits(cache, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def runtime():
     """TensorFlow as the default run has it, whichever test uses it first."""
-    training.start_runtime(seed=0, threads=2, deterministic=True, precision="float32")
+    start_runtime(seed=0, threads=2, deterministic=True, precision="float32")
 
 
 @pytest.fixture(autouse=True)

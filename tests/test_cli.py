@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import cli, tracking
-from experiments.config import CONF_DIR
+from experiments import cli
+from experiments.config.compose import CONF_DIR
+from experiments.tracking.store import jobs_folder
 
 EXPERIMENTS = str(Path(sys.executable).parent / "experiments")
 COMMANDS = ["train", "list", "ui", "reproduce", "compare", "predict", "draw", "register", "export", "sync"]
@@ -254,7 +255,7 @@ def test_signal_ends_a_training_as_killed(here, store, digits_words, number, sta
         errors = process.communicate(timeout=60)[1]
     assert (process.returncode, errors) == (status, said)
     run = only_run(store)
-    folder = tracking.jobs_folder() / run.info.run_id
+    folder = jobs_folder() / run.info.run_id
     assert (folder / "job.log").read_text().splitlines()[-1].endswith(f" ERROR KILLED: {number.name}")
     shutil.rmtree(folder)
     assert run.info.status == "KILLED"

@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 
 from experiments import data
+from experiments.dataset import arrays_sha256
 from experiments.errors import ExperimentError
 
 CONF = Path(__file__).resolve().parents[1] / "conf" / "data"
@@ -177,7 +178,7 @@ def test_mnist_5k_rebuilds_a_damaged_cache(keras_home, tmp_path, monkeypatch, da
     digits = data.mnist_5k(validation_fraction=0.1111, split_seed=0, limit=None)
     assert digits.sha256 == data._MNIST_5K_SHA256
     with np.load(cache) as archive:
-        assert data._digest(archive["images"], archive["labels"]) == data._MNIST_5K_SHA256
+        assert arrays_sha256(archive["images"], archive["labels"]) == data._MNIST_5K_SHA256
 
 
 def test_mnist_5k_needs_no_cache_folder(tmp_path, monkeypatch):

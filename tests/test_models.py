@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 import yaml
 
-from experiments import config, costs, models, training
+from experiments import models
+from experiments.config.compose import CONF_DIR
+from experiments.config.targets import instantiate
 from experiments.errors import ExperimentError
+from experiments.training.macs import count_macs
+from experiments.training.runtime import start_runtime
 
 DIGIT = (28, 28, 1)
 #: What every option of conf/model counts on 28x28x1 images of 10 classes; the sides of the maps stand behind.
@@ -97,13 +101,13 @@ SCALES = ("l2_columns", "standard", "unit", "unit_twice")
 
 
 def option_files(group):
-    return {file.stem: file for file in (config.CONF_DIR / group).glob("*.yaml")}
+    return {file.stem: file for file in (CONF_DIR / group).glob("*.yaml")}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def runtime():
     """The threads and determinism of every test that computes: one process can have only one of each."""
-    training.start_runtime(seed=0, threads=2, deterministic=True, precision="float32")
+    start_runtime(seed=0, threads=2, deterministic=True, precision="float32")
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +121,7 @@ def build(compose):
     """Builds the net that overrides describe."""
 
     def built(*overrides, input_shape=DIGIT, num_classes=10):
-        return config.instantiate(compose(*overrides).cfg, "model", input_shape=input_shape, num_classes=num_classes)
+        return instantiate(compose(*overrides).cfg, "model", input_shape=input_shape, num_classes=num_classes)
 
     return built
 
@@ -125,9 +129,7 @@ def build(compose):
 @pytest.fixture
 def build_scaling(compose):
     """Builds an option of conf/scale."""
-    return lambda option, train_images: config.instantiate(
-        compose(f"scale={option}").cfg, "scale", train_images=train_images
-    )
+    return lambda option, train_images: instantiate(compose(f"scale={option}").cfg, "scale", train_images=train_images)
 
 
 def pixels(count=16, shape=DIGIT, seed=0):
@@ -191,8 +193,8 @@ def test_every_option_builds_for_colour(build, build_scaling, option):
 @pytest.mark.parametrize("option", MACS)
 def test_multiply_accumulates(build, build_scaling, option):
     net = build(f"model={option}")
-    assert costs.macs(net) == MACS[option]
-    assert costs.macs(models.with_scaling(net, build_scaling("unit", pixels()), DIGIT)) == MACS[option]
+    assert count_macs(net) == MACS[option]
+    assert count_macs(models.with_scaling(net, build_scaling("unit", pixels()), DIGIT)) == MACS[option]
 
 
 def test_every_option_and_experiment_has_its_multiply_accumulates():
@@ -203,14 +205,14 @@ def test_every_option_and_experiment_has_its_multiply_accumulates():
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_the_net_of_an_experiment_by_hand(build, experiment):
     net = build(f"experiment={experiment}")
-    assert (net.count_params(), costs.macs(net)) == EXPERIMENTS[experiment]
+    assert (net.count_params(), count_macs(net)) == EXPERIMENTS[experiment]
 
 
 def test_multiply_accumulates_of_colour_images(build):
     # 32 -> 30 -> 15 -> 13 -> 6
     net = build("model=conv2", input_shape=(32, 32, 3))
     assert net.count_params() == (3 * 3 * 3 + 1) * 32 + (3 * 3 * 32 + 1) * 64 + (6 * 6 * 64 + 1) * 64 + (64 + 1) * 10
-    assert costs.macs(net) == 30 * 30 * 3 * 3 * 3 * 32 + 13 * 13 * 3 * 3 * 32 * 64 + 6 * 6 * 64 * 64 + 64 * 10
+    assert count_macs(net) == 30 * 30 * 3 * 3 * 3 * 32 + 13 * 13 * 3 * 3 * 32 * 64 + 6 * 6 * 64 * 64 + 64 * 10
 
 
 @pytest.mark.parametrize(
@@ -243,7 +245,7 @@ def test_multiply_accumulates_of_colour_images(build):
     ],
 )
 def test_multiply_accumulates_of_a_layer(shape, layer, expected):
-    assert costs.macs(keras.Sequential([keras.Input(shape), layer()])) == expected
+    assert count_macs(keras.Sequential([keras.Input(shape), layer()])) == expected
 
 
 def test_multiply_accumulates_of_layers_that_are_called_twice_and_of_nets_in_nets():
@@ -252,15 +254,15 @@ def test_multiply_accumulates_of_layers_that_are_called_twice_and_of_nets_in_net
     inner = keras.Sequential([keras.Input((None, None, 3)), keras.layers.Conv2D(4, 3)])  # of any size
     net = keras.Model(image, keras.layers.GlobalMaxPooling2D()(inner(shared(shared(image)) + 1.0)))
     expected = 2 * 8 * 8 * 3 * 3 * 3 * 3 + 6 * 6 * 3 * 3 * 3 * 4
-    assert costs.macs(net) == expected
-    assert costs.macs(models.with_scaling(net, keras.layers.Rescaling(0.5), (8, 8, 3))) == expected
+    assert count_macs(net) == expected
+    assert count_macs(models.with_scaling(net, keras.layers.Rescaling(0.5), (8, 8, 3))) == expected
 
 
 def test_counting_changes_nothing(build):
     net = build("model=conv3_batch_norm_dropout")
     images = pixels().astype("float32")
     layers, weights, said = net.layers, net.get_weights(), np.asarray(net(images))
-    costs.macs(net)
+    count_macs(net)
     assert net.layers == layers
     assert all(np.array_equal(a, b) for a, b in zip(net.get_weights(), weights, strict=True))
     assert np.array_equal(np.asarray(net(images)), said)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from commands import EXPERIMENTS, experiments, forked, killed_after, runs
-from experiments import ExperimentError, config, run, train
+from experiments import ExperimentError, run, train
+from experiments.config.compose import compose
 from experiments.reproduce import reproduce
 
 NUMBERS = ["accuracy", "learning_rate", "loss", "val_accuracy", "val_loss"]
@@ -76,7 +77,7 @@ def test_another_number_of_test_images_is_no_matter_of_tolerance(store, small, t
 
 
 def test_a_pruned_run_is_had_again_as_far_as_it_came(store, small):
-    original = train.run(config.compose(small), stop=lambda epoch, _: epoch == 2)
+    original = train.run(compose(small), stop=lambda epoch, _: epoch == 2)
     assert reproduce(original.run_id)
     again = runs(store)[0]
     assert [point.step for point in store.get_metric_history(again.info.run_id, "loss")] == [1, 2]

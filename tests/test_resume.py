@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from commands import EXPERIMENTS, experiments, forked, killed_after, runs
-from experiments import ExperimentError, config, train
+from experiments import ExperimentError, train
+from experiments.config.compose import compose
 
 pytestmark = pytest.mark.slow
 
@@ -141,10 +142,10 @@ def test_a_run_that_was_interrupted_or_has_failed_goes_on(store, capsys):
     overrides = ["data.limit=100", "epochs=4", "tracking.model=false"]
     for epoch, error in ((2, KeyboardInterrupt), (3, RuntimeError)):
         with pytest.raises(error):
-            train.run(config.compose(overrides), stop=raising(error, epoch))
+            train.run(compose(overrides), stop=raising(error, epoch))
     (run,) = runs(store)
     assert (run.info.status, run.data.tags["reason"]) == ("FAILED", "error")
-    result = train.run(config.compose(overrides))
+    result = train.run(compose(overrides))
     assert "Going on after epoch 3" in capsys.readouterr().out
     (run,) = runs(store)
     assert run.info.run_id == result.run_id and run.info.status == "FINISHED"
@@ -165,8 +166,8 @@ def test_a_verdict_on_an_earlier_epoch_ends_a_run_that_goes_on(store):
     """As of a pruner that knows more trials by now."""
     overrides = ["data.limit=100", "epochs=6", "tracking.model=false"]
     with pytest.raises(KeyboardInterrupt):
-        train.run(config.compose(overrides), stop=raising(KeyboardInterrupt, 4))
-    train.run(config.compose(overrides), stop=lambda epoch, _: epoch == 2)
+        train.run(compose(overrides), stop=raising(KeyboardInterrupt, 4))
+    train.run(compose(overrides), stop=lambda epoch, _: epoch == 2)
     (run,) = runs(store)
     assert run.data.tags["pruned"] == "true"
     assert [step for step, _ in history(store, run)["loss"]] == [1, 2, 3, 4]
@@ -174,7 +175,7 @@ def test_a_verdict_on_an_earlier_epoch_ends_a_run_that_goes_on(store):
 
 def test_a_run_that_has_no_memory_left_says_so(store):
     with pytest.raises(MemoryError):
-        train.run(config.compose(["data.limit=50", "epochs=2", "tracking.model=false"]), stop=raising(MemoryError, 1))
+        train.run(compose(["data.limit=50", "epochs=2", "tracking.model=false"]), stop=raising(MemoryError, 1))
     (run,) = runs(store)
     assert (run.info.status, run.data.tags["reason"]) == ("FAILED", "memory")
     assert run.data.tags["failure"] == "MemoryError: on purpose"
@@ -199,7 +200,7 @@ def test_another_host_on_the_same_files_goes_on(start, store, tmp_path):
     lock.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": 0}))
     store.set_tag(run.info.run_id, "host", "elsewhere")
     with pytest.raises(ExperimentError, match=r"^This very run is being trained by process 1 on elsewhere\."):
-        train.run(config.compose(ONE_CYCLE, str(tmp_path / "conf")))
+        train.run(compose(ONE_CYCLE, str(tmp_path / "conf")))
     os.utime(lock, (0, 0))  # its process has not touched it for a long time
     assert "Going on after epoch" in finished(start(*ONE_CYCLE))
     (run,) = runs(store)

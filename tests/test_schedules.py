@@ -5,8 +5,11 @@ import math
 import keras
 import pytest
 
-from experiments import config, schedules, training
+from experiments import schedules
+from experiments.config.compose import CONF_DIR
+from experiments.config.targets import instantiate
 from experiments.errors import ExperimentError
+from experiments.training.runtime import start_runtime
 
 STEPS = {"total_steps": 40, "steps_per_epoch": 10}
 
@@ -14,7 +17,7 @@ STEPS = {"total_steps": 40, "steps_per_epoch": 10}
 @pytest.fixture(scope="module", autouse=True)
 def runtime():
     """The threads and determinism of every test that computes: one process can have only one of each."""
-    training.start_runtime(seed=0, threads=2, deterministic=True, precision="float32")
+    start_runtime(seed=0, threads=2, deterministic=True, precision="float32")
 
 
 def rates(schedule, *steps):
@@ -120,8 +123,8 @@ def test_exponential():
 )
 def test_a_learning_rate_of_1_is_a_number_like_any_other(compose, option, overrides, expected):
     cfg = compose(f"schedule={option}", "optimizer=sgd", "optimizer.learning_rate=1", *overrides).cfg
-    schedule = config.instantiate(cfg, "schedule", learning_rate=cfg.optimizer.learning_rate, **STEPS)
-    optimizer = config.instantiate(cfg, "optimizer", learning_rate=schedule)
+    schedule = instantiate(cfg, "schedule", learning_rate=cfg.optimizer.learning_rate, **STEPS)
+    optimizer = instantiate(cfg, "optimizer", learning_rate=schedule)
     optimizer.build([keras.Variable([0.0])])
     seen = []
     for step in (0, 10, 20, 30):
@@ -141,7 +144,7 @@ EXPECTED = {
 
 
 def test_every_schedule_option_has_an_expectation():
-    options = {file.stem for file in (config.CONF_DIR / "schedule").glob("*.yaml")}
+    options = {file.stem for file in (CONF_DIR / "schedule").glob("*.yaml")}
     assert len(options) >= 5
     assert options == set(EXPECTED)
 
@@ -149,8 +152,8 @@ def test_every_schedule_option_has_an_expectation():
 @pytest.mark.parametrize("option", EXPECTED)
 def test_every_option_builds_from_what_the_run_knows(compose, option):
     cfg = compose(f"schedule={option}").cfg
-    schedule = config.instantiate(cfg, "schedule", learning_rate=cfg.optimizer.learning_rate, **STEPS)
-    optimizer = config.instantiate(cfg, "optimizer", learning_rate=schedule)
+    schedule = instantiate(cfg, "schedule", learning_rate=cfg.optimizer.learning_rate, **STEPS)
+    optimizer = instantiate(cfg, "optimizer", learning_rate=schedule)
     optimizer.build([keras.Variable([0.0])])
     seen = []
     for step in (0, 10, 20, 39):
@@ -159,11 +162,11 @@ def test_every_option_builds_from_what_the_run_knows(compose, option):
     assert seen == near(*EXPECTED[option])
 
 
-@pytest.mark.parametrize("option", sorted({file.stem for file in (config.CONF_DIR / "optimizer").glob("*.yaml")}))
+@pytest.mark.parametrize("option", sorted({file.stem for file in (CONF_DIR / "optimizer").glob("*.yaml")}))
 def test_every_optimizer_takes_the_rate_of_the_schedule(compose, option):
     cfg = compose(f"optimizer={option}", "schedule=cosine", "optimizer.learning_rate=0.5").cfg
-    schedule = config.instantiate(cfg, "schedule", learning_rate=cfg.optimizer.learning_rate, **STEPS)
-    optimizer = config.instantiate(cfg, "optimizer", learning_rate=schedule)
+    schedule = instantiate(cfg, "schedule", learning_rate=cfg.optimizer.learning_rate, **STEPS)
+    optimizer = instantiate(cfg, "optimizer", learning_rate=schedule)
     optimizer.build([keras.Variable([0.0])])
     optimizer.iterations.assign(5)
     assert float(optimizer.learning_rate) == pytest.approx(0.25)
@@ -185,4 +188,4 @@ def test_knobs_out_of_range_are_refused_with_their_key(compose, override):
     cfg = compose(*override.split()).cfg
     key = override.split()[1]
     with pytest.raises(ExperimentError, match=f"^{key} is refused: it must be a "):
-        config.instantiate(cfg, "schedule", learning_rate=0.1, **STEPS)
+        instantiate(cfg, "schedule", learning_rate=0.1, **STEPS)

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from experiments import ExperimentError, data, run
-from experiments.config import CONF_DIR
+from experiments import ExperimentError, dataset, run
+from experiments.config.compose import CONF_DIR
 from experiments.data import mnist
 
 EPOCH_METRICS = {"loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "epoch_seconds"}
@@ -155,11 +155,11 @@ def test_a_run_leaves_a_complete_record(store, digits, tmp_path):
 
 def test_accuracy_without_rejected_labels_where_they_are_known(store, digits, tmp_path, monkeypatch):
     quick = ["epochs=1", "tracking.model=false"]
-    monkeypatch.setattr(data, "_MNIST_REJECTED", (3, 14, 98))
+    monkeypatch.setattr(dataset, "MNIST_REJECTED", (3, 14, 98))
     tests = mnist(path=str(digits), validation_fraction=0.1, split_seed=0, limit=None)
     assert tests.rejected_labels == ()  # these are not all 10,000 images of MNIST's test set
     assert "test/accuracy_clean" not in run(small(digits, *quick)).metrics
-    monkeypatch.setattr(data, "_MNIST_TEST_SHA256", tests.test_sha256)
+    monkeypatch.setattr(dataset, "MNIST_TEST_SHA256", tests.test_sha256)
     result = run(["data=npz", f"data.path={digits}", *quick])  # known by its arrays, not by its name
     said = arrays(store, result.run_id, "test_predictions.npz")
     right = said["probabilities"].argmax(axis=1) == said["labels"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from experiments.errors import ExperimentError
 
 if TYPE_CHECKING:
-    from experiments.inference import Classifier
+    from experiments.serving.classifier import Classifier
     from experiments.train import RunResult
 
 __all__ = ["ExperimentError", "load", "run"]
@@ -34,12 +34,12 @@ def run(overrides: Sequence[str] = (), *, config_dir: str | None = None) -> "Run
         >>> result = run(["model=conv3", "epochs=2"])
         >>> result.metrics["test/accuracy"]
     """
-    from experiments import config
+    from experiments.config.compose import compose
 
     with quiet_import():
         from experiments import train
 
-    return train.run(config.compose(overrides, config_dir))
+    return train.run(compose(overrides, config_dir))
 
 
 def load(model: str) -> "Classifier":
@@ -57,9 +57,9 @@ def load(model: str) -> "Classifier":
         >>> probabilities = load("models:/digits@champion").predict(images)  # raw pixels, 0 to 255
     """
     with quiet_import():
-        from experiments import inference
+        from experiments.serving import classifier
 
-    return inference.load(model)
+    return classifier.load(model)
 
 
 @contextlib.contextmanager

@@ -129,7 +129,8 @@ def _train(arguments: list[str]) -> int:
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
-    from experiments import config
+    from experiments.config.compose import CONF_DIR, check_command
+    from experiments.config.overrides import first_line
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of Hydra's own printer
     sys.argv = ["experiments train", *arguments]
@@ -138,7 +139,7 @@ def _train(arguments: list[str]) -> int:
         if getattr(options, option):  # they would run what nothing has checked
             raise ExperimentError(f"--{option.replace('_', '-')} is not for this command.", advice="Use --config-dir.")
     if not (options.help or options.hydra_help or options.shell_completion):
-        config.check_command(options.overrides, options.config_dir, multirun=options.multirun)
+        check_command(options.overrides, options.config_dir, multirun=options.multirun)
     # A job of a sweep may have another working directory.
     config_dir = os.path.abspath(options.config_dir) if options.config_dir else None
     refused: list[ExperimentError] = []
@@ -159,9 +160,9 @@ def _train(arguments: list[str]) -> int:
         return result.objective if result else None
 
     try:
-        hydra.main(config_path=str(config.CONF_DIR), config_name="config", version_base="1.3")(task)()
+        hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(task)()
     except (HydraException, OmegaConfBaseException) as error:
-        raise ExperimentError(config.first_line(error)) from error
+        raise ExperimentError(first_line(error)) from error
     except JobsFailed:
         return 1
     if refused:
@@ -171,11 +172,11 @@ def _train(arguments: list[str]) -> int:
 
 def _run_one(cfg: Any, config_dir: str | None) -> Any:
     """A single run, or with `dry_run=true` what it would be."""
-    from experiments import config
+    from experiments.config.compose import current_job
 
     with quiet_import():
         from experiments import train
-    configuration = config.current_job(cfg, config_dir)
+    configuration = current_job(cfg, config_dir)
     if not cfg.dry_run:
         return train.run(configuration)
     plan = train.plan(configuration)
@@ -187,11 +188,12 @@ def _run_job(cfg: Any, config_dir: str | None) -> Any:
     """A job of a sweep: its objective, or with `dry_run=true` its plan."""
     from hydra.core.hydra_config import HydraConfig
 
-    from experiments import config
+    from experiments.config.compose import current_job
 
     with quiet_import():
-        from experiments import tracking, train
-    configuration = config.current_job(cfg, config_dir)
+        from experiments import train
+        from experiments.tracking.run import own_output
+    configuration = current_job(cfg, config_dir)
     if cfg.dry_run:
         return train.plan(configuration)
     if not cfg.tracking.parent:  # of a sweeper that is not ours
@@ -199,7 +201,7 @@ def _run_job(cfg: Any, config_dir: str | None) -> Any:
     from experiments.sweeps import display
     from experiments.sweeps.sweep import job_output
 
-    with _contained(), tracking.own_output(job_output(cfg.tracking.parent, cfg.tracking.job)) as console:
+    with _contained(), own_output(job_output(cfg.tracking.parent, cfg.tracking.job)) as console:
         tell = display.teller(configuration, console)
         if cfg.tracking.trial is None:
             return train.run(configuration, tell).objective
@@ -213,7 +215,7 @@ def _run_job(cfg: Any, config_dir: str | None) -> Any:
 @contextlib.contextmanager
 def _contained() -> Iterator[None]:
     """Tells a launcher in plain words how a job has failed, and keeps one that exits from taking it along."""
-    from experiments.sweeps.processes import JobDied
+    from experiments.sweeps.launcher import JobDied
 
     try:
         yield
@@ -230,9 +232,9 @@ def _contained() -> Iterator[None]:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from experiments import config
+    from experiments.config import compose
 
-    folders = config.folders(arguments.config_dir)
+    folders = compose.folders(arguments.config_dir)
     files = [file for folder in folders for file in sorted(folder.glob("*/*.yaml"))]
     groups = sorted({file.parent.name for file in files})
     if arguments.group and arguments.group not in groups:
@@ -256,15 +258,16 @@ def _reproduce(arguments: argparse.Namespace) -> int:
 
 def _compare(arguments: argparse.Namespace) -> int:
     gc.disable()  # nothing here leaves rubbish in cycles, and looking for it takes a tenth of the time
-    from experiments import compare, tables
+    from experiments.compare import tables
+    from experiments.compare.comparison import comparison, find
     from experiments.sweeps.display import Display
 
-    title, runs = compare.find(arguments.sweeps, arguments.filter)
-    found = compare.comparison(runs, title, arguments.metric, across_data=arguments.across_data)
+    title, runs = find(arguments.sweeps, arguments.filter)
+    found = comparison(runs, title, arguments.metric, across_data=arguments.across_data)
     if arguments.csv:
         tables.write(tables.as_csv(found), arguments.csv)
     if arguments.html:
-        from experiments import report
+        from experiments.compare import report
 
         tables.write(report.page(found), arguments.html)
     tables.show(found, Display().console)
@@ -280,7 +283,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 
     files = images.files(arguments.images)
     classifier = load(arguments.model)
-    from experiments import predict
+    from experiments.serving import predict
     from experiments.sweeps.display import Display
 
     prepare = predict.preparation(classifier, arguments.prepare)
@@ -306,14 +309,14 @@ def _draw(arguments: argparse.Namespace) -> int:
     if find_spec("gradio") is None:
         raise ExperimentError("draw needs Gradio.", advice="Install it with: pip install -e '.[demo]'")
     classifier = load(arguments.model)
-    from experiments import draw
+    from experiments.serving import demo
 
-    draw.serve(classifier, arguments.port)
+    demo.serve(classifier, arguments.port)
     return 0
 
 
 def _register(arguments: argparse.Namespace) -> int:
-    from experiments import register
+    from experiments.serving import register
 
     print(register.register(arguments.source, arguments.name, force=arguments.force))
     return 0
@@ -325,7 +328,8 @@ def _export(arguments: argparse.Namespace) -> int:
     from experiments import load
 
     classifier = load(arguments.model)
-    from experiments import export, reproduce
+    from experiments import reproduce
+    from experiments.serving import export
 
     run = classifier.run
     of_run = reproduce.configuration_of(run) if run and "fingerprint" in run.tags and not arguments.data else None
@@ -345,17 +349,18 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _sync(_: argparse.Namespace) -> int:
-    from experiments import tracking
+    from experiments.tracking.locks import sync
+    from experiments.tracking.store import check_store
 
-    tracking.check_store()
-    tracking.sync(print)
+    check_store()
+    sync(print)
     return 0
 
 
 def _ui(arguments: argparse.Namespace) -> int:
-    from experiments import tracking
+    from experiments.tracking.ui import serve_ui
 
-    return tracking.serve_ui(arguments.host, arguments.port)
+    return serve_ui(arguments.host, arguments.port)
 
 
 if __name__ == "__main__":

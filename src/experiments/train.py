@@ -10,19 +10,32 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from omegaconf import OmegaConf
 
-from experiments import checkpoints, config, costs, models, results, tracking, training
-from experiments.checkpoints import Checkpoint
-from experiments.config import Configuration, Plan
-from experiments.data import Dataset
+from experiments import artifacts
+from experiments.config.compose import CHECKOUT
+from experiments.config.configuration import Configuration, Plan
+from experiments.config.identity import code_sha256, read_own_code
+from experiments.config.schema import EPOCH_METRICS
+from experiments.dataset import Dataset
 from experiments.errors import ExperimentError
-from experiments.evaluation import evaluate
-from experiments.tracking import Recorded
-from experiments.training import Diverged, EpochFunction, TrainingResult
+from experiments.tracking.locks import close_stale_runs, lock
+from experiments.tracking.provenance import environment, uncommitted
+from experiments.tracking.run import TAGS, Run, open_run
+from experiments.tracking.runs import Recorded, earlier_runs
+from experiments.tracking.secrets import WithoutSecrets
+from experiments.tracking.store import be_patient, check_store, run_folder, shown_uri
+from experiments.training import checkpoints
+from experiments.training.batches import training_batches
+from experiments.training.build import Components, build, build_part
+from experiments.training.callbacks import Diverged, EpochFunction
+from experiments.training.checkpoints import Checkpoint
+from experiments.training.evaluation import evaluate
+from experiments.training.fit import TrainingResult, fit
+from experiments.training.macs import count_macs
+from experiments.training.runtime import forget_models, start_runtime
 
 _log = logging.getLogger("experiments")
-_OWN_CODE = config.read_own_code()  # as it was when it was imported
+_OWN_CODE = read_own_code()  # as it was when it was imported
 
 
 @dataclass(frozen=True)
@@ -36,18 +49,6 @@ class RunResult:
     metrics: Mapping[str, float]  # best/…, test/… and cost/…
     history: Mapping[str, Sequence[float]]  # metric -> one value an epoch
     artifacts: str  # folder, or URI when the store is on another machine
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """What a configuration builds, all of it before anything is recorded."""
-
-    scaling: keras.Layer  # the model's first layer
-    model: keras.Model
-    optimizer: keras.optimizers.Optimizer
-    schedule: float | keras.optimizers.schedules.LearningRateSchedule
-    callbacks: list[keras.callbacks.Callback]
-    augmentation: list[keras.Layer]
 
 
 @dataclass(frozen=True)
@@ -79,16 +80,16 @@ def run(configuration: Configuration, stop: EpochFunction | None = None, reprodu
     with _console(of_a_job=bool(cfg.tracking.parent)):
         _start_runtime(cfg)
         _check_free_tags(cfg)
-        if config.CHECKOUT is None:
-            _log.info("Recording in %s", tracking.shown_uri())
-        tracking.be_patient(cfg.tracking.patience if cfg.tracking.parent else 0)
-        tracking.check_store()
-        data: Dataset = _part(cfg, "data", Dataset)
+        if CHECKOUT is None:
+            _log.info("Recording in %s", shown_uri())
+        be_patient(cfg.tracking.patience if cfg.tracking.parent else 0)
+        check_store()
+        data: Dataset = build_part(cfg, "data", Dataset)
         tags = _identify(configuration, data) | ({"reproduces": reproduces} if reproduces else {})
         parts = build(cfg, data)
         _close_stale_runs(cfg)
-        with tracking.lock(tags["fingerprint"]):
-            earlier = tracking.earlier_runs(configuration.variant, cfg.seed)
+        with lock(tags["fingerprint"]):
+            earlier = earlier_runs(configuration.variant, cfg.seed)
             if not reproduces and (equal := _equal_run(cfg, tags, earlier)):
                 return _as_recorded(cfg, equal)
             past = _past(cfg, tags, earlier, anew=reproduces is not None)
@@ -105,7 +106,7 @@ def identify(configuration: Configuration) -> dict[str, str]:
         ExperimentError: the data are not there.
     """
     _start_runtime(configuration.cfg)
-    return _identify(configuration, _part(configuration.cfg, "data", Dataset))
+    return _identify(configuration, build_part(configuration.cfg, "data", Dataset))
 
 
 def plan(configuration: Configuration) -> Plan:
@@ -115,9 +116,9 @@ def plan(configuration: Configuration) -> Plan:
         ExperimentError: it cannot work.
     """
     cfg = configuration.cfg
-    training.forget_models(cfg.precision)
+    forget_models(cfg.precision)
     _check_free_tags(cfg)
-    data: Dataset = _part(cfg, "data", Dataset)
+    data: Dataset = build_part(cfg, "data", Dataset)
     tags = _identify(configuration, data)
     num_parameters = build(cfg, data).model.count_params()
     return Plan(tags["variant"], tags["fingerprint"], tags["data.sha256"], tags["code.sha256"], num_parameters)
@@ -126,8 +127,8 @@ def plan(configuration: Configuration) -> Plan:
 def _trained(
     cfg: Any,
     data: Dataset,
-    parts: _Parts,
-    record: tracking.Run,
+    parts: Components,
+    record: Run,
     stop: EpochFunction | None,
     checkpoint: Checkpoint | None,
 ) -> RunResult:
@@ -136,92 +137,36 @@ def _trained(
     _tell_of_checkpoint(cfg, checkpoint)
     _warn_of_scale(parts.scaling, data)
     _warn_of_idle_cores(cfg)
-    results.link_data(record, data, cfg.data._target_)
-    results.draw_samples(record, data, _training_batches(cfg, data, parts), parts.scaling)
+    artifacts.link_data(record, data, cfg.data._target_)
+    artifacts.draw_samples(record, data, _training_batches(cfg, data, parts), parts.scaling)
     try:
         result = _fit(cfg, data, parts, record, stop, checkpoint)
     except Diverged as diverged:
         return _diverged(record, diverged)
     validation = evaluate(parts.model, data.validation_images, data.validation_labels)
     test = evaluate(parts.model, data.test_images, data.test_labels)
-    metrics = results.metrics(parts.model, costs.macs(parts.model), data, result, test)
-    results.write_tables(record, data, validation, test)
-    results.draw(record, data, result, test, cfg.objective.metric)
+    metrics = artifacts.metrics(parts.model, count_macs(parts.model), data, result, test)
+    artifacts.write_tables(record, data, validation, test)
+    artifacts.draw(record, data, result, test, cfg.objective.metric)
     if cfg.tracking.model:
-        results.log_model(record, parts.model, data, result.best_epoch)
+        artifacts.log_model(record, parts.model, data, result.best_epoch)
     record.log_metrics(metrics)  # at step 0 the UI draws single values as bars beside each other
-    record.set_tags(results.digests(parts.model, validation, test))
-    results.summarise(record, data, result, metrics, cfg.objective.metric, cfg.tracking.note)
+    record.set_tags(artifacts.digests(parts.model, validation, test))
+    artifacts.summarise(record, data, result, metrics, cfg.objective.metric, cfg.tracking.note)
     objective = result.best[cfg.objective.metric]
     return RunResult(record.id, record.name, "FINISHED", objective, metrics, result.history, record.artifacts)
-
-
-def build(cfg: Any, data: Dataset) -> _Parts:
-    """Everything that `cfg` names for `data`, built and checked.
-
-    Raises:
-        ExperimentError: a part that cannot be built, named by its key.
-    """
-    input_shape, num_classes = data.image_shape, data.num_classes
-    steps_per_epoch = -(-len(data.train_images) // cfg.batch_size)
-    scaling = _part(cfg, "scale", keras.Layer, train_images=data.train_images)
-    net = config.instantiate(cfg, "model", input_shape=input_shape, num_classes=num_classes)
-    _check_net(net, cfg.model._target_, input_shape, num_classes)
-    schedule = config.instantiate(
-        cfg,
-        "schedule",
-        learning_rate=cfg.optimizer.learning_rate,
-        total_steps=cfg.epochs * steps_per_epoch,
-        steps_per_epoch=steps_per_epoch,
-    )
-    return _Parts(
-        scaling=scaling,
-        model=models.with_scaling(net, scaling, input_shape),
-        optimizer=_part(cfg, "optimizer", keras.Optimizer, learning_rate=schedule),
-        schedule=schedule,
-        callbacks=[
-            _part(cfg, f"callbacks.{name}", keras.callbacks.Callback) for name in sorted(cfg.get("callbacks") or {})
-        ],
-        augmentation=[_part(cfg, f"augment.{name}", keras.Layer) for name in cfg.get("augment") or {}],
-    )
-
-
-def _check_net(net: Any, builder: str, input_shape: tuple[int, ...], num_classes: int) -> None:
-    """Holds a builder of the user's to what the run expects of its net."""
-    shape = getattr(net, "output_shape", None) if isinstance(net, keras.Model) else None
-    if shape != (None, num_classes):
-        raise ExperimentError(
-            f"model: {builder} gave {net!r} with the output {shape}.",
-            advice=f"A Sequential or functional keras.Model that ends in {num_classes} probabilities is needed.",
-        )
-    total = float(np.sum(net(np.zeros((1, *input_shape), "float32"))))
-    if abs(total - 1) > 0.01:
-        raise ExperimentError(
-            f"model: what {builder} gave for an image adds up to {total:.3g}, and probabilities add up to 1.",
-            advice="End the net in a softmax.",
-        )
-
-
-def _part(cfg: Any, key: str, kind: type, **run_values: Any) -> Any:
-    part = config.instantiate(cfg, key, **run_values)
-    if not isinstance(part, kind):
-        target = OmegaConf.select(cfg, f"{key}._target_")
-        raise ExperimentError(
-            f"{key}._target_={target}: a {kind.__module__.split('.')[0]} {kind.__name__} is needed here."
-        )
-    return part
 
 
 # Before the training
 
 
 def _start_runtime(cfg: Any) -> None:
-    training.start_runtime(seed=cfg.seed, threads=cfg.threads, deterministic=cfg.deterministic, precision=cfg.precision)
+    start_runtime(seed=cfg.seed, threads=cfg.threads, deterministic=cfg.deterministic, precision=cfg.precision)
 
 
 def _check_free_tags(cfg: Any) -> None:
     for name in cfg.tracking.tags:
-        if name in tracking.TAGS or name.startswith("mlflow."):
+        if name in TAGS or name.startswith("mlflow."):
             raise ExperimentError(
                 f"tracking.tags.{name}: the run sets this tag itself.", advice="Take another name for yours."
             )
@@ -229,7 +174,7 @@ def _check_free_tags(cfg: Any) -> None:
 
 def _identify(configuration: Configuration, data: Dataset) -> dict[str, str]:
     """What makes this run the same as or another than any other, as tags."""
-    code = config.code_sha256(_OWN_CODE, configuration.cfg)
+    code = code_sha256(_OWN_CODE, configuration.cfg)
     return {
         "variant": configuration.variant,
         "fingerprint": configuration.fingerprint(data.sha256, code),
@@ -242,7 +187,7 @@ def _identify(configuration: Configuration, data: Dataset) -> dict[str, str]:
 
 def _close_stale_runs(cfg: Any) -> None:
     if not cfg.tracking.parent:  # a sweep has done it
-        tracking.close_stale_runs()
+        close_stale_runs()
 
 
 def _equal_run(cfg: Any, tags: Mapping[str, str], earlier: Sequence[Recorded]) -> Recorded | None:
@@ -260,7 +205,7 @@ def _as_recorded(cfg: Any, run: Recorded) -> RunResult:
     return RunResult(run.run_id, run.name, run.status, objective, metrics, {}, run.artifact_uri)
 
 
-def _has_changed(cfg: Any, tags: Mapping[str, str], record: tracking.Run) -> bool:
+def _has_changed(cfg: Any, tags: Mapping[str, str], record: Run) -> bool:
     """Whether data or code are no longer those that a sweep has checked; its table would mix results."""
     changed = cfg.tracking.fingerprint not in (None, tags["fingerprint"])
     if changed:
@@ -276,7 +221,7 @@ def _past(cfg: Any, tags: Mapping[str, str], earlier: Sequence[Recorded], *, ane
     if anew:
         return _Past(None, None, [], sorted(reproductions))
     for attempt in broken if cfg.resume and not cfg.force else ():
-        folder = tracking.run_folder(attempt.run_id)
+        folder = run_folder(attempt.run_id)
         if "superseded" not in attempt.tags and (checkpoint := checkpoints.newest(folder)):
             break
     else:
@@ -295,7 +240,7 @@ def _past(cfg: Any, tags: Mapping[str, str], earlier: Sequence[Recorded], *, ane
 
 def _opened(
     configuration: Configuration, tags: Mapping[str, str], past: _Past
-) -> contextlib.AbstractContextManager[tracking.Run]:
+) -> contextlib.AbstractContextManager[Run]:
     cfg = configuration.cfg
     parent = cfg.tracking.parent
     own: dict[str, object] = {"command": configuration.command}
@@ -305,10 +250,10 @@ def _opened(
         own["experiment"] = configuration.experiment
     if parent and (past.attempt is None or past.attempt.parent == parent):  # or it has a place elsewhere
         own["job"] = cfg.tracking.job
-    files = {"config.yaml": configuration.as_yaml, "environment.txt": tracking.environment()}
-    if uncommitted := tracking.uncommitted():
-        files["git.diff"] = uncommitted
-    return tracking.open_run(
+    files = {"config.yaml": configuration.as_yaml, "environment.txt": environment()}
+    if diff := uncommitted():
+        files["git.diff"] = diff
+    return open_run(
         experiment=str(cfg.tracking.experiment or configuration.choices["data"]),
         name=configuration.title,
         params=configuration.parameters,
@@ -348,8 +293,8 @@ def _warn_of_idle_cores(cfg: Any) -> None:
         _log.info("This machine has %d cores: threads=8 would be faster, and another result.", cores)
 
 
-def _training_batches(cfg: Any, data: Dataset, parts: _Parts, after_epoch: int = 0) -> tf.data.Dataset:
-    return training.training_batches(
+def _training_batches(cfg: Any, data: Dataset, parts: Components, after_epoch: int = 0) -> tf.data.Dataset:
+    return training_batches(
         data.train_images,
         data.train_labels,
         data.num_classes,
@@ -367,8 +312,8 @@ def _training_batches(cfg: Any, data: Dataset, parts: _Parts, after_epoch: int =
 def _fit(
     cfg: Any,
     data: Dataset,
-    parts: _Parts,
-    record: tracking.Run,
+    parts: Components,
+    record: Run,
     stop: EpochFunction | None,
     checkpoint: Checkpoint | None,
 ) -> TrainingResult:
@@ -377,7 +322,7 @@ def _fit(
 
     def on_epoch(epoch: int, metrics: Mapping[str, float]) -> bool:
         record.log_metrics(metrics, step=epoch)
-        values = "  ".join(f"{name} {metrics[name]:.4f}" for name in config.EPOCH_METRICS)
+        values = "  ".join(f"{name} {metrics[name]:.4f}" for name in EPOCH_METRICS)
         # On a terminal Keras's progress bar says the same; job.log has the line in any case.
         level = logging.DEBUG if terminal or epoch <= trained else logging.INFO
         _log.log(level, "Epoch %d/%d  %s  %.1f s", epoch, cfg.epochs, values, metrics["epoch_seconds"])
@@ -387,7 +332,7 @@ def _fit(
             record.set_tags({"pruned": "true"})
         return hopeless
 
-    return training.fit(
+    return fit(
         parts.model,
         _training_batches(cfg, data, parts, trained),
         (data.validation_images, data.validation_labels),
@@ -407,7 +352,7 @@ def _fit(
     )
 
 
-def _diverged(record: tracking.Run, diverged: Diverged) -> RunResult:
+def _diverged(record: Run, diverged: Diverged) -> RunResult:
     record.fail(str(diverged), {"diverged": "true", "diverged_epoch": diverged.epoch})
     return RunResult(record.id, record.name, "FAILED", None, {}, diverged.history, record.artifacts)
 
@@ -421,7 +366,7 @@ def _console(*, of_a_job: bool) -> Iterator[None]:
         return
     handler = logging.StreamHandler(sys.stdout)
     handler.setLevel(logging.INFO)
-    handler.setFormatter(tracking.WithoutSecrets("%(message)s"))
+    handler.setFormatter(WithoutSecrets("%(message)s"))
     _log.addHandler(handler)
     try:
         yield

@@ -16,7 +16,7 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from experiments.config import Configuration
+from experiments.config.configuration import Configuration
 from experiments.sweeps import worker
 from experiments.sweeps.jobs import DIVERGED, FINISHED, PRUNED, RUNNING, Job
 

@@ -12,10 +12,12 @@ from typing import Any
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import Override
 
-from experiments import config
-from experiments.config import Configuration, Plan
+from experiments.config.compose import checked, compose_unchecked
+from experiments.config.configuration import Configuration, Plan
+from experiments.config.identity import digest
+from experiments.config.overrides import parse
 from experiments.errors import ExperimentError
-from experiments.tracking import Recorded
+from experiments.tracking.runs import Recorded
 
 MOST_JOBS = 1000
 
@@ -91,7 +93,7 @@ def combinations(
     Raises:
         ExperimentError: a sweep without jobs, or with too many.
     """
-    parsed = config.parse(arguments, config_loader)
+    parsed = parse(arguments, config_loader)
     fixed = tuple(text for text, part in zip(arguments, parsed, strict=True) if not part.is_sweep_override())
     typed = {part.key_or_group for part in parsed}
     swept = _values([part for part in parsed if part.is_sweep_override()])
@@ -100,7 +102,7 @@ def combinations(
     found: list[tuple[tuple[str, ...], dict[str, str]]] = []
     for block in [*([params] if params or not listed else []), *listed]:
         texts = [f"{key}={as_text(value)}" for key, value in block.items() if key not in typed]
-        values = _values(config.parse(texts, config_loader)) | swept
+        values = _values(parse(texts, config_loader)) | swept
         if len(found) + math.prod(map(len, values.values())) > MOST_JOBS:
             raise ExperimentError(
                 f"The sweep has more than {MOST_JOBS:,} jobs.",
@@ -157,7 +159,7 @@ def composed(
     unknown: dict[str, ExperimentError] = {key: ExperimentError("") for exclusion in excluded for key in exclusion}
     for overrides, own in found:
         with in_job(number, own):
-            configuration = config.compose_unchecked(overrides, config_dir)
+            configuration = compose_unchecked(overrides, config_dir)
         values = {}
         for key in {key for exclusion in excluded for key in exclusion}:
             try:
@@ -169,7 +171,7 @@ def composed(
         if any(_matches(values, exclusion) for exclusion in excluded):
             continue
         with in_job(number, own):
-            config.checked(configuration)
+            checked(configuration)
         yield Job(number, overrides, own, configuration)
         number += 1
     if unknown:
@@ -209,4 +211,26 @@ def sweep_name(jobs: Sequence[Job], choice: str | None, arguments: Sequence[str]
     head = choice or next(iter([*swept, *arguments]), "sweep")
     # MLflow's filters cannot quote quotes, and take these others for wildcards.
     plain = re.sub(r"""[`%'"\\]""", "", head)
-    return f"{plain[:80]}-{config.digest(identity)[:6]}"
+    return f"{plain[:80]}-{digest(identity)[:6]}"
+
+
+def apply_result(job: Job, run: Recorded | None) -> None:
+    """Lets `job` be as its run is."""
+    if run is None:
+        return
+    job.run = run
+    job.reason = run.tags.get("failure", "")
+    if run.status == "FINISHED":
+        job.state = PRUNED if "pruned" in run.tags else FINISHED
+    elif run.diverged:
+        job.state = DIVERGED
+    else:
+        job.state = KILLED if run.status == "KILLED" else FAILED
+
+
+def counts(jobs: Sequence[Job]) -> str:
+    """How many jobs are in each state."""
+    order = (FINISHED, PRUNED, DIVERGED, FAILED, KILLED, ELSEWHERE, NOT_RECORDED, NOT_STARTED, WAITING)
+    found = {state: sum(job.state == state for job in jobs) for state in order}
+    head = f"{len(jobs):,} {'job' if len(jobs) == 1 else 'jobs'}"
+    return f"{head}: {', '.join(f'{count} {state}' for state, count in found.items() if count)}"

@@ -17,11 +17,12 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from experiments import config, tracking
-from experiments.config import Plan
+from experiments.config.compose import compose
+from experiments.config.configuration import Plan
+from experiments.config.identity import digest
 from experiments.errors import ExperimentError
 from experiments.sweeps import jobs as job_list
-from experiments.sweeps import processes, space, sweep
+from experiments.sweeps import launcher, space, sweep
 from experiments.sweeps.display import Display
 from experiments.sweeps.jobs import (
     ELSEWHERE,
@@ -33,7 +34,22 @@ from experiments.sweeps.jobs import (
     RUNNING,
     WAITING,
     Job,
+    apply_result,
 )
+from experiments.sweeps.plan import (
+    check_objectives,
+    config_dir,
+    dry_table,
+    experiment_of,
+    plan_job,
+    plan_jobs,
+    planner_of,
+)
+from experiments.sweeps.sweep import Sweep
+from experiments.tracking import runs
+from experiments.tracking.locks import close_stale_runs
+from experiments.tracking.runs import earlier_runs, recorded
+from experiments.tracking.store import StoreLost, StoreRefused, check_store, check_writable, home
 
 _NAME = "study"  # each journal holds one
 _INTERRUPTED = "interrupted"
@@ -54,27 +70,27 @@ def run(sweeper: Any, arguments: Sequence[str]) -> None:
         JobsFailed: a trial has no result.
     """
     display = Display()
-    with processes.server():
+    with launcher.server():
         fixed, distributions = space.search_space(arguments, sweeper.params, sweeper.hydra_context.config_loader)
         checked = _checked(sweeper, fixed, distributions, display)
         first = checked[0].configuration
         _check_pruner(_made("pruner", sweeper.pruner), first.cfg, distributions)
         _made("sampler", sweeper.sampler)
-        tracking.check_store()
-        tracking.check_writable(journal("").parent, "The file of a study")
-        with sweep.planner_of(sweeper, display) as planner:
-            sweep.plan(checked, planner, display)
+        check_store()
+        check_writable(journal("").parent, "The file of a study")
+        with planner_of(sweeper, display) as planner:
+            plan_jobs(checked, planner, display)
             if first.cfg.dry_run:
                 display.say(f"{sweeper.n_trials} trials over these and what lies between:")
-                display.show(sweep.dry_table(checked))
+                display.show(dry_table(checked))
                 return
             identity = _identity(checked, distributions)
             choice = sweeper.config.hydra.runtime.choices.get("sweep")
             name = job_list.sweep_name(checked, choice, arguments, identity)
-            tracking.close_stale_runs()
-            for parent in tracking.parents(name):
+            close_stale_runs()
+            for parent in runs.parents(name):
                 _load(journal(parent.run_id))
-            with sweep.opened([], first, sweep.experiment_of(checked), name, display) as opened:
+            with sweep.opened([], first, experiment_of(checked), name, display) as opened:
                 _Study(sweeper, opened, planner, fixed, distributions, identity).run()
 
 
@@ -86,9 +102,9 @@ def _checked(
     for params in space.corners(distributions):
         own = space.overrides(params)
         found.append(((*fixed, *(f"{key}={value}" for key, value in own.items())), own))
-    composed = job_list.composed(found, [], sweep.config_dir(sweeper))
+    composed = job_list.composed(found, [], config_dir(sweeper))
     jobs = list(display.progress("Checking", composed, len(found)))
-    sweep.check_objectives(jobs)
+    check_objectives(jobs)
     job_list.tell_apart(jobs)
     return jobs
 
@@ -127,7 +143,7 @@ def _identity(corners: Sequence[Job], distributions: Mapping[str, BaseDistributi
         "data": first.data_sha256,
         "code": first.code_sha256,
         # What the options mean that are chosen from, whichever file they are in.
-        "options": config.digest([[job.result, job.plan.code_sha256] for job in corners if job.plan]),
+        "options": digest([[job.result, job.plan.code_sha256] for job in corners if job.plan]),
     }
 
 
@@ -137,8 +153,8 @@ class _Study:
     def __init__(
         self,
         sweeper: Any,
-        opened: sweep.Sweep,
-        planner: processes.Planner,
+        opened: Sweep,
+        planner: launcher.Planner,
         fixed: tuple[str, ...],
         distributions: dict[str, BaseDistribution],
         identity: Mapping[str, Any],
@@ -170,7 +186,7 @@ class _Study:
             else:
                 self._run_in_batches(launcher)
         finally:
-            from experiments import tables  # what only the end needs
+            from experiments.compare import tables  # what only the end needs
 
             file = self.opened.parent.folder / "history.png"
             tables.write_search_history(file, self.values(), self.objective.metric, self.objective.mode)
@@ -185,7 +201,7 @@ class _Study:
             if trial.state.is_finished() and trial.value is not None
         ]
 
-    def _run_steadily(self, pool: processes.Pool) -> None:
+    def _run_steadily(self, pool: launcher.Pool) -> None:
         """A new trial whenever a process is free."""
         by_number: dict[int, Job] = {}
 
@@ -225,7 +241,7 @@ class _Study:
             job.plan = Plan(job.configuration.variant, trial.user_attrs["fingerprint"], "", "", 0)
             job.state, job.reason = FAILED, trial.user_attrs.get("reason", "")
             if run_id := trial.user_attrs.get("run_id"):
-                sweep.take(job, tracking.recorded(run_id))
+                apply_result(job, recorded(run_id))
         job.earlier = True
         return job
 
@@ -240,7 +256,7 @@ class _Study:
             self.trials[trial.number] = trial
             try:
                 job = self._job(trial.number, trial.params)
-                job.plan = sweep.planned(self.planner, job.overrides)
+                job.plan = plan_job(self.planner, job.overrides)
             except ExperimentError as error:
                 self._refused(trial, str(error))
                 continue
@@ -260,7 +276,7 @@ class _Study:
 
     def _job(self, number: int, params: Mapping[str, Any]) -> Job:
         job = self._unchecked_job(number, params)
-        return replace(job, configuration=config.compose(job.overrides, sweep.config_dir(self.sweeper)))
+        return replace(job, configuration=compose(job.overrides, config_dir(self.sweeper)))
 
     def _refused_job(self, number: int, params: Mapping[str, Any], why: str) -> Job:
         """A trial that could not even be composed or built, with the configuration of another one in its place."""
@@ -280,8 +296,8 @@ class _Study:
     def _known(self, job: Job) -> bool:
         """Whether the very same run has been trained, here or elsewhere; one pruned by another study does not count."""
         try:
-            equal = tracking.earlier_runs(job.configuration.variant, job.configuration.cfg.seed)
-        except tracking.StoreLost:  # the job itself waits for it
+            equal = earlier_runs(job.configuration.variant, job.configuration.cfg.seed)
+        except StoreLost:  # the job itself waits for it
             return False
         equal = [run for run in equal if run.tags.get("fingerprint") == job.fingerprint]
         job.attempts = {run.run_id: run.attempt for run in equal}
@@ -290,7 +306,7 @@ class _Study:
         pruned_here = [run for run in equal if "pruned" in run.tags and run.parent == self.opened.parent.run_id]
         done = [run for run in equal if run.finished or run.diverged] or pruned_here
         if done:
-            sweep.take(job, done[0])
+            apply_result(job, done[0])
         return bool(done)
 
     def _tell(self, job: Job) -> None:
@@ -313,7 +329,7 @@ class _Study:
         """Says which study is nearest to a new one, and in what they differ."""
         try:
             parents = [parent for parent in self.opened.parent.others() if journal(parent.run_id).exists()]
-        except (tracking.StoreLost, tracking.StoreRefused):  # a hint is not worth the study
+        except (StoreLost, StoreRefused):  # a hint is not worth the study
             return
         older = []
         for parent in parents[:_MOST_COMPARED]:
@@ -344,7 +360,7 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def journal(parent: str) -> Path:
     """Where the study of a parent run is kept."""
-    return tracking.home() / "mlruns" / "studies" / f"{parent}.journal"
+    return home() / "mlruns" / "studies" / f"{parent}.journal"
 
 
 def _open(file: Path, mode: str, sweeper: Any, identity: Mapping[str, Any]) -> optuna.Study:

@@ -12,7 +12,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from experiments import config
+from experiments.config.overrides import parse
 from experiments.errors import ExperimentError
 from experiments.sweeps.jobs import as_text
 
@@ -33,10 +33,10 @@ def search_space(
     Raises:
         ExperimentError: nothing is searched, or over nothing.
     """
-    typed = config.parse(arguments, config_loader)
+    typed = parse(arguments, config_loader)
     keys = {part.key_or_group for part in typed}
     texts = [f"{key}={as_text(value)}" for key, value in params.items() if key not in keys]
-    of_file = config.parse(texts, config_loader)
+    of_file = parse(texts, config_loader)
     parts = [*of_file, *typed]
     fixed = [text for text, part in zip([*texts, *arguments], parts, strict=True) if not part.is_sweep_override()]
     space = {part.get_key_element(): _distribution(part) for part in parts if part.is_sweep_override()}
@@ -98,7 +98,7 @@ def corners(space: Mapping[str, BaseDistribution]) -> Iterator[dict[str, Any]]:
 def _ends(distribution: BaseDistribution) -> list[Any]:
     if isinstance(distribution, CategoricalDistribution):
         return list(distribution.choices)
-    assert isinstance(distribution, IntDistribution | FloatDistribution)  # noqa: S101 - there is no fourth kind
+    assert isinstance(distribution, IntDistribution | FloatDistribution)  # noqa: S101 - as above
     return [distribution.low, distribution.high]
 
 

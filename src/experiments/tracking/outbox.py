@@ -26,7 +26,7 @@ from mlflow.entities import (
 )
 from mlflow.exceptions import MlflowException
 
-from experiments.tracking.provenance import without_secrets
+from experiments.tracking.secrets import without_secrets
 from experiments.tracking.store import AGAIN_AFTER, is_final, store_error, store_uri
 
 _log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from pathlib import Path
 from mlflow.artifacts import download_artifacts
 
 from experiments.errors import ExperimentError
-from experiments.tracking.records import Recorded, model_id, no_model, recorded
+from experiments.tracking.runs import Recorded, model_id, no_model, recorded
 from experiments.tracking.store import StoreRefused, ask, open_store, store_uri
 
 CHAMPION, CHALLENGER = "champion", "challenger"

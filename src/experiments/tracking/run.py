@@ -24,16 +24,9 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from experiments.errors import ExperimentError
 from experiments.tracking.outbox import MODEL, REMEMBERED, Outbox, is_waiting, send_missing
-from experiments.tracking.provenance import WithoutSecrets, environment, provenance, without_secrets
-from experiments.tracking.store import (
-    alone_in,
-    ask,
-    experiment_id,
-    jobs_folder,
-    open_store,
-    run_folder,
-    shown_uri,
-)
+from experiments.tracking.provenance import environment, provenance
+from experiments.tracking.secrets import WithoutSecrets, without_secrets
+from experiments.tracking.store import alone_in, ask, experiment_id, jobs_folder, open_store, run_folder, shown_uri
 
 _log = logging.getLogger(__name__)
 

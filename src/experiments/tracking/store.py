@@ -12,20 +12,20 @@ from time import monotonic, sleep, time
 from typing import ParamSpec, TypeVar
 from urllib.parse import quote, urlparse
 
+import mlflow
+from mlflow.entities import ViewType
+from mlflow.exceptions import MlflowException
+
+from experiments.config.compose import CHECKOUT
+from experiments.errors import ExperimentError
+from experiments.tracking.secrets import without_secrets
+
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # MLflow's own 7 retries of 120 s would let a command stand still for minutes when a server is down.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "8")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-
-import mlflow
-from mlflow.entities import ViewType
-from mlflow.exceptions import MlflowException
-
-from experiments.config import CHECKOUT
-from experiments.errors import ExperimentError
-from experiments.tracking.provenance import without_secrets
 
 for _noisy in ("mlflow", "alembic"):
     logging.getLogger(_noisy).setLevel(logging.WARNING)

@@ -45,17 +45,17 @@ class ProcessLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Runs all jobs and returns what each has returned or raised, in their order."""
-        from experiments.sweeps import processes
+        from experiments.sweeps import launcher
 
-        return processes.launch(self.pool(), self.config, job_overrides, initial_job_idx)
+        return launcher.launch(self.pool(), self.config, job_overrides, initial_job_idx)
 
     def pool(self) -> Any:
         """The processes, for a sweeper that follows jobs as they run."""
-        from experiments.sweeps import processes
+        from experiments.sweeps import launcher
 
-        return processes.Pool(
-            processes.Work.of(self),
-            n_jobs=self.n_jobs or processes.usable_slots(),
+        return launcher.Pool(
+            launcher.Work.of(self),
+            n_jobs=self.n_jobs or launcher.usable_slots(),
             timeout=self.timeout_minutes and self.timeout_minutes * 60,
             stop_on_error=self.on_error == "stop",
         )

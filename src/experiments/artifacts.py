@@ -1,0 +1,158 @@
+"""What a trained model leaves in the record of its run: numbers, tables, pictures, the model, a summary."""
+
+import json
+import logging
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from experiments import plots
+from experiments.dataset import Dataset
+from experiments.tracking.run import Run
+from experiments.training.evaluation import Evaluation
+from experiments.training.fit import TrainingResult
+
+_log = logging.getLogger("experiments")
+_SAMPLES = 16
+_MOST_MISTAKES = 500
+
+
+def metrics(
+    model: keras.Model, macs: int | None, data: Dataset, result: TrainingResult, test: Evaluation
+) -> dict[str, float]:
+    """The metrics of a whole run: its best epoch, the test set and the cost; `macs` None is not known."""
+    best = {name: result.best[name] for name in ("val_loss", "val_accuracy")}
+    rejected = data.rejected_labels
+    if macs is None:
+        _log.info("cost/macs is not recorded: a layer of the net is none of those that can be counted.")
+    return {
+        "best/epoch": result.best_epoch,
+        **{f"best/{name}": value for name, value in best.items()},
+        **{f"test/{name}": value for name, value in test.metrics().items()},
+        **({"test/accuracy_clean": test.accuracy_without(rejected)} if rejected else {}),
+        "cost/train_seconds": result.seconds,
+        "cost/images_per_second": result.images_per_second,
+        "cost/parameters": model.count_params(),
+        **({} if macs is None else {"cost/macs": macs}),
+    }
+
+
+def link_data(record: Run, data: Dataset, loader: str) -> None:
+    """Links the run to its data; `loader` is the name of the function that has read them."""
+    parts = {"training": data.train_labels, "validation": data.validation_labels, "test": data.test_labels}
+    record.log_dataset(
+        name=data.name,
+        sha256=data.sha256,
+        loader=loader,
+        num_images=data.num_images,
+        image_shape=data.image_shape,
+        num_classes=data.num_classes,
+        sizes={f"{part}_images": len(labels) for part, labels in parts.items()},
+    )
+
+
+def digests(model: keras.Model, validation: Evaluation, test: Evaluation) -> dict[str, str]:
+    """What two runs have in common that ended with the same bits."""
+    weights = sha256(b"".join(np.ascontiguousarray(weight).tobytes() for weight in model.get_weights()))
+    predictions = sha256(b"".join(said.probabilities.tobytes() for said in (validation, test)))
+    return {"weights.sha256": weights.hexdigest(), "predictions.sha256": predictions.hexdigest()}
+
+
+def write_tables(record: Run, data: Dataset, validation: Evaluation, test: Evaluation) -> None:
+    """Writes predictions, mistakes and the report of every class."""
+    for part, said in (("validation", validation), ("test", test)):
+        with record.file(f"{part}_predictions.npz") as file:
+            np.savez(file, labels=said.labels, probabilities=said.probabilities)
+    worst, names = test.wrong[:_MOST_MISTAKES], np.array(data.class_names)
+    mistakes = {"index": data.test_index, "image": data.test_images}
+    mistakes |= {"label": names[test.labels], "predicted": names[test.predicted]}
+    with record.file("mistakes.npz") as file:
+        np.savez_compressed(file, **{name: values[worst] for name, values in mistakes.items()})
+    with record.file("classification_report.txt") as file:
+        file.write_text(test.report(data.class_names))
+    with record.file("classification_report.json") as file:
+        file.write_text(json.dumps(test.report_values(data.class_names), indent=2))
+
+
+def draw(record: Run, data: Dataset, result: TrainingResult, test: Evaluation, metric: str) -> None:
+    """Draws curves, confusion matrix, predictions, mistakes and reliability; `metric` has chosen the best epoch."""
+    names, wrong = data.class_names, test.wrong
+    labels, predicted, confidences = test.labels, test.predicted, test.confidences
+    _save(record, "curves.png", plots.curves(result.history, result.best_epoch, metric))
+    _save(record, "confusion_matrix.png", plots.confusion_matrix(test.confusion_matrix(), names))
+    _save(record, "predictions.png", plots.predictions(data.test_images, labels, predicted, confidences, names))
+    mistakes = plots.mistakes(
+        data.test_images[wrong], labels[wrong], predicted[wrong], confidences[wrong], names, len(labels)
+    )
+    _save(record, "mistakes.png", mistakes)
+    bins = test.calibration
+    reliability = plots.reliability(
+        bins.counts, bins.confidences, bins.accuracies, np.stack([bins.lowest, bins.highest]), bins.error
+    )
+    _save(record, "reliability.png", reliability)
+
+
+def draw_samples(record: Run, data: Dataset, batches: tf.data.Dataset, scaling: keras.Layer) -> None:
+    """Draws training images as the net sees them, with their labels."""
+    images, labels = next(iter(batches.take(1)))
+    scaled = np.asarray(scaling(tf.cast(images[:_SAMPLES], "float32")))
+    # A mixed image has several labels.
+    shares = np.asarray(labels[:_SAMPLES])
+    captions = [" + ".join(data.class_names[label] for label in np.flatnonzero(row > 0.05)) for row in shares]
+    _save(record, "samples.png", plots.samples(scaled, captions))
+
+
+def _save(record: Run, name: str, figure: Any) -> None:
+    with record.file(name) as file:
+        figure.savefig(file)
+
+
+def log_model(record: Run, model: keras.Model, data: Dataset, step: int) -> None:
+    """Logs the model, tied to the metrics of the epoch `step`."""
+    # Without the training's own state, the model loads anywhere; given as lists it would ask for lists.
+    bare = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+    record.log_model(bare, image_shape=data.image_shape, num_classes=data.num_classes, step=step)
+
+
+def summarise(
+    record: Run, data: Dataset, result: TrainingResult, values: Mapping[str, float], metric: str, note: object
+) -> None:
+    """Writes the head of the run's page, after the user's note, and the last lines on the console."""
+    trained = len(result.history["loss"])
+    sizes = " / ".join(f"{len(part):,}" for part in (data.train_labels, data.validation_labels, data.test_labels))
+    macs = f"{values['cost/macs']:,} MACs, " if "cost/macs" in values else ""
+    lines = [
+        f"**Test accuracy {values['test/accuracy']:.2%}** (macro F1 {values['test/macro_f1']:.4f}, loss "
+        f"{values['test/loss']:.4f}), validation {values['best/val_accuracy']:.2%}, "
+        f"best epoch {result.best_epoch} of {trained} by {metric}",
+        f"{values['cost/parameters']:,} parameters, {macs}{result.seconds:.1f} s, {result.images_per_second:,.0f} "
+        f"images a second; {data.name}: {sizes} images to train, validate and test",
+    ]
+    user = [str(note)] if note else []
+    record.set_tags({"mlflow.note.content": "\n\n".join([*user, *lines])})
+    _log.info(
+        "Test accuracy %.2f %%, best epoch %d of %d, %.1f s",
+        100 * values["test/accuracy"],
+        result.best_epoch,
+        trained,
+        result.seconds,
+    )
+    _log.info("Recorded as %s (%s)", record.name, record.id)
+    _log.info("Look at it with: %s", _ui_command())
+
+
+def _ui_command() -> str:
+    """The words that start the UI from here: in an environment that is not activated, with the command's place."""
+    command = Path(sys.executable).parent / "experiments"
+    if shutil.which("experiments") == str(command):
+        return "experiments ui"
+    here = Path.cwd()
+    return shlex.join([str(command.relative_to(here) if command.is_relative_to(here) else command), "ui"])

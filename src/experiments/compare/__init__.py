@@ -1,0 +1,1 @@
+"""Ranks variants over their seeds, with confidence intervals and tests, as a table and as a page."""

@@ -1,0 +1,267 @@
+"""Comparisons -> Plotly figures for a page, as JSON."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import plotly.io
+from plotly.colors import hex_to_rgb, qualitative
+
+from experiments.compare import statistics
+from experiments.compare.comparison import COSTS, Comparison, Row
+from experiments.compare.statistics import Estimate, Sample
+
+CURVES = ("val_accuracy", "val_loss")
+_COST_NAMES = {"parameters": "parameters", "macs": "MACs (multiply-adds of one image)", "train_seconds": "seconds"}
+MOST_VARIANTS = 60  # in one chart
+_MOST_KNOBS = 12
+_LEGEND_LINE = 20  # pixels
+_COLOURS = qualitative.T10
+_DASHES = ("solid", "dash", "dot", "dashdot")  # the ten colours once more
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure and how to read it."""
+
+    title: str
+    caption: str
+    figure: dict[str, Any]  # `data` and `layout` of Plotly; a trace's `meta` is the rank of its variant
+
+
+def charts(
+    comparison: Comparison, read: Sequence[Row], histories: Mapping[str, Mapping[str, Sequence[float]]]
+) -> list[Chart]:
+    """All charts of a comparison.
+
+    Args:
+        comparison: of any number of variants.
+        read: the variants and runs whose curves are known.
+        histories: id of a run -> metric of `CURVES` -> one value an epoch.
+    """
+    rows = [row for row in comparison.rows if row.rank <= MOST_VARIANTS or row.pareto]
+    return [
+        *_intervals(comparison, rows),
+        *(chart for metric in CURVES if (chart := _curves(metric, read, histories))),
+        *_main_effects(comparison),
+        *(chart for cost in COSTS if (chart := _costs(comparison, rows, cost))),
+    ]
+
+
+def templates() -> dict[str, Any]:
+    """Plotly's look on light and on dark ground."""
+    looks = {"light": ("plotly_white", "#fff"), "dark": ("plotly_dark", "#16191d")}  # the grounds of the page
+    found = {}
+    for name, (look, ground) in looks.items():
+        template = go.layout.Template(plotly.io.templates[look])  # a copy: that one is everybody's
+        found[name] = template.update(layout={"paper_bgcolor": ground, "plot_bgcolor": ground}).to_plotly_json()
+    return found
+
+
+def _intervals(comparison: Comparison, rows: Sequence[Row]) -> list[Chart]:
+    metric = comparison.metric
+    made_by = ", ".join(sorted({row.mean.method for row in rows if row.mean.method})) or "none could be made"
+    found = [
+        _interval_chart(
+            f"{metric} of every variant", f"95 % intervals: {made_by}.", metric, [(row, row.mean) for row in rows]
+        )
+    ]
+    differences = [(row, row.difference) for row in rows if row.difference]
+    if differences:
+        title = f"{metric}: difference to the best"
+        caption = "95 % intervals, one at a time; the verdicts of the table are adjusted for all pairs."
+        found.append(_interval_chart(title, caption, "difference", differences, zero={"color": "grey", "width": 1}))
+    return found
+
+
+def _interval_chart(
+    title: str,
+    caption: str,
+    x_title: str,
+    estimates: Sequence[tuple[Row, Estimate]],
+    zero: Mapping[str, Any] | None = None,
+) -> Chart:
+    """Estimates from top to bottom; with a line at 0 where its look is given."""
+    traces = []
+    for place, (row, estimate) in enumerate(estimates):
+        where = {"x": [estimate.value], "y": [place], "error_x": _errors([estimate])}
+        traces.append(go.Scatter(**where, mode="markers", marker_size=9, **_look(row)))
+    chart = _chart(title, caption, traces, x_title)
+    layout = chart.figure["layout"]
+    layout |= {"height": 44 * len(estimates) + 80, "showlegend": False}
+    layout["yaxis"] |= {
+        "tickvals": list(range(len(estimates))),
+        "showticklabels": False,
+        "range": [len(estimates) - 0.5, -0.9],
+        "zeroline": False,
+    }
+    # Over the lines: beside them, long names would leave no room for the chart on a small screen.
+    look: dict[str, Any] = {"xref": "paper", "x": 0, "xanchor": "left", "yanchor": "bottom", "yshift": 4}
+    look |= {"showarrow": False, "font": {"size": 11}}
+    layout["annotations"] = [look | {"y": number, "text": _name(row)} for number, (row, _) in enumerate(estimates)]
+    layout["xaxis"] |= {"zeroline": False, "nticks": 5}
+    if zero:
+        layout["shapes"] = [{"type": "line", "x0": 0, "x1": 0, "yref": "paper", "y0": 0, "y1": 1, "line": zero}]
+    return chart
+
+
+def _curves(metric: str, rows: Sequence[Row], histories: Mapping[str, Mapping[str, Sequence[float]]]) -> Chart | None:
+    """Means over the seeds, with bands from the lowest to the highest seed."""
+    traces, most = [], 1
+    for row in rows:
+        curves = [curve for run in row.runs if (curve := histories.get(run.run_id, {}).get(metric))]
+        if not curves:
+            continue
+        epochs = min(map(len, curves))
+        most = max(most, epochs)
+        values = np.array([curve[:epochs] for curve in curves])
+        steps = list(range(1, epochs + 1))
+        look = _look(row)
+        if len(curves) > 1:
+            outline = [*values.max(axis=0), *values.min(axis=0)[::-1]]
+            band = {"x": steps + steps[::-1], "y": outline, "fill": "toself", "mode": "none", "hoverinfo": "skip"}
+            shade = f"rgba{(*hex_to_rgb(look['marker_color']), 0.15)}"
+            traces.append(go.Scatter(**band, fillcolor=shade, **look | {"showlegend": False}))
+        line = {"color": look["marker_color"], "dash": _DASHES[(row.rank - 1) // len(_COLOURS) % len(_DASHES)]}
+        mode = "lines" if epochs > 1 else "markers"
+        traces.append(
+            go.Scatter(x=steps, y=values.mean(axis=0).tolist(), mode=mode, line=line, **look | {"showlegend": True})
+        )
+    if not traces:
+        return None
+    caption = "Means over the seeds, as far as all of them were trained; bands from the lowest to the highest seed."
+    chart = _chart(f"{metric} by epoch", caption, traces, "epoch", metric)
+    chart.figure["layout"]["xaxis"] |= {"tickformat": "d", "dtick": math.ceil(most / 10)}
+    chart.figure["layout"]["height"] += _LEGEND_LINE * len(rows)
+    return chart
+
+
+def _main_effects(comparison: Comparison) -> list[Chart]:
+    """For each swept key the mean over all else."""
+    found = []
+    for key in comparison.swept[:_MOST_KNOBS]:
+        groups: dict[str, list[Row]] = {}
+        for row in comparison.rows:
+            if key in row.differing:
+                groups.setdefault(row.differing[key], []).append(row)
+        if len(groups) < 2:
+            continue
+        names = sorted(groups, key=_numbers_first)
+        estimates = [_over_seeds(groups[name], comparison.metric) for name in names]
+        points = [(name, row) for name in names for row in groups[name]]
+        single = go.Scatter(
+            x=[name for name, _ in points],
+            y=[row.mean.value for _, row in points],
+            text=[_name(row) for _, row in points],
+            mode="markers",
+            marker={"color": "grey", "opacity": 0.5},
+            name="one variant",
+        )
+        means = go.Scatter(
+            x=names,
+            y=[estimate.value for estimate in estimates],
+            error_y=_errors(estimates),
+            mode="lines+markers",
+            marker={"size": 9, "color": _COLOURS[0]},
+            name="mean",
+        )
+        caption = (
+            "Mean over the variants with each value, with its 95 % interval over the seeds; grey: the variants. "
+            "It is fair as far as every value meets the same values of the other keys."
+        )
+        chart = _chart(f"Main effect of {key}", caption, [single, means], key, comparison.metric)
+        chart.figure["layout"]["xaxis"]["type"] = "category"
+        found.append(chart)
+    return found
+
+
+def _errors(estimates: Sequence[Estimate]) -> dict[str, Any]:
+    """Intervals as Plotly takes them; where there is none, of no length."""
+    ends = [(e.value if e.low is None else e.low, e.value if e.high is None else e.high) for e in estimates]
+    return {
+        "symmetric": False,
+        "array": [high - e.value for e, (_, high) in zip(estimates, ends, strict=True)],
+        "arrayminus": [e.value - low for e, (low, _) in zip(estimates, ends, strict=True)],
+    }
+
+
+def _over_seeds(rows: Sequence[Row], metric: str) -> Estimate:
+    """The mean over variants, with the interval of its value seed by seed where all have the same seeds."""
+    values = [{int(run.params["seed"]): run.metrics[metric] for run in row.runs} for row in rows]
+    common = set.intersection(*map(set, values))
+    if not common:
+        return Estimate(float(np.mean([row.mean.value for row in rows])))
+    return statistics.estimate(Sample({seed: float(np.mean([v[seed] for v in values])) for seed in common}))
+
+
+def _costs(comparison: Comparison, rows: Sequence[Row], cost: str) -> Chart | None:
+    """The metric against a cost, with the Pareto front."""
+    priced = [row for row in rows if cost in row.costs]
+    if len({row.costs[cost] for row in priced}) < 2:
+        return None
+    front = sorted((row for row in priced if cost in row.pareto), key=lambda row: row.costs[cost])
+    line = go.Scatter(
+        x=[row.costs[cost] for row in front],
+        y=[row.mean.value for row in front],
+        mode="lines",
+        line={"color": "grey", "dash": "dot"},
+        hoverinfo="skip",
+        name="Pareto front",
+    )
+    points = [
+        go.Scatter(
+            x=[row.costs[cost]],
+            y=[row.mean.value],
+            mode="markers+text",
+            text=[str(row.rank)],
+            textposition="top center",
+            marker={"size": 12 if cost in row.pareto else 7, "symbol": "diamond" if cost in row.pareto else "circle"},
+            **_look(row),
+        )
+        for row in priced
+    ]
+    caption = "Diamonds: no other variant is as good at a lower cost, or better at the same. Numbers are ranks."
+    name = _COST_NAMES[cost]
+    return _chart(f"{comparison.metric} against {name}", caption, [line, *points], name, comparison.metric)
+
+
+def _chart(title: str, caption: str, traces: Sequence[go.Scatter], x_title: str, y_title: str = "") -> Chart:
+    figure = go.Figure(traces)
+    figure.update_layout(
+        template="none",  # the page sets one that fits its theme
+        margin={"l": 10, "r": 10, "t": 10, "b": 10},
+        xaxis={"title": x_title, "automargin": True},
+        yaxis={"title": y_title, "automargin": True},
+        height=380,
+        showlegend=len(traces) > 1,
+        legend={"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0, "maxheight": 0.7},
+        hoverlabel={"namelength": -1},
+    )
+    return Chart(title, caption, json.loads(figure.to_json()))
+
+
+def _look(row: Row) -> dict[str, Any]:
+    """What every trace of a variant has in common."""
+    return {
+        "name": _name(row),
+        "meta": row.rank,
+        "legendgroup": str(row.rank),
+        "marker_color": _COLOURS[(row.rank - 1) % len(_COLOURS)],
+        "showlegend": False,
+    }
+
+
+def _name(row: Row) -> str:
+    """Rank and label; Plotly would take a < in it for a tag."""
+    return f"{row.rank} {row.label}".replace("&", "&amp;").replace("<", "&lt;")
+
+
+def _numbers_first(text: str) -> tuple[float, str]:
+    try:
+        return float(text), text
+    except ValueError:
+        return math.inf, text

@@ -1,0 +1,98 @@
+"""A comparison as one HTML file that needs no network: Plotly draws it, DataTables sorts and filters it."""
+
+import base64
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader
+from plotly.offline import get_plotlyjs
+
+from experiments import images
+from experiments.compare import charts, tables
+from experiments.compare.comparison import Comparison, Row
+from experiments.tracking import runs, ui
+from experiments.tracking.runs import history
+
+_MOST_VARIANTS, _MOST_SEEDS = 20, 10  # whose curves and mistakes are read: about 5 s
+_MOST_IMAGES = 48  # of each kind
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A test image that some variants get wrong."""
+
+    index: int  # its place in the test set
+    image: np.ndarray  # uint8 (height, width, channels)
+    label: str
+    taken_for: str  # what it is mostly taken for
+    wrong_in: tuple[int, ...]  # ranks of the variants most of whose seeds get it wrong
+
+    @property
+    def source(self) -> str:
+        """As a data URI."""
+        return images.data_uri(self.image)
+
+
+def page(comparison: Comparison) -> str:
+    """The whole page, with the curves and mistakes of the first 20 variants, 10 seeds each.
+
+    Raises:
+        StoreLost: the store is gone.
+    """
+    read = [replace(row, runs=row.runs[:_MOST_SEEDS]) for row in comparison.rows[:_MOST_VARIANTS]]
+    histories = {run.run_id: history(run, *charts.CURVES) for row in read for run in row.runs}
+    pictures, compared = _pictures(read)
+    everywhere = [picture for picture in pictures if len(picture.wrong_in) == compared]
+    divided = [picture for picture in pictures if len(picture.wrong_in) < compared]
+    divided.sort(key=lambda picture: abs(2 * len(picture.wrong_in) - compared))  # the most divided first
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+    return environment.get_template("report.html").render(
+        comparison=comparison,
+        columns=tables.columns(comparison, comparison.rows),
+        notes=tables.notes(comparison),
+        charts=charts.charts(comparison, read, histories),
+        templates=charts.templates(),
+        gallery={"everywhere": everywhere[:_MOST_IMAGES], "divided": divided[:_MOST_IMAGES]},
+        counts={"everywhere": len(everywhere), "divided": len(divided), "variants": compared},
+        cut=len(read) < len(comparison.rows) or any(len(row.runs) > _MOST_SEEDS for row in comparison.rows),
+        limits={"variants": _MOST_VARIANTS, "seeds": _MOST_SEEDS, "charted": charts.MOST_VARIANTS},
+        run_page=lambda run: ui.page(f"#/experiments/{run.experiment_id}/runs/{run.run_id}"),
+        plotly=get_plotlyjs(),
+        datatables=base64.b64encode((files("itables") / "html" / "dt_bundle.js").read_bytes()).decode(),
+        datatables_style=(files("itables") / "html" / "dt_bundle.css").read_text(),
+    )
+
+
+def _pictures(rows: Sequence[Row]) -> tuple[list[_Picture], int]:
+    """Images that some variants get wrong, and of how many variants the mistakes are known.
+
+    Only variants on the test set of the first one count: a place in another one is another image.
+    """
+    shown: dict[int, tuple[np.ndarray, str]] = {}
+    taken_for: dict[int, Counter[str]] = defaultdict(Counter)
+    wrong_in: dict[int, list[int]] = defaultdict(list)
+    compared = 0
+    for row in rows:
+        if row.runs[0].tags["data.test_sha256"] != rows[0].runs[0].tags["data.test_sha256"]:
+            continue
+        known = [mistakes for run in row.runs if (mistakes := runs.mistakes(run))]
+        compared += bool(known)
+        seeds: Counter[int] = Counter()
+        for mistakes in known:
+            for index, image, label, predicted in zip(
+                mistakes.index.tolist(), mistakes.image, mistakes.label, mistakes.predicted, strict=True
+            ):
+                shown[index] = (image, str(label))
+                taken_for[index][str(predicted)] += 1
+                seeds[index] += 1
+        for index, count in seeds.items():
+            if 2 * count > len(known):
+                wrong_in[index].append(row.rank)
+    often = sorted(wrong_in, key=lambda index: (-taken_for[index].total(), index))
+    return [
+        _Picture(index, *shown[index], taken_for[index].most_common(1)[0][0], tuple(wrong_in[index])) for index in often
+    ], compared

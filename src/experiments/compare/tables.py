@@ -1,0 +1,201 @@
+"""Comparisons as tables: for the console, for a note in Markdown, and as CSV."""
+
+import csv
+import io
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments.compare.comparison import COSTS, Comparison, Row
+from experiments.compare.statistics import Estimate
+from experiments.errors import ExperimentError
+
+_MOST_ROWS = 20  # of a note: MLflow cuts it at 8,000 characters
+_NARROWEST_WORDS = 24  # characters
+_GAP = 2  # between columns
+_MARK = "*"
+_LEGEND = f"{_MARK} no other variant is as good at a lower cost of this kind, or better at the same (Pareto front)."
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a reader sees of every row, and what it is sorted by."""
+
+    name: str
+    cells: list[str]
+    numbers: list[float | str] = field(default_factory=list)  # "" where there is none
+    words: bool = False  # instead of numbers; may be broken over lines
+
+    @property
+    def narrowest(self) -> int:
+        """Characters that it needs on a console."""
+        return min(max(map(len, [self.name, *self.cells])), _NARROWEST_WORDS if self.words else sys.maxsize)
+
+
+def as_csv(comparison: Comparison) -> str:
+    """Every variant, numbers in full."""
+    text = io.StringIO()
+    rows = [_values(comparison, row) for row in comparison.rows]
+    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _values(comparison: Comparison, row: Row) -> dict[str, object]:
+    """Column of the CSV file -> value; None is an empty cell."""
+    difference = row.difference
+    return {
+        "rank": row.rank,
+        "what_differs": row.label,
+        **{key: row.differing.get(key) for key in comparison.swept},
+        "seeds": len(row.runs),
+        comparison.metric: row.mean.value,
+        "low": row.mean.low,
+        "high": row.mean.high,
+        "interval": row.mean.method,
+        "difference": difference.value if difference else None,
+        "difference_low": difference.low if difference else None,
+        "difference_high": difference.high if difference else None,
+        "p": row.p,
+        "test": row.test,
+        "verdict": row.verdict,
+        "test_accuracy": row.test_accuracy,
+        **{cost: row.costs.get(cost) for cost in COSTS},
+        "pareto": " ".join(sorted(row.pareto)),
+        "run_ids": " ".join(run.run_id for run in row.runs),
+    }
+
+
+def as_markdown(comparison: Comparison, most: int | None = None) -> str:
+    """A table in Markdown, of at most so many rows, and what a reader must know of it."""
+    shown = columns(comparison, comparison.rows[:most])
+    aligned = ["---" if column.words else "---:" for column in shown]
+    lines = [[column.name for column in shown], aligned, *zip(*(column.cells for column in shown), strict=True)]
+    escaped = [[cell.strip().replace("|", "\\|") for cell in line] for line in lines]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in escaped)
+    left_out = len(comparison.rows) - (most or len(comparison.rows))
+    more = [f"and {left_out} more in leaderboard.md"] if left_out > 0 else []
+    said = "\n".join(f"- {sentence}" for sentence in notes(comparison))
+    return "\n\n".join([table, *more, said, f"Best run: {comparison.best_run.run_id}"]) + "\n"
+
+
+def note(comparison: Comparison) -> str:
+    """The head of the table, short enough for a description."""
+    return as_markdown(comparison, _MOST_ROWS)
+
+
+def show(comparison: Comparison, console: Console) -> None:
+    """Prints the table, in parts where it is wider than the console, and the notes."""
+    first, *others = columns(comparison, comparison.rows)
+    parts, room = [[first]], console.width - first.narrowest
+    for column in others:
+        if column.narrowest + _GAP > room and len(parts[-1]) > 1:
+            parts.append([first])
+            room = console.width - first.narrowest
+        parts[-1].append(column)
+        room -= column.narrowest + _GAP
+    for part in parts:
+        console.print()
+        console.print(_table(part))
+    console.print()
+    for sentence in notes(comparison):
+        console.print(sentence, soft_wrap=True, markup=False, highlight=False)
+
+
+def write(text: str, path: str) -> None:
+    """Writes a file, whole or not at all.
+
+    Raises:
+        ExperimentError: it cannot be written.
+    """
+    file = Path(path)
+    part = file.with_name(f".{file.name}.part")
+    try:
+        part.write_text(text)
+        part.replace(file)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise ExperimentError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def write_search_history(file: Path, trials: Sequence[tuple[int, float, bool]], metric: str, mode: str) -> None:
+    """Draws what every trial (number, value, pruned or not) has reached."""
+    from experiments import plots  # matplotlib, which no other sweep needs
+
+    plots.search_history(trials, metric, mode).savefig(file)
+
+
+def _table(columns: Sequence[Column]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        justify: Literal["left", "right"] = "left" if column.words else "right"
+        width = column.narrowest
+        table.add_column(column.name, justify=justify, no_wrap=not column.words, min_width=width, overflow="fold")
+    for cells in zip(*(column.cells for column in columns), strict=True):
+        table.add_row(*cells)
+    return table
+
+
+def columns(comparison: Comparison, rows: Sequence[Row]) -> list[Column]:
+    """What a reader sees of some rows; the last four are the test set and the costs."""
+    return [
+        _numbers("rank", "{:.0f}", [row.rank for row in rows]),
+        Column("what differs", [row.label for row in rows], words=True),
+        _numbers("seeds", "{:.0f}", [len(row.runs) for row in rows]),
+        _estimates(comparison.metric.removeprefix("best/"), "", [row.mean for row in rows]),
+        _estimates("to the best", "+", [row.difference for row in rows]),
+        Column("p", [_p(row.p) for row in rows], _sortable(row.p for row in rows)),
+        Column("verdict", [row.verdict for row in rows], words=True),
+        _numbers("test", "{:.4f}", [row.test_accuracy for row in rows]),
+        *(
+            Column(name, [_cost(row, cost) for row in rows], _sortable(row.costs.get(cost) for row in rows))
+            for name, cost in zip(_COST_NAMES, COSTS, strict=True)
+        ),
+    ]
+
+
+_COST_NAMES = ("parameters", "MACs", "seconds")
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """What a reader must know of the table."""
+    marked = any(row.pareto for row in comparison.rows)
+    return [*comparison.notes, *([_LEGEND] if marked and len(comparison.rows) > 1 else [])]
+
+
+def _numbers(name: str, form: str, values: Sequence[float | None]) -> Column:
+    return Column(name, ["" if value is None else form.format(value) for value in values], _sortable(values))
+
+
+def _estimates(name: str, sign: str, estimates: Sequence[Estimate | None]) -> Column:
+    """Numbers with their intervals."""
+    cells = ["" if found is None else _estimate(found, sign) for found in estimates]
+    return Column(name, cells, _sortable(None if found is None else found.value for found in estimates))
+
+
+def _sortable(values: Iterable[float | None]) -> list[float | str]:
+    return ["" if value is None else value for value in values]
+
+
+def _estimate(estimate: Estimate, sign: str) -> str:
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:{sign}.4f}"
+    return f"{estimate.value:{sign}.4f} [{estimate.low:{sign}.4f}, {estimate.high:{sign}.4f}]"
+
+
+def _p(p: float | None) -> str:
+    return "" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _cost(row: Row, cost: str) -> str:
+    if cost not in row.costs:
+        return ""
+    value = row.costs[cost]
+    text = f"{value:.1f}" if cost == "train_seconds" else f"{value:,.0f}"
+    return text + (_MARK if cost in row.pareto else " ")

@@ -1,0 +1,1 @@
+"""What a user may say: composing, checking and building a configuration."""

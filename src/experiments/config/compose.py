@@ -1,0 +1,240 @@
+"""Compose, check, identify and instantiate a configuration; knows neither Keras nor MLflow."""
+
+import contextlib
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.config.configuration import (
+    NO_IDENTITY,
+    SELECTABLE,
+    Configuration,
+    flatten,
+    known_keys,
+    plain_values,
+    unknown_key,
+)
+from experiments.config.identity import PACKAGE
+from experiments.config.overrides import first_line, is_choice, pairs, parse
+from experiments.config.schema import GROUPS, OF_A_JOB, check_run
+from experiments.config.targets import check_targets
+from experiments.errors import ExperimentError
+
+_CHECKOUT = PACKAGE.parents[1]
+#: The checkout that this package is imported from; None for an installed package.
+CHECKOUT = _CHECKOUT if (_CHECKOUT / "conf" / "config.yaml").exists() else None
+#: The options of this package: the checkout's, for a wheel its own copy.
+CONF_DIR = (CHECKOUT or PACKAGE) / "conf"
+CUSTOM_TAGS = "tracking.tags."
+
+
+def compose(overrides: Sequence[str], config_dir: str | None = None) -> Configuration:
+    """Composes and checks one run.
+
+    Args:
+        overrides: as on the command line, such as `model=conv3`.
+        config_dir: a folder with more options, laid out like `conf/`.
+
+    Raises:
+        ExperimentError: an override or a value that cannot work.
+    """
+    return checked(compose_unchecked(overrides, config_dir))
+
+
+def compose_unchecked(overrides: Sequence[str], config_dir: str | None = None) -> Configuration:
+    """Composes one run whose values may still be wrong, as those of a combination that is to be left out.
+
+    Raises:
+        ExperimentError: an override that cannot work.
+    """
+    _refuse_sweep(_swept(overrides), overrides, config_dir)
+    _check_overrides(overrides, config_dir)
+    cfg = _composed(overrides, config_dir)
+    check_targets(OmegaConf.to_container(cfg.hydra), "hydra")
+    return _configuration(cfg, cfg.hydra.runtime.choices, overrides, config_dir)
+
+
+def check_command(overrides: Sequence[str], config_dir: str | None, *, multirun: bool) -> None:
+    """Checks what can be told of a command line before Hydra acts on it, swept values left out.
+
+    Raises:
+        ExperimentError: an override or a value that cannot work, or a sweep that is not asked for as one.
+    """
+    swept = _swept(overrides)
+    fixed = [text for text in overrides if text not in swept]
+    compose(fixed, config_dir)
+    if swept and not multirun and _composed(fixed, config_dir).hydra.mode is not RunMode.MULTIRUN:
+        _refuse_sweep(swept, overrides, config_dir)
+
+
+def _swept(overrides: Sequence[str]) -> list[str]:
+    return [text for text, override in pairs(overrides) if override.is_sweep_override()]
+
+
+def _refuse_sweep(swept: Sequence[str], overrides: Sequence[str], config_dir: str | None) -> None:
+    if swept:
+        where = ["--config-dir", config_dir] if config_dir else []
+        raise ExperimentError(
+            f"{' '.join(swept)}: this is a sweep of several runs.",
+            advice=f"Start it with: {shlex.join(['experiments', 'train', '-m', *where, *overrides])}",
+        )
+
+
+def current_job(cfg: DictConfig, config_dir: str | None) -> Configuration:
+    """The job that Hydra is running, checked (for the task function of `hydra.main`)."""
+    job = HydraConfig.get()
+    overrides = [text for text in job.overrides.task if not text.startswith(OF_A_JOB)]
+    _check_overrides(overrides, config_dir)
+    return checked(_configuration(cfg, job.runtime.choices, overrides, config_dir))
+
+
+def restored(text: str, overrides: Sequence[str], experiment: str | None, choices: Mapping[str, str]) -> Configuration:
+    """The configuration of a recorded run, held to the same rules as one that was just composed.
+
+    What cannot change a result, such as `tracking`, is as in a new run.
+
+    Args:
+        text: its `config.yaml`.
+        overrides: that it was composed by.
+        experiment: choice of the group `experiment`.
+        choices: of the other groups, among other values.
+
+    Raises:
+        ExperimentError: keys or values that this version does not take.
+    """
+    if "${" in text:  # recorded configurations are resolved; this one would read this machine's environment
+        raise ExperimentError("it holds an interpolation, ${…}.")
+    values = yaml.safe_load(text)
+    today = compose([])
+    if not isinstance(values, dict):
+        raise ExperimentError("it is no mapping.")
+    values |= {key: plain_values(today.cfg)[key] for key in NO_IDENTITY}
+    options = {group: choices.get(group, "") for group in today.options}
+    return checked(Configuration(OmegaConf.create(values), tuple(overrides), experiment, options))
+
+
+def folders(config_dir: str | None) -> list[Path]:
+    """Where options are looked for: in this package, then in the user's folder.
+
+    Raises:
+        ExperimentError: the user's folder does not exist.
+    """
+    if config_dir is not None and not Path(config_dir).is_dir():
+        raise ExperimentError(f"--config-dir {config_dir}: there is no such folder.")
+    return [CONF_DIR, *([Path(config_dir)] if config_dir else [])]
+
+
+def _composed(overrides: Sequence[str], config_dir: str | None) -> DictConfig:
+    places = [json.dumps(f"file://{folder.resolve()}") for folder in folders(config_dir)[1:]]
+    try:
+        with (
+            _no_other_hydra(),
+            initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR), job_name="experiments"),
+        ):
+            search = f"hydra.searchpath=[{','.join(places)}]"
+            return hydra_compose("config", overrides=[search, *overrides], return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
+        raise _explain(error, overrides, config_dir) from error
+
+
+@contextlib.contextmanager
+def _no_other_hydra() -> Iterator[None]:
+    """Lets a sweep compose its jobs inside the Hydra that has called it; there may be only one."""
+    instance = GlobalHydra.instance()
+    calling, instance.hydra = instance.hydra, None
+    try:
+        yield
+    finally:
+        instance.hydra = calling
+
+
+def _configuration(
+    cfg: DictConfig, choices: Mapping[str, str], overrides: Sequence[str], config_dir: str | None
+) -> Configuration:
+    without_hydra = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    options = {group: str(choices[group]) for group in GROUPS if group in choices}
+    return Configuration(without_hydra, tuple(overrides), choices.get("experiment"), options, config_dir)
+
+
+def checked(configuration: Configuration) -> Configuration:
+    """The same configuration, held to all that can be told without building it.
+
+    Raises:
+        ExperimentError: a value that cannot work.
+    """
+    values = plain_values(configuration.cfg)
+    check_targets(values)
+    check_run(values, configuration.options)
+    return configuration
+
+
+def _check_overrides(overrides: Sequence[str], config_dir: str | None) -> None:
+    """Refuses what Hydra would take, such as any misspelt key after `+`, and what it would not explain."""
+    for text, override in pairs(overrides):
+        key = override.key_or_group
+        if (override.is_delete() and key in GROUPS) or (key in SELECTABLE and not is_choice(override)):
+            advice = {"callbacks": "For none write callbacks=[].", "experiment": "For none leave it out."}.get(key, "")
+            raise ExperimentError(f"{text}: {key} needs an option.", allowed=_options(key, config_dir), advice=advice)
+        if not (override.is_add() or override.is_force_add()) or f"{key}.".startswith((CUSTOM_TAGS, "hydra.")):
+            continue
+        known = _known(overrides, config_dir)
+        if key not in known_keys(known):
+            raise unknown_key(key, known, f"Only free tags are added with +, as in +{CUSTOM_TAGS}idea=x.")
+        if override.is_add() or key in SELECTABLE:
+            raise ExperimentError(f"{text}: {key} is there already.", advice=f"Write it without +: {text.lstrip('+')}")
+
+
+def _options(group: str, config_dir: str | None) -> set[str]:
+    return {file.stem for folder in folders(config_dir) for file in (folder / group).glob("*.yaml")}
+
+
+def _known(overrides: Sequence[str], config_dir: str | None) -> Configuration:
+    """The keys that there are with the options that `overrides` choose."""
+    chosen = [
+        text
+        for text, override in pairs(overrides)
+        if text.partition("=")[0] in SELECTABLE and not isinstance(override.value(), dict)
+    ]
+    cfg = _composed(chosen, config_dir)
+    return _configuration(cfg, cfg.hydra.runtime.choices, chosen, config_dir)
+
+
+def _explain(error: Exception, overrides: Sequence[str], config_dir: str | None) -> ExperimentError:
+    """Hydra's, OmegaConf's or YAML's complaint in one short message with the nearest name."""
+    problem = first_line(error)
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        return ExperimentError(f"{mark.name}, line {mark.line + 1}: {error.problem}.")
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        names = error.options or _options(group, config_dir)
+        return ExperimentError(f"{group}={option}: there is no such option.", given=option, allowed=names)
+    if unknown := re.match(r"Could not (?:override|delete|delete from config\.) '(.+?)'", problem):
+        known = _known(overrides, config_dir)
+        return _unknown_inside(unknown[1], overrides, known)
+    if problem.startswith("Error merging override "):
+        text = problem.removeprefix("Error merging override ")
+        return ExperimentError(f"{text} is refused: {first_line(error.__cause__)}.")
+    return ExperimentError(f"{problem.rstrip('.')}.")
+
+
+def _unknown_inside(key: str, overrides: Sequence[str], known: Configuration) -> ExperimentError:
+    """The refusal of `key`, or of an unknown key in the mapping that it was given."""
+    given = [override.value() for override in parse(overrides) if override.key_or_group == key]
+    inside = [name for value in given if isinstance(value, dict) for name, _ in flatten(value, f"{key}.")]
+    name = next((name for name in [*inside, key] if name not in known_keys(known)), None)
+    if name is None:
+        return ExperimentError(f"~{key}: {key} cannot be left out.")
+    return unknown_key(name, known, f"A free tag is added with +{name}=…" if name.startswith(CUSTOM_TAGS) else "")

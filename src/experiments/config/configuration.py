@@ -1,0 +1,178 @@
+"""One composed run: its values, names, parameters and digests."""
+
+import hashlib
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.config.overrides import DATA_PATHS, absolute, absolute_paths, first_line
+from experiments.config.schema import GROUPS, OF_A_JOB
+from experiments.errors import ExperimentError, did_you_mean
+
+SELECTABLE = (*GROUPS, "experiment", "sweep")
+#: Root keys that cannot change a result.
+NO_IDENTITY = ("tracking", "force", "resume", "dry_run")
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One run as it was asked for: the composed values and the words that composed them."""
+
+    cfg: DictConfig
+    overrides: tuple[str, ...]
+    experiment: str | None  # choice of the group `experiment`
+    options: Mapping[str, str]  # group -> choice, callbacks left out
+    config_dir: str | None = None
+
+    @cached_property
+    def choices(self) -> dict[str, str]:
+        """The choice of every group; `callbacks` are their sorted names in Hydra's list grammar."""
+        callbacks = ",".join(sorted(self.cfg.get("callbacks") or {}))
+        return {**self.options, "callbacks": f"[{callbacks}]"}
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """All that can change a result, seed included: no tracking, no path of a data set."""
+        values = plain_values(self.cfg)
+        values["data"] = {key: value for key, value in values["data"].items() if not key.endswith("path")}
+        return {key: value for key, value in values.items() if key not in NO_IDENTITY}
+
+    @property
+    def paths(self) -> dict[str, str | None]:
+        """Where its data lies, which is no part of its identity."""
+        return {key: value for key, value in plain_values(self.cfg)["data"].items() if key.endswith("path")}
+
+    @property
+    def variant(self) -> str:
+        """Hash of the identity without the seed: runs that differ in nothing but chance share it."""
+        return digest({key: value for key, value in self.identity.items() if key != "seed"})[:16]
+
+    @property
+    def without_seed(self) -> str:
+        """Hash of all but the seed, paths and tracking too: what two jobs share that are built alike."""
+        return digest({key: value for key, value in plain_values(self.cfg).items() if key != "seed"})
+
+    def fingerprint(self, data_sha256: str, code_sha256: str) -> str:
+        """Hash of all that decides the numbers: equal fingerprints mean equal results on one kind of processor."""
+        return digest([self.variant, self.cfg.seed, data_sha256, code_sha256])[:16]
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """Every choice and every identity key, dotted, as text: what a run is filtered and compared by."""
+        leaves = flatten(self.identity)
+        return {key: value if isinstance(value, str) else json.dumps(value) for key, value in leaves} | self.choices
+
+    def value(self, key: str) -> Any:
+        """The choice of a group, or the plain value of a dotted key.
+
+        Raises:
+            ExperimentError: there is no such key.
+        """
+        if key in self.choices:
+            return self.choices[key]
+        if key not in known_keys(self):
+            raise unknown_key(key, self)
+        value = OmegaConf.select(self.cfg, key)
+        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+    @property
+    def command(self) -> str:
+        """The words that train this run alone, from any folder."""
+        where = ["--config-dir", self.config_dir] if self.config_dir else []
+        alone = ["hydra.mode=RUN"] if self.cfg.tracking.parent else []
+        return shlex.join(["experiments", "train", *absolute_paths([*where, *self.overrides, *alone])])
+
+    @property
+    def as_yaml(self) -> str:
+        """All values, with paths of data that hold in any working directory."""
+        values = plain_values(self.cfg)
+        values["data"] |= {key: path and absolute(path) for key, path in self.paths.items()}
+        return OmegaConf.to_yaml(OmegaConf.create(values))
+
+    @property
+    def title(self) -> str:
+        """Model, what the user changed, seed: at most 80 characters."""
+        places = tuple(f"{key}=" for key in DATA_PATHS)
+        told = ("model=", "seed=", "tracking.", "+tracking.", "hydra.", "sweep=", "force=", "resume=", *places)
+        last = {override.partition("=")[0]: override for override in self.overrides}  # of two for a key
+        changed = [override for override in last.values() if not override.startswith(told)]
+        if self.cfg.tracking.parent:
+            changed.reverse()  # what a sweep varies stands last, and must not be cut
+        seed = f" seed={self.cfg.seed}"
+        head = " ".join([self.choices["model"], *changed])
+        room = 80 - len(seed)
+        return (head if len(head) <= room else head[: room - 1] + "…") + seed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would be: all that can be told without training it."""
+
+    variant: str
+    fingerprint: str
+    data_sha256: str
+    code_sha256: str
+    num_parameters: int
+
+
+def known_keys(known: Configuration) -> set[str]:
+    """Every dotted key that may be given a value."""
+    leaves = [str(key) for key, _ in flatten(plain_values(known.cfg))]
+    inner = {".".join(key.split(".")[:depth]) for key in leaves for depth in range(1, key.count(".") + 1)}
+    return {*leaves, *inner, *SELECTABLE}
+
+
+def unknown_key(key: str, known: Configuration, advice: str = "") -> ExperimentError:
+    """Names the keys that stand beside the unknown one, and the nearest of them or of all."""
+    names = {name for name in known_keys(known) if not name.endswith("_target_") and name not in OF_A_JOB}
+    parent, _, last = key.rpartition(".")
+    beside = {name.rpartition(".")[2] for name in names if name.rpartition(".")[0] == parent}
+    group = key.partition(".")[0]
+    of_groups = {name for name in names if not name.startswith("tracking.")}
+    searched = sorted(of_groups) if group in GROUPS else [*sorted(names - of_groups), *sorted(of_groups)]
+    elsewhere = {name.rpartition(".")[2]: name for name in searched}
+    option = f"{group}={known.choices[group]} has" if parent and group in known.choices else "there is"
+    problem = f"{key}: {option} no such key."
+    if group != "hydra" and last in elsewhere and not did_you_mean(last, beside):
+        problem += f" Did you mean {elsewhere[last]}?"
+    return ExperimentError(problem, given=last, allowed=beside, advice=advice)
+
+
+def digest(values: Any) -> str:
+    """The SHA-256 of `values` in canonical JSON, in hex; 0.0 is the same as 0."""
+    canonical = json.loads(
+        json.dumps(values), parse_float=lambda text: int(float(text)) if float(text) % 1 == 0 else text
+    )
+    return hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).hexdigest()
+
+
+def plain_values(cfg: DictConfig) -> Any:
+    """The values of a configuration as plain Python objects, every interpolation resolved.
+
+    Raises:
+        ExperimentError: an interpolation that cannot be resolved, or a missing value.
+    """
+    try:
+        return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        problem = first_line(error)
+        unknown = re.fullmatch("Interpolation key '(.+)' not found", problem)
+        names = [name for name, _ in flatten(cast(dict[str, Any], OmegaConf.to_container(cfg)))]
+        question = did_you_mean(unknown[1], names) if unknown else ""
+        raise ExperimentError(f"{error.full_key}: {problem}.", advice=question) from error
+
+
+def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values; lists are values, and so are empty mappings."""
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

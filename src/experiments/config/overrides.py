@@ -1,0 +1,89 @@
+"""Overrides as the user typed them, in Hydra's grammar."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from experiments.errors import ExperimentError
+
+DATA_PATHS = ("data.path", "data.test_path")
+_FOLDER_OPTIONS = ("--config-dir", "-cd")
+
+
+# What the user typed
+
+
+def parse(overrides: Sequence[str], config_loader: ConfigLoader | None = None) -> list[Override]:
+    """The overrides by Hydra's grammar.
+
+    Args:
+        overrides: as on the command line.
+        config_loader: Hydra's, to expand `glob(…)`.
+
+    Raises:
+        ExperimentError: one that breaks the grammar.
+    """
+    try:
+        parsed = OverridesParser.create(config_loader=config_loader).parse_overrides(list(overrides))
+    except HydraException as error:
+        culprit = getattr(error, "override", None) or " ".join(overrides)
+        raise not_an_override(culprit) from error
+    for text, override in zip(overrides, parsed, strict=True):
+        if not override.key_or_group:
+            raise not_an_override(text)
+    return parsed
+
+
+def absolute_paths(words: Sequence[str]) -> list[str]:
+    """The words of a command line with paths that hold in any working directory."""
+    found = []
+    for before, word in zip(["", *words], words, strict=False):
+        key, _, value = word.partition("=")
+        if before in _FOLDER_OPTIONS:
+            word = absolute(word)
+        elif key in _FOLDER_OPTIONS and value:
+            word = f"{key}={absolute(value)}"
+        elif key in DATA_PATHS:
+            (override,) = parse([word])
+            if not override.is_sweep_override() and isinstance(path := override.value(), str):
+                quoted = absolute(path).replace("'", r"\'")
+                word = f"{key}='{quoted}'" if not os.path.isabs(path) else word
+        found.append(word)
+    return found
+
+
+def pairs(overrides: Sequence[str]) -> Iterator[tuple[str, Override]]:
+    """Each override as it was typed, with its parsed form."""
+    return zip(overrides, parse(overrides), strict=True)
+
+
+def not_an_override(text: str) -> ExperimentError:
+    """The error for a word that does not follow the grammar."""
+    return ExperimentError(
+        f"{text}: this is no override.", advice="Write key=value; quote a value with special characters."
+    )
+
+
+def is_choice(override: Override) -> bool:
+    """Whether a group gets an option, or a mapping that changes keys of the option chosen elsewhere."""
+    value = override.value()
+    if override.key_or_group == "callbacks" and isinstance(value, list):
+        return all(isinstance(name, str) for name in value)
+    return isinstance(value, str | dict) or override.is_delete()
+
+
+def first_line(error: BaseException | None) -> str:
+    """What an exception of Hydra or OmegaConf says, without the lines about their insides."""
+    said = re.sub(r"\w+ raised while (composing config|resolving interpolation):\s", "", str(error))
+    plain = said.replace("DictConfig", "a mapping").replace("ListConfig", "a list")
+    return plain.partition("\n")[0] or first_line(error and error.__cause__)
+
+
+def absolute(path: str) -> str:
+    """The absolute form of a path, with `~` expanded."""
+    return os.path.abspath(os.path.expanduser(path))

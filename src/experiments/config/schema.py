@@ -1,0 +1,185 @@
+"""What a configuration may say: names, types and ranges."""
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from experiments.errors import ExperimentError
+
+#: The groups that make a run, each with exactly one option, but `callbacks` with any number.
+GROUPS = ("data", "scale", "augment", "model", "optimizer", "schedule", "callbacks")
+#: What an epoch measures, and so what a callback may monitor.
+EPOCH_METRICS = ("loss", "accuracy", "val_loss", "val_accuracy")
+
+_Count = Annotated[int, Field(ge=1)]
+_Scalar = str | int | float | bool
+#: Every key outside the groups, and the one key inside them that the run itself reads.
+_ROOT: dict[str, Any] = {
+    "epochs": _Count,
+    "batch_size": _Count,
+    "label_smoothing": Annotated[float, Field(ge=0, lt=1)],
+    "precision": Literal["float32", "mixed_float16", "mixed_bfloat16"],
+    "seed": Annotated[int, Field(ge=0, lt=2**32)],
+    "threads": _Count,
+    "deterministic": bool,
+    "objective.metric": Literal["val_accuracy", "val_loss"],
+    "objective.mode": Literal["max", "min"],
+    "optimizer.learning_rate": Annotated[float, Field(gt=0)],
+    "tracking.experiment": Annotated[str, Field(min_length=1, max_length=500)] | int | None,
+    "tracking.note": _Scalar | None,
+    "tracking.tags": dict[str, _Scalar],
+    "tracking.model": bool,
+    "tracking.parent": str | None,
+    "tracking.job": int | None,
+    "tracking.fingerprint": str | None,
+    "tracking.trial": int | None,
+    "tracking.patience": Annotated[float, Field(ge=0)],
+    "force": bool,
+    "resume": bool,
+    "dry_run": bool,
+}
+
+#: What a sweep tells its jobs; nothing that a user sets.
+OF_A_JOB = ("tracking.parent", "tracking.job", "tracking.fingerprint", "tracking.trial")
+
+
+def check_run(values: Mapping[str, Any], options: Mapping[str, str]) -> None:
+    """Holds a composed run to everything that can be told without building it.
+
+    Args:
+        values: plain values of the whole configuration.
+        options: group -> choice.
+
+    Raises:
+        ExperimentError: a key that is unknown or missing, or a value that is refused.
+    """
+    _check_names(values)
+    for key, annotation in _ROOT.items():
+        value: Any = values
+        for part in key.split("."):
+            if not isinstance(value, dict) or part not in value:
+                must_be = _in_words(TypeAdapter(annotation).json_schema())
+                raise ExperimentError(f"{key} is missing: it must be {must_be}.")
+            value = value[part]
+        check_value(key, value, annotation)
+    _check_mode("objective.mode", values["objective"]["mode"], "objective.metric", values["objective"]["metric"])
+    _check_parts(values)
+    _check_callbacks(values, options["schedule"])
+
+
+def _check_names(values: Mapping[str, Any]) -> None:
+    root = {*GROUPS, *(key.partition(".")[0] for key in _ROOT)}
+    for key in values:
+        if key not in root:
+            unpacked = key == "experiment"
+            advice = "A file in experiment/ begins with the line: # @package _global_" if unpacked else ""
+            raise ExperimentError(f"{key}: there is no such key.", given=key, allowed=root, advice=advice)
+    for section in ("objective", "tracking"):
+        known = [key.partition(".")[2] for key in _ROOT if key.startswith(f"{section}.")]
+        allowed = [name for name in known if f"{section}.{name}" not in OF_A_JOB]
+        found = values.get(section)
+        for key in found if isinstance(found, dict) else ():
+            if key not in known:
+                raise ExperimentError(f"{section}.{key}: there is no such key.", given=key, allowed=allowed)
+
+
+def _check_parts(values: Mapping[str, Any]) -> None:
+    """Whatever is to be built must say by what."""
+    parts = {group: values.get(group) for group in GROUPS if group not in ("augment", "callbacks")}
+    for group in ("augment", "callbacks"):
+        several = values.get(group) or {}
+        if not isinstance(several, dict):
+            raise ExperimentError(f"{group}: it must be a mapping, with a name for each part.")
+        parts |= {f"{group}.{name}": part for name, part in several.items()}
+    for key, part in parts.items():
+        if not isinstance(part, dict) or "_target_" not in part:
+            raise ExperimentError(
+                f"{key}._target_ is missing: it must name a class or a function, as in keras.layers.Dense."
+            )
+
+
+def _check_mode(key: str, mode: str, metric_key: str, metric: str) -> None:
+    right = "min" if metric.endswith("loss") else "max"
+    if mode != right:
+        raise ExperimentError(
+            f"{key}={mode} with {metric_key}={metric} would take the worst epoch for the best.",
+            advice=f"Add {key}={right}.",
+        )
+
+
+def _check_callbacks(values: Mapping[str, Any], schedule: str) -> None:
+    constant = values["schedule"]["_target_"] == "experiments.schedules.constant"
+    for name, callback in (values.get("callbacks") or {}).items():
+        key = f"callbacks.{name}"
+        if "monitor" in callback:
+            monitor = callback["monitor"]
+            if monitor not in EPOCH_METRICS:
+                raise ExperimentError(
+                    f"{key}.monitor={monitor}: no epoch measures it.", given=str(monitor), allowed=EPOCH_METRICS
+                )
+            if callback.get("mode", "auto") != "auto":
+                _check_mode(f"{key}.mode", callback["mode"], f"{key}.monitor", monitor)
+        if callback["_target_"] == "keras.callbacks.SwapEMAWeights" and callback.get("swap_on_epoch") is not True:
+            raise ExperimentError(
+                f"{key}.swap_on_epoch must be true: the run would keep other weights than the validated ones."
+            )
+        if callback["_target_"] == "keras.callbacks.ReduceLROnPlateau" and not constant:
+            raise ExperimentError(
+                f"{key} sets the learning rate, and so does schedule={schedule}.",
+                advice=f"Take schedule=constant or leave {name} out of callbacks.",
+            )
+
+
+def check_value(key: str, value: Any, annotation: Any) -> None:
+    """Holds a value to a type annotation and its bounds.
+
+    Raises:
+        ExperimentError: says what is allowed, in words.
+    """
+    adapter = TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
+    try:
+        adapter.validate_python(value, strict=True)
+    except ValidationError as error:
+        schema = adapter.json_schema()
+        if "enum" not in schema:
+            raise refused_value(key, value, _in_words(schema)) from error
+        raise ExperimentError(f"{_shown(key, value)} is refused.", given=str(value), allowed=schema["enum"]) from error
+
+
+def refused_value(key: str, value: Any, must_be: str) -> ExperimentError:
+    """The error for a value of the wrong type or range."""
+    return ExperimentError(f"{_shown(key, value)} is refused: it must be {must_be}.")
+
+
+def _shown(key: str, value: Any) -> str:
+    """The value as it was typed."""
+    return f"{key}={value if isinstance(value, str | float) else json.dumps(value)}"
+
+
+_TYPES = {
+    "integer": "a whole number",
+    "number": "a number",
+    "string": "a text",
+    "boolean": "true or false",
+    "null": "null",
+    "object": "a mapping of names to plain values",
+}
+_BOUNDS = {"minimum": "of at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+
+
+def _in_words(schema: Mapping[str, Any]) -> str:
+    if "anyOf" in schema:
+        options = [_in_words(option) for option in schema["anyOf"]]
+        options = [option for option in options if option != _TYPES["integer"] or _TYPES["number"] not in options]
+        return " or ".join(part for part in (", ".join(options[:-1]), options[-1]) if part)
+    if "enum" in schema:
+        return " or ".join(schema["enum"])
+    if schema["type"] == "array":
+        size = schema.get("minItems", 0)
+        exact = size and size == schema.get("maxItems")
+        kind = f"a list of {size} entries" if exact else "a non-empty list" if size else "a list"
+        return kind + (f", each entry {_in_words(schema['items'])}" if schema.get("items") else "")
+    bounds = " and ".join(f"{words} {schema[bound]:.10g}" for bound, words in _BOUNDS.items() if bound in schema)
+    return f"{_TYPES[schema['type']]} {bounds}".strip()

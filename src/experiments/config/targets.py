@@ -1,0 +1,214 @@
+"""Which classes and functions a `_target_` may name, and how they are built."""
+
+import importlib
+import inspect
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import hydra.utils
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.config.configuration import plain_values
+from experiments.config.schema import check_value, refused_value
+from experiments.errors import ExperimentError
+
+_KERAS_CLASS = re.compile(
+    r"keras\.(layers|optimizers(\.schedules)?|callbacks|regularizers|initializers|constraints)\.[A-Z]\w*"
+)
+_OWN_FUNCTION = re.compile(r"experiments\.(data|models|schedules)\.[a-z]\w*")
+#: Run code from strings, write to places of their own, need another backend, or do what the run itself does.
+_REFUSED_CLASSES = {
+    "Lambda", "RemoteMonitor", "CSVLogger", "TensorBoard", "ModelCheckpoint", "BackupAndRestore", "LambdaCallback",
+    "OrbaxCheckpoint", "TFSMLayer", "JaxLayer", "FlaxLayer", "TorchModuleWrapper",
+}  # fmt: skip
+
+
+def check_targets(node: Any, key: str = "") -> None:
+    """Holds every `_target_` in `node` to the rule, before anything is imported.
+
+    Args:
+        node: plain values.
+        key: the dotted key of `node`; under `hydra` only Hydra's own classes and plugins are allowed.
+
+    Raises:
+        ExperimentError: a target that a configuration may not call.
+    """
+    for path, mapping in mappings(node, key):
+        target = mapping.get("_target_", "")
+        allowed = _is_target
+        if key == "hydra":
+            allowed = _is_search_target if path.startswith("hydra.sweeper.") else _is_hydra_target
+        if "_target_" in mapping and not (isinstance(target, str) and allowed(target)):
+            raise _refused_target(f"{path}._target_={'null' if target is None else target}", target, key)
+        # By Keras's own serialised form, a part inside a layer could be any class.
+        if "class_name" in mapping and key != "hydra":
+            raise ExperimentError(
+                f"{path}.class_name={mapping['class_name']} is refused.",
+                advice="Name the class by _target_, as in {_target_: keras.regularizers.L2, l2: 0.01}.",
+            )
+
+
+def _is_target(target: str) -> bool:
+    if _KERAS_CLASS.fullmatch(target) and target.rpartition(".")[2] not in _REFUSED_CLASSES:
+        return True
+    by_user = any(target == prefix or target.startswith(f"{prefix}.") for prefix in _allowed_by_user())
+    return (by_user and "." in target) or _OWN_FUNCTION.fullmatch(target) is not None
+
+
+def _allowed_by_user() -> list[str]:
+    prefixes = os.environ.get("EXPERIMENTS_ALLOW_TARGETS", "").split(",")
+    return [prefix.strip().rstrip(".") for prefix in prefixes if prefix.strip()]
+
+
+def _is_hydra_target(target: str) -> bool:
+    return target.startswith(("hydra.", "hydra_plugins."))
+
+
+def _is_search_target(target: str) -> bool:
+    return _is_hydra_target(target) or target.startswith(("optuna.samplers.", "optuna.pruners."))
+
+
+def _refused_target(what: str, target: Any, key: str) -> ExperimentError:
+    if key == "hydra":
+        return ExperimentError(f"{what} is refused.", advice="Under hydra only hydra.* and hydra_plugins.* may stand.")
+    if not isinstance(target, str) or "." not in target:
+        return ExperimentError(f"{what} is refused: it must name a class or a function, as in keras.layers.Dense.")
+    return ExperimentError(
+        f"{what} is refused: a configuration may not call it.",
+        advice="It may call the public classes of keras.layers, .optimizers, .callbacks, .regularizers, .initializers "
+        "and .constraints that run no foreign code, the functions of experiments.data, .models and .schedules, and "
+        f"what you trust yourself: export EXPERIMENTS_ALLOW_TARGETS={','.join([*_allowed_by_user(), target])}",
+    )
+
+
+def locate(key: str, target: str) -> Callable[..., Any]:
+    """The class or function that `target` names.
+
+    Raises:
+        ExperimentError: there is none.
+    """
+    module_name, _, name = target.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ExperimentError(
+            f"{key}._target_={target}: Python finds no module {error.name}.",
+            advice="Put the folder that holds it on PYTHONPATH.",
+        ) from error
+    found = getattr(module, name, None)
+    imported = target.startswith("experiments.") and getattr(found, "__module__", None) != module_name
+    if not callable(found) or imported:
+        public = [name for name in dir(module) if not name.startswith("_") and _is_target(f"{module_name}.{name}")]
+        own = [name for name in public if getattr(getattr(module, name), "__module__", None) == module_name]
+        names = own if target.startswith("experiments.") else public
+        raise ExperimentError(f"{key}._target_={target}: {module_name} has no {name}.", given=name, allowed=names)
+    return found
+
+
+def check_arguments(key: str, node: Mapping[str, Any], run_values: Mapping[str, Any]) -> None:
+    """Holds the arguments in `node` to the signature of its target: names, and for our own functions types and ranges.
+
+    Args:
+        key: the dotted key of `node`.
+        node: plain values with `_target_`.
+        run_values: what the run passes beside them.
+
+    Raises:
+        ExperimentError: an unknown or missing argument, or a value that is refused.
+    """
+    name = node["_target_"]
+    target = locate(key, name)
+    given = {argument: value for argument, value in node.items() if not re.fullmatch(r"_.*_", argument)}
+    known = _argument_names(target)
+    for argument in given:
+        if known and argument not in known:
+            raise ExperimentError(
+                f"{key}.{argument}: {name} has no such argument.", given=argument, allowed=known - set(run_values)
+            )
+    for argument, parameter in inspect.signature(target).parameters.items():
+        required = parameter.default is parameter.empty and parameter.kind not in _VARIABLE
+        if required and argument not in {*given, *run_values}:
+            raise ExperimentError(f"{key}.{argument} is missing: {name} needs it.")
+        if argument not in given:
+            continue
+        if name.startswith("experiments."):
+            check_value(f"{key}.{argument}", given[argument], parameter.annotation)
+        elif name.startswith("keras.") and isinstance(given[argument], str):
+            _check_text(f"{key}.{argument}", given[argument], parameter.default)
+
+
+def _check_text(key: str, value: str, default: Any) -> None:
+    """Refuses a text where Keras's default is a number: many a class takes it, and fails on it in the training."""
+    if isinstance(default, bool | int | float):
+        raise refused_value(key, value, "true or false" if isinstance(default, bool) else "a number")
+
+
+_VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def _argument_names(target: Callable[..., Any]) -> set[str]:
+    """The names that `target` takes, empty for any; a class of Keras passes **kwargs on to its bases."""
+    if inspect.isclass(target):
+        constructors = [vars(base)["__init__"] for base in inspect.getmro(target)[:-1] if "__init__" in vars(base)]
+        return {name for constructor in constructors for name in _named(constructor)} - {"self"}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(target).parameters.values())
+    return set() if takes_any else _named(target)
+
+
+def _named(function: Callable[..., Any]) -> set[str]:
+    return {p.name for p in inspect.signature(function).parameters.values() if p.kind not in _VARIABLE}
+
+
+def mappings(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every mapping inside `node`, with its dotted key."""
+    if isinstance(node, dict):
+        yield key, node
+        for name, value in node.items():
+            yield from mappings(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list):
+        for position, value in enumerate(node):
+            yield from mappings(value, f"{key}[{position}]")
+
+
+# Building what the configuration describes
+
+
+def instantiate(cfg: DictConfig, key: str, **run_values: Any) -> Any:
+    """What `cfg[key]` describes, built.
+
+    Args:
+        cfg: the whole configuration.
+        key: a key whose value is a mapping with `_target_`, such as `model` or `callbacks.early_stopping`.
+        **run_values: what only the run knows; those that the target has a parameter for are passed to it.
+
+    Raises:
+        ExperimentError: an unknown or missing parameter, a value of the wrong type or range, or what a class of Keras
+            refuses.
+    """
+    node = OmegaConf.select(cfg, key)
+    parts = {path: part for path, part in mappings(plain_values(node), key) if "_target_" in part}
+    for path, part in parts.items():
+        check_arguments(path, part, run_values if path == key else {})
+    target = node["_target_"]
+    named = inspect.signature(locate(key, target)).parameters
+    try:
+        build = hydra.utils.instantiate(node, _partial_=True, _convert_="all")
+        return build(**{name: value for name, value in run_values.items() if name in named})
+    except InstantiationException as error:  # of a part inside the node
+        named_by_hydra = re.search(r"full_key: (\S+)", str(error))
+        # Hydra writes layers1 for an entry of a list, but layers[1].x for what is in it.
+        paths = {re.sub(r"[][]", "", path): path for path in parts}
+        path = paths[re.sub(r"[][]", "", named_by_hydra[1])] if named_by_hydra else key
+        raise _refused_part(path, parts[path]["_target_"], error.__cause__ or error) from error
+    except Exception as error:
+        raise _refused_part(key, target, error) from error
+
+
+def _refused_part(key: str, target: str, error: BaseException) -> BaseException:
+    """What a class of Keras refuses is a mistake in the configuration, anything else is shown as it is."""
+    if isinstance(error, ExperimentError) or not target.startswith("keras."):
+        return error
+    return ExperimentError(f"{key}: {target} refuses it: {' '.join(str(error).split())}")

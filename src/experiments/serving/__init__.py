@@ -1,0 +1,1 @@
+"""Uses a trained model: predict, export, register, and a page to draw on."""

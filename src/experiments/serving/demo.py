@@ -1,0 +1,93 @@
+"""A page on which a digit is drawn, and a model says while it is drawn what it is."""
+
+import base64
+import io
+import os
+
+import gradio as gr
+from PIL import Image
+
+from experiments import images
+from experiments.errors import ExperimentError
+from experiments.serving import predict
+from experiments.serving.classifier import Classifier
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
+
+_SYSTEM_FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # no download
+_CANVAS = '<canvas width="400" height="400" aria-label="Draw here"></canvas><button class="lg secondary">Clear</button>'
+_STYLE = """
+canvas { width: 100%; max-width: 400px; border: 1px solid gray; touch-action: none; cursor: crosshair; display: block; }
+button { margin-top: 8px; }
+"""
+_SEEN = "width: 280px; max-width: 100%; margin: 24px auto 0; image-rendering: pixelated"
+# Gradio's own canvas tells of a stroke when it has ended. A stroke of MNIST is 2 to 3 pixels of 28 wide.
+_SCRIPT = """
+const canvas = element.querySelector('canvas'), pen = canvas.getContext('2d');
+Object.assign(pen, { lineWidth: 26, lineCap: 'round', lineJoin: 'round' });
+const send = () => { props.value = canvas.toDataURL(); trigger('input'); };
+const clear = () => { pen.fillStyle = 'white'; pen.fillRect(0, 0, canvas.width, canvas.height); };
+const draw = (event) => {
+  const { left, top, width, height } = canvas.getBoundingClientRect();
+  pen.lineTo((event.clientX - left) * canvas.width / width, (event.clientY - top) * canvas.height / height);
+  pen.stroke();
+  send();
+};
+canvas.onpointerdown = (event) => {
+  if (!event.isPrimary) return;  // a second finger
+  canvas.setPointerCapture(event.pointerId);
+  pen.beginPath();
+  draw(event);  // where a line begins
+  draw(event);  // a dot
+};
+canvas.onpointermove = (event) => { if (event.buttons && event.isPrimary) draw(event); };
+element.querySelector('button').onclick = () => { clear(); send(); };
+clear();
+"""
+
+
+def page(classifier: Classifier) -> gr.Blocks:
+    """A canvas, the probabilities, and the pixels that the net sees.
+
+    Raises:
+        ExperimentError: the model takes images that cannot be drawn so.
+    """
+    prepare = predict.preparation(classifier, "mnist" if classifier.image_shape == predict.MNIST_SHAPE else "resize")
+
+    def answer(drawing: str) -> tuple[dict[str, float] | None, str]:
+        image = Image.open(io.BytesIO(base64.b64decode(drawing.partition(",")[2])))
+        try:
+            pixels = prepare(images.opaque(image))
+        except images.NotAnImage:  # nothing is drawn yet
+            return None, ""
+        said = classifier.predict(pixels[None])[0]
+        seen = f'<img alt="What the net sees" src="{images.data_uri(pixels)}" style="{_SEEN}">'
+        return dict(zip(classifier.class_names, map(float, said), strict=True)), seen
+
+    with gr.Blocks(title=f"Draw for {classifier.name}") as blocks:
+        gr.Markdown(f"## Draw a digit\nModel: {classifier.name}")
+        with gr.Row():
+            with gr.Column():
+                canvas = gr.HTML(html_template=_CANVAS, css_template=_STYLE, js_on_load=_SCRIPT)
+            with gr.Column():
+                said = gr.Label(label="It says", num_top_classes=len(classifier.class_names))
+            with gr.Column():
+                seen = gr.HTML(label="It sees", show_label=True, container=True, min_height=320)
+        canvas.input(answer, canvas, [said, seen], show_progress="hidden", trigger_mode="always_last")
+    return blocks
+
+
+def serve(classifier: Classifier, port: int) -> None:
+    """Shows the page on 127.0.0.1 until Ctrl-C.
+
+    Raises:
+        ExperimentError: the port is taken.
+    """
+    blocks = page(classifier)
+    theme = gr.themes.Default(**_SYSTEM_FONTS)
+    try:
+        blocks.launch(server_name="127.0.0.1", server_port=port, quiet=True, theme=theme, prevent_thread_lock=True)
+    except OSError as error:
+        raise ExperimentError(f"Port {port} of 127.0.0.1 is taken.", advice=f"Try: --port {port + 1}") from error
+    print(f"Draw at http://127.0.0.1:{port}/\nStop with Ctrl-C.", flush=True)
+    blocks.block_thread()

@@ -1,0 +1,374 @@
+"""One process a job, forked from a server that has imported TensorFlow but not started it."""
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import cloudpickle
+import psutil
+from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, setup_globals
+from omegaconf import DictConfig
+
+from experiments.sweeps.worker import GRACE, Surroundings, Work, answer, work_on_job
+from experiments.tracking.store import StoreLost
+
+_log = logging.getLogger(__name__)
+
+# Signals that ask a process to end, as far as the system has them.
+_ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_GIGABYTE = 2**30
+_A_JOB_NEEDS = 1.2  # gigabytes
+_KERNEL_COUNTS = Path("/proc/vmstat")
+
+
+class JobDied(Exception):
+    """A job's process ended without a result.
+
+    Args:
+        reason: `error`, `exit`, `signal`, `timeout`, `memory`, `interrupted` or `store`.
+        failure: in words.
+    """
+
+    def __init__(self, reason: str, failure: str) -> None:
+        self.reason = reason
+        self.failure = failure
+        super().__init__(reason, failure)
+
+    def __str__(self) -> str:
+        return self.failure
+
+    @property
+    def status(self) -> str:
+        """How its run ended: FAILED by an error, an exit code or a lost store, KILLED by all else."""
+        return "FAILED" if self.reason in ("error", "exit", "store") else "KILLED"
+
+
+@dataclass(frozen=True)
+class Started:
+    """A job has got its process."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Said:
+    """A job tells how far it is."""
+
+    number: int
+    message: Any
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A job is over, one way or another."""
+
+    number: int
+    result: JobReturn
+
+
+@dataclass
+class _Job:
+    number: int
+    overrides: Sequence[str]
+    process: BaseProcess
+    connection: Connection
+    deadline: float
+    result: JobReturn | None = None
+    timed_out: bool = False
+
+
+def usable_slots() -> int:
+    """How many jobs fit at once: one a core that this process may use, as far as the free memory goes."""
+    this = psutil.Process()
+    cores = len(this.cpu_affinity()) if hasattr(this, "cpu_affinity") else psutil.cpu_count() or 1
+    return max(1, min(cores, int(psutil.virtual_memory().available / _GIGABYTE / _A_JOB_NEEDS)))
+
+
+@contextlib.contextmanager
+def server() -> Iterator[None]:
+    """Starts importing TensorFlow in the server that jobs are forked from, without waiting; ends it at the end."""
+    _ensure_server()
+    try:
+        yield
+    finally:
+        _end_server()
+
+
+def _ensure_server() -> None:
+    if sys.platform == "linux":
+        from multiprocessing import forkserver
+
+        with deaf():  # the server inherits it: Ctrl-C is for the jobs
+            _context()
+            forkserver.ensure_running()
+
+
+def _end_server() -> None:
+    for child in psutil.Process().children():  # it would end by itself, but only after its imports
+        with contextlib.suppress(psutil.Error):
+            if "multiprocessing.forkserver" in " ".join(child.cmdline()):
+                child.kill()
+
+
+def _kill(process: BaseProcess) -> None:
+    """Ends a job's process and those that it has started."""
+    with contextlib.suppress(psutil.Error):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
+    process.kill()
+
+
+@contextlib.contextmanager
+def deaf() -> Iterator[None]:
+    """Ignores Ctrl-C and its like for a moment that must not be disturbed."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in _ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _context() -> Any:
+    if sys.platform != "linux":  # forking after such imports is unsafe on macOS, and Windows cannot
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["experiments.sweeps.preload"])
+    return context
+
+
+class Pool:
+    """Runs jobs in processes of their own, a few at a time; leaving it ends all that still run.
+
+    Args:
+        work: what the jobs have in common.
+        n_jobs: how many at once.
+        timeout: seconds for one job; None for any time.
+        stop_on_error: start no further job after one that failed.
+    """
+
+    def __init__(self, work: Work, n_jobs: int, timeout: float | None = None, stop_on_error: bool = False) -> None:
+        self.work = work.pickled()
+        self.n_jobs = n_jobs
+        self.timeout = timeout or float("inf")
+        self.stop_on_error = stop_on_error
+        self.running: dict[int, _Job] = {}
+        self.out_of_memory = _out_of_memory_kills()
+        # What a job writes for itself alone; its process ends without the tidying up of Python.
+        self.scratch = tempfile.TemporaryDirectory(prefix="experiments-", ignore_cleanup_errors=True)
+        # Of a command that a script has started in the background, Ctrl-C is none of its business.
+        self.heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+
+    def __enter__(self) -> "Pool":
+        _ensure_server()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        with deaf(), self.scratch:
+            self.stop(signal.SIGINT if kind and issubclass(kind, KeyboardInterrupt) else signal.SIGTERM)
+
+    def events(self, jobs: Iterable[tuple[int, Sequence[str]]]) -> Iterator[Started | Said | Ended]:
+        """What happens to `jobs`, number and overrides of each, as it happens.
+
+        A job is taken from `jobs` when there is a process for it and not before.
+        """
+        source = iter(jobs)
+        more = True
+        while more or self.running:
+            while more and len(self.running) < self.n_jobs:
+                job = next(source, None)
+                if job is None:
+                    more = False
+                    break
+                self._start(*job)
+                yield Started(job[0])
+            for event in self._wait():
+                if isinstance(event, Ended) and self.stop_on_error and event.result.status is JobStatus.FAILED:
+                    more = False
+                yield event
+
+    def _start(self, number: int, overrides: Sequence[str]) -> None:
+        context = _context()
+        connection, theirs = context.Pipe()
+        surroundings = Surroundings(self.scratch.name, self.heeded)
+        arguments = (theirs, self.work, number, list(overrides), surroundings)
+        process = context.Process(target=work_on_job, args=arguments, name=f"job {number}")
+        process.start()
+        theirs.close()
+        self.running[number] = _Job(number, overrides, process, connection, time.monotonic() + self.timeout)
+
+    def _wait(self) -> Iterator[Said | Ended]:
+        """Waits until some job says something or ends, and tells."""
+        if not self.running:
+            return
+        sources = {job.connection: job for job in self.running.values() if not job.connection.closed}
+        ends = {job.process.sentinel: job for job in self.running.values()}
+        left = min(job.deadline for job in self.running.values()) - time.monotonic()
+        ready = wait([*sources, *ends], timeout=max(0, left) if left < float("inf") else None)
+        for connection in [handle for handle in ready if handle in sources]:
+            yield from self._read(sources[connection])
+        for sentinel in [handle for handle in ready if handle in ends]:
+            job = ends[sentinel]
+            # To its end would be too far: a process that the job has left behind may hold it open.
+            while not job.connection.closed and job.connection.poll():
+                yield from self._read(job)
+            job.connection.close()
+            yield Ended(job.number, self._end(job))
+        for job in self.running.values():
+            if time.monotonic() > job.deadline and not job.timed_out:
+                job.timed_out = True
+                _kill(job.process)
+
+    def _read(self, job: _Job) -> Iterator[Said]:
+        try:
+            kind, content = job.connection.recv()
+        except (EOFError, OSError):
+            job.connection.close()
+            return
+        if kind == "said":
+            yield Said(job.number, content)
+        else:
+            job.result = cloudpickle.loads(content)
+
+    def _end(self, job: _Job) -> JobReturn:
+        job.process.join()
+        result = job.result or _failed(self._death(job), job.overrides)
+        job.process.close()
+        del self.running[job.number]
+        return result
+
+    def _death(self, job: _Job) -> JobDied:
+        code = job.process.exitcode or 0
+        if job.timed_out:
+            return JobDied("timeout", f"took longer than {self.timeout / 60:g} minutes")
+        if code == -signal.SIGKILL and _out_of_memory_kills() > self.out_of_memory:
+            self.out_of_memory = _out_of_memory_kills()
+            return JobDied("memory", "killed by the kernel: out of memory")
+        return _death(code)
+
+    def stop(self, number: signal.Signals) -> None:
+        """Ends all jobs: asks them by a signal, and after some seconds does not ask."""
+        jobs = list(self.running.values())
+        deadline = time.monotonic() + GRACE
+        while time.monotonic() < deadline and any(job.process.is_alive() for job in jobs):
+            for job in jobs:  # again and again: one that has just begun is deaf at first
+                if job.process.pid and job.process.is_alive():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(job.process.pid, number)
+            wait([job.process.sentinel for job in jobs if job.process.is_alive()], timeout=0.5)
+        for job in jobs:
+            if job.process.is_alive():
+                _kill(job.process)
+            job.connection.close()
+            self._end(job)
+
+
+def _failed(error: BaseException, overrides: Sequence[str]) -> JobReturn:
+    return JobReturn(status=JobStatus.FAILED, _return_value=error, overrides=filter_overrides(overrides))
+
+
+def _death(code: int) -> JobDied:
+    """Why a process has ended with `code`, which multiprocessing makes negative for a signal."""
+    number = -code if code < 0 else code - 128
+    named = number in {each.value for each in signal.Signals}
+    if code >= 0 and not (named and code > 128):
+        return JobDied("exit", f"exit status {code}")
+    return JobDied("signal", signal.Signals(number).name if named else f"signal {number}")
+
+
+def as_job_died(error: BaseException | None) -> JobDied:
+    """Why a job or a sweep has ended, as its run says it."""
+    if isinstance(error, JobDied):
+        return error
+    if isinstance(error, StoreLost):
+        return JobDied("store", str(error))
+    if isinstance(error, KeyboardInterrupt):
+        return JobDied("interrupted", "SIGINT")
+    if isinstance(error, SystemExit):
+        ended_by = next((number.name for number in signal.Signals if error.code == 128 + number), None)
+        return JobDied("signal", ended_by) if ended_by else JobDied("exit", f"exit status {error.code}")
+    if error is None:
+        return JobDied("error", "it has returned without a run in this store")
+    text = str(error).splitlines()
+    return JobDied("error", f"{type(error).__name__}: {text[0] if text else ''}")
+
+
+def _out_of_memory_kills() -> int:
+    """How often the kernel has ended a process for want of memory; 0 where it does not tell."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = _KERNEL_COUNTS.read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("oom_kill ")).split()[1])
+    return 0
+
+
+def launch(
+    pool: Pool, config: DictConfig, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+) -> list[JobReturn]:
+    """Runs a list of jobs as every launcher of Hydra does: results in order, errors among them."""
+    setup_globals()
+    configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+    Path(str(config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
+    numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
+    for number, overrides in zip(numbers, job_overrides, strict=True):
+        _log.info("\t#%d : %s", number, " ".join(filter_overrides(overrides)))
+    try:
+        with pool:
+            events = pool.events(zip(numbers, job_overrides, strict=True))
+            results = {event.number: event.result for event in events if isinstance(event, Ended)}
+    except BaseException:
+        _end_server()
+        raise
+    return [
+        results.get(number) or _failed(JobDied("exit", "not started"), overrides)
+        for number, overrides in zip(numbers, job_overrides, strict=True)
+    ]
+
+
+@dataclass
+class Planner:
+    """A process that runs jobs with `dry_run=true`, so that the launching one need not know Keras."""
+
+    work: Work
+    process: BaseProcess = field(init=False)
+    connection: Connection = field(init=False)
+    scratch: tempfile.TemporaryDirectory[str] = field(init=False)
+
+    def __enter__(self) -> "Planner":
+        context = _context()
+        self.connection, theirs = context.Pipe()
+        self.scratch = tempfile.TemporaryDirectory(prefix="experiments-", ignore_cleanup_errors=True)
+        arguments = (theirs, self.work.pickled(), Surroundings(self.scratch.name, []))
+        self.process = context.Process(target=answer, args=arguments, name="planner", daemon=True)
+        self.process.start()
+        theirs.close()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _kill(self.process)
+        self.process.join()
+        self.connection.close()
+        self.scratch.cleanup()
+
+    def plan(self, overrides: Sequence[str]) -> JobReturn:
+        """What the task function returns for one job."""
+        try:
+            self.connection.send(list(overrides))
+            return cloudpickle.loads(self.connection.recv())
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            self.process.join()
+            died = _failed(_death(self.process.exitcode or 0), overrides)
+            self.__exit__()
+            self.__enter__()  # for the jobs to come
+            return died

@@ -1,0 +1,193 @@
+"""Who is at work: one process a fingerprint, and no run left open by a dead process."""
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from pathlib import Path
+from time import time
+
+import psutil
+from mlflow.entities import Run, ViewType
+
+from experiments.errors import ExperimentError
+from experiments.tracking.outbox import REMEMBERED, is_waiting
+from experiments.tracking.parent import end_run
+from experiments.tracking.run import this_process
+from experiments.tracking.store import StoreRefused, alone_in, ask, jobs_folder, open_store, shown_uri, store_uri
+
+_log = logging.getLogger(__name__)
+
+_TOUCHED_EVERY = 10  # seconds
+_SAME_START = 60  # seconds between two readings of one process's start
+_ABANDONED_AFTER = 120  # seconds without a touch from another host
+_STALE = {"reason": "stale", "failure": "its process was gone"}
+
+
+class Elsewhere(ExperimentError):
+    """Another process is at the very same work just now."""
+
+
+def _lives(process: dict[str, object]) -> bool:
+    """Whether a process of this host is alive; a process id alone may have gone to another one since."""
+    if process["pid"] is None:  # it has left its run
+        return False
+    with contextlib.suppress(psutil.NoSuchProcess):
+        found = psutil.Process(int(str(process["pid"])))
+        # Wide, as the times that a system tells of a process move when its clock is set.
+        same = abs(found.create_time() - float(str(process.get("started", found.create_time())))) < _SAME_START
+        return same and found.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+@contextlib.contextmanager
+def lock(name: str, what: str = "This very run is being trained") -> Iterator[None]:
+    """Keeps every other process off the same work in the same store.
+
+    Args:
+        name: a fingerprint, or of a sweep.
+        what: is done, for the message.
+
+    Raises:
+        Elsewhere: another process is at it.
+    """
+    file = _lock_file(name)
+    with alone_in(file.parent):
+        if file.exists() and _held(file):
+            holder = json.loads(file.read_text())
+            raise Elsewhere(
+                f"{what} by process {holder['pid']} on {holder['host']}.",
+                advice=f"Wait for it, or if that is not so, delete {file}",
+            )
+        file.write_text(json.dumps(this_process()))
+    done = threading.Event()
+    keeper = threading.Thread(target=_keep, args=(file, done), daemon=True)
+    keeper.start()
+    try:
+        yield
+    finally:
+        done.set()
+        keeper.join()
+        file.unlink(missing_ok=True)
+
+
+def lock_of_sweep(name: str) -> str:
+    """The name under which a sweep is locked: its own may hold what no file name can."""
+    return sha256(name.encode()).hexdigest()[:16]
+
+
+def unlock(name: str) -> None:
+    """Removes the lock that a dead process has left."""
+    file = _lock_file(name)
+    with alone_in(file.parent):
+        if file.exists() and not _held(file):
+            file.unlink()
+
+
+def _lock_file(name: str) -> Path:
+    store = sha256(store_uri().encode()).hexdigest()[:8]
+    return jobs_folder() / f"{store}-{name}.lock"
+
+
+def _held(file: Path) -> bool:
+    try:
+        holder = json.loads(file.read_text())
+    except json.JSONDecodeError:  # its maker died while writing
+        return False
+    if holder["host"] == socket.gethostname():
+        return _lives(holder)
+    return time() - file.stat().st_mtime < _ABANDONED_AFTER
+
+
+def _keep(file: Path, done: threading.Event) -> None:
+    while not done.wait(_TOUCHED_EVERY):
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(file)
+
+
+def close_stale_runs() -> None:
+    """Closes the runs that a dead process of this host has left open."""
+    client = open_store()
+    found = ask(client.search_experiments, view_type=ViewType.ACTIVE_ONLY)
+    experiments = [experiment.experiment_id for experiment in found]
+    running = f"attributes.status = 'RUNNING' and tags.host = '{socket.gethostname()}'"
+    for run in ask(client.search_runs, experiments, running):
+        if _lives(_process_of(run)):
+            continue
+        name = run.data.tags.get("sweep.name")
+        try:
+            _close(run.info.run_id)
+        except Exception as error:  # its own trouble, of whatever kind, is no reason to refuse another run
+            _log.warning(
+                "%s (%s), whose process is gone, cannot be closed: %s", run.info.run_name, run.info.run_id, error
+            )
+        unlock(lock_of_sweep(name) if name else run.data.tags.get("fingerprint", ""))
+
+
+def sync(say: Callable[[str], None]) -> None:
+    """Sends what the folders of ended runs still hold, and closes those that their processes could not close.
+
+    Args:
+        say: takes a line about each of them.
+
+    Raises:
+        StoreLost: the store is gone.
+    """
+    client = open_store()
+    folders = [folder for folder in sorted(jobs_folder().glob("*/")) if is_waiting(folder)]
+    idle = [folder for folder in folders if not _is_at_work(folder)]
+    for folder in idle:
+        try:
+            name = ask(client.get_run, folder.name).info.run_name
+        except StoreRefused:
+            say(f"{folder.name} is not in this store; it was recorded in {_remembered(folder).get('store')}.")
+            continue
+        try:
+            _close(folder.name)
+        except Exception as error:  # the next one may be better off
+            say(f"{name} cannot be sent from {folder}: {error}")
+            continue
+        ended = ask(client.get_run, folder.name)
+        if ended.info.status == "FINISHED" or {"diverged", "sweep.name"} & set(ended.data.tags):
+            shutil.rmtree(folder)
+        say(f"Sent {name} ({folder.name}): {ended.info.status}")
+    if len(idle) < len(folders):
+        say(f"{len(folders) - len(idle)} more are still open.")
+    elif not folders:
+        say("Nothing to send: the store has everything.")
+
+
+def _close(run_id: str) -> None:
+    """Closes a run whose process is gone, unless another process has taken it up meanwhile."""
+    folder = jobs_folder() / run_id
+    with alone_in(folder) if folder.exists() else contextlib.nullcontext():
+        if not _is_at_work(folder):
+            end_run(run_id, "KILLED", _STALE)
+
+
+def _is_at_work(folder: Path) -> bool:
+    """Whether the process that has a run open is alive, here or on another host."""
+    holder = _remembered(folder)
+    if not holder:
+        return False
+    if holder["host"] == socket.gethostname():
+        return _lives(holder)
+    name = lock_of_sweep(str(holder["sweep"])) if holder.get("sweep") else str(holder.get("fingerprint"))
+    return any(_held(file) for file in jobs_folder().glob(f"*-{name}.lock"))
+
+
+def _remembered(folder: Path) -> dict[str, object]:
+    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+        return json.loads((folder / REMEMBERED).read_text())
+    return {}
+
+
+def _process_of(run: Run) -> dict[str, object]:
+    """The process that has a run open: as its folder has it, or else as its tags; a run of others is left alone."""
+    written = _remembered(jobs_folder() / run.info.run_id)
+    return written if written.get("store") == shown_uri() else {"pid": run.data.tags.get("pid", os.getpid())}

@@ -1,0 +1,132 @@
+"""A sweep in the store: its parent, and the end of jobs that could not end themselves."""
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import mlflow
+from mlflow.entities import RunStatus
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from experiments.tracking.outbox import Outbox, send_missing
+from experiments.tracking.provenance import provenance
+from experiments.tracking.run import leave, remember
+from experiments.tracking.runs import Recorded, search
+from experiments.tracking.secrets import without_secrets
+from experiments.tracking.store import ask, be_patient, experiment_id, open_store, run_folder
+
+_MOST_IN_A_LINK = 50
+
+
+def end_run(run_id: str, status: str, tags: Mapping[str, object]) -> None:
+    """Closes a run that its own process could not close, and sends what lies in its folder.
+
+    Args:
+        run_id: of the run.
+        status: and `tags` say how it has ended, unless its process could write that down itself.
+        tags: of the run.
+
+    Raises:
+        StoreLost: the store is gone.
+    """
+    client = open_store()
+    ask(send_missing, client, run_id, run_folder(run_id), (status, tags))
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The parent of a sweep's runs, open in the store."""
+
+    client: mlflow.MlflowClient
+    run_id: str
+    experiment_id: str
+    name: str
+    folder: Path
+    outbox: Outbox
+
+    def link(self, metric: str, mode: str, run_ids: Sequence[str] = ()) -> str:
+        """Its runs, or those of `run_ids`, as a sorted table with charts in the MLflow UI, without host and port.
+
+        Args:
+            metric: what the best is chosen by.
+            mode: `max` or `min`.
+            run_ids: when some are not its own; more than 50 would be too long a link.
+        """
+        query = f"tags.sweep = '{self.name}' and tags.superseded IS NULL"
+        if 0 < len(run_ids) <= _MOST_IN_A_LINK:
+            query = f"attributes.run_id IN ({', '.join(repr(run_id) for run_id in run_ids)})"
+        return (
+            f"#/experiments/{self.experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+            f"&searchFilter={quote(query, safe='')}"
+            f"&orderByKey=metrics.%60best%2F{metric}%60&orderByAsc={str(mode == 'min').lower()}"
+        )
+
+    def runs(self, job: int | None = None) -> list[Recorded]:
+        """The runs of its jobs, or of one of them, the newest first."""
+        query = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self.run_id}'" + (
+            f" and tags.job = '{job}'" if job is not None else ""
+        )
+        return list(search(self.client, query, [self.experiment_id]))
+
+    def others(self) -> list[Recorded]:
+        """The other parents in the same experiment, the newest first."""
+        found = search(self.client, "tags.`sweep.name` LIKE '%'", [self.experiment_id])
+        return [parent for parent in found if parent.run_id != self.run_id]
+
+    def set_tags(self, tags: Mapping[str, object]) -> None:
+        """Sets tags of the parent."""
+        texts = {name: without_secrets(str(value)) for name, value in tags.items()}
+        self.outbox.put("tags", tags=texts)
+
+    def write_jobs(self, jobs: Iterable[Mapping[str, Any]]) -> None:
+        """Keeps the list of jobs: number, overrides, fingerprint and run id of each."""
+        self.outbox.put_file("jobs.json", json.dumps(list(jobs), indent=1))
+
+    def close(self, status: str, patience: float) -> None:
+        """Sends the files in its folder and ends the parent; waits for a lost store for `patience` seconds."""
+        if self.outbox.close(status, patience):
+            shutil.rmtree(self.folder)
+        else:
+            leave(self.folder)
+
+
+def open_parent(experiment: str, name: str, tags: Mapping[str, object], patience: float) -> Parent:
+    """The parent `name`, made or opened again; its experiment is made if need be.
+
+    Args:
+        experiment: name of the MLflow experiment.
+        name: of the sweep, unique to its jobs.
+        tags: of the parent.
+        patience: seconds that the sweep waits for a lost store from now on.
+
+    Raises:
+        ExperimentError: the store is gone, or the experiment was deleted.
+    """
+    client = open_store()
+    place = experiment_id(client, experiment)
+    own = {key: without_secrets(str(value)) for key, value in (provenance() | dict(tags)).items()}
+    older = next(search(client, f"tags.`sweep.name` = '{name}'", [place]), None)
+    if older is None:
+        run_id = ask(client.create_run, place, tags=own | {"sweep.name": name}, run_name=name).info.run_id
+    else:
+        run_id = older.run_id
+    folder = run_folder(run_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    if older:
+        ask(send_missing, client, run_id, folder)
+    remember(folder, sweep=name)
+    if older:
+        for key in {"reason", "failure"} & set(older.tags):
+            ask(client.delete_tag, run_id, key)
+        # Last, or the start of another command would close it as one of a dead process.
+        ask(client.update_run, run_id, status=RunStatus.to_string(RunStatus.RUNNING))
+    be_patient(patience)
+    outbox = Outbox(client, run_id, folder, unsure=older is not None)
+    parent = Parent(client, run_id, place, name, folder, outbox)
+    if older:
+        parent.set_tags(own)
+    return parent

@@ -1,0 +1,63 @@
+"""Shuffled and augmented batches of training images."""
+
+import math
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+_DRAWS = 2**20  # more random numbers than any augmentation draws for a batch
+
+
+def training_batches(
+    images: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    *,
+    batch_size: int,
+    epochs: int,
+    seed: int,
+    augmentation: Sequence[keras.Layer] = (),
+    after_epoch: int = 0,
+) -> tf.data.Dataset:
+    """Batches of augmented images and one-hot labels for all epochs, one after another.
+
+    Order and augmentation of a batch follow from `seed` and its place alone, so any can be had without those before it.
+
+    Args:
+        images: raw pixels of shape (images, height, width, channels).
+        labels: classes of shape (images,).
+        num_classes: length of a one-hot label.
+        batch_size: images a batch; an epoch's last batch may be smaller.
+        epochs: how many times every image comes.
+        seed: of the order.
+        augmentation: Keras image layers, applied in order to whole batches.
+        after_epoch: how many epochs to leave out at the beginning.
+    """
+    total = len(images)
+    steps = math.ceil(total / batch_size)
+    all_images, all_labels = tf.constant(images), tf.constant(labels)
+    generators = [
+        variable for layer in augmentation for variable in layer.variables if variable.name == "seed_generator_state"
+    ]
+    seeds = [int(generator[0]) for generator in generators]
+
+    def batch(position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        epoch, step = position // steps, position % steps
+        places = tf.range(step * batch_size, tf.minimum((step + 1) * batch_size, total))
+        shuffled = tf.random.experimental.index_shuffle(places, seed=[seed, epoch], max_index=total - 1)
+        return position, tf.gather(all_images, shuffled), tf.one_hot(tf.gather(all_labels, shuffled), num_classes)
+
+    def augment(position: tf.Tensor, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        for generator, layer_seed in zip(generators, seeds, strict=True):
+            generator.assign(tf.stack([layer_seed, position * _DRAWS]))
+        for layer in augmentation:
+            if hasattr(layer, "transform_labels"):  # an image layer, which may change labels too, as MixUp does
+                both = layer({"images": images, "labels": labels}, training=True)
+                images, labels = both["images"], both["labels"]
+            else:
+                images = layer(images, training=True)
+        return images, labels
+
+    return tf.data.Dataset.range(after_epoch * steps, epochs * steps).map(batch).map(augment).prefetch(2)

@@ -1,0 +1,179 @@
+"""Callbacks that record epochs, keep the best weights and write checkpoints."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from experiments.training import checkpoints
+from experiments.training.checkpoints import Checkpoint
+
+_log = logging.getLogger(__name__)
+
+#: Called at an epoch's end with its number, counted from 1, and its metrics; what is true ends the training.
+EpochFunction = Callable[[int, Mapping[str, float]], bool]
+_OF_KERAS = {"_model", "params"}  # attributes that Keras itself gives every callback
+
+
+class Diverged(Exception):
+    """The loss became NaN or infinite; `history` holds the epochs before."""
+
+    def __init__(self, epoch: int, history: Mapping[str, Sequence[float]]) -> None:
+        self.epoch = epoch
+        self.history = history
+        super().__init__(f"the loss is no finite number after epoch {epoch}; try a smaller optimizer.learning_rate")
+
+
+class HistoryCallback(keras.callbacks.Callback):
+    """Keeps every epoch's metrics and the best epoch's weights; ends a diverged training."""
+
+    def __init__(
+        self, schedule: float | keras.optimizers.schedules.LearningRateSchedule, metric: str, mode: str
+    ) -> None:
+        super().__init__()
+        self.schedule = schedule
+        self.metric = metric
+        self.sign = 1 if mode == "max" else -1
+        self.history: dict[str, list[float]] = {}
+        self.best_epoch = 0
+        self.best_weights: list[np.ndarray] = []
+        self.seconds_before = 0.0  # of the training that a checkpoint has come from
+
+    def epoch(self, number: int) -> dict[str, float]:
+        """The metrics of an epoch, counted from 1."""
+        return {name: values[number - 1] for name, values in self.history.items()}
+
+    def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
+        """Starts the clock of the training."""
+        self.started = time.perf_counter()
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Starts the clock of the epoch."""
+        self.begun = time.perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Adds the epoch to the history and keeps its weights if it is the best so far.
+
+        Raises:
+            Diverged: a metric is NaN or infinite.
+        """
+        metrics = {name: float(value) for name, value in (logs or {}).items()}
+        if not all(math.isfinite(value) for value in metrics.values()):
+            raise Diverged(epoch + 1, self.history)
+        metrics["learning_rate"] = self._last_learning_rate()
+        metrics["epoch_seconds"] = time.perf_counter() - self.begun
+        for name, value in metrics.items():
+            self.history.setdefault(name, []).append(value)
+        scores = [self.sign * value for value in self.history[self.metric]]
+        if scores[-1] > max(scores[:-1], default=-math.inf):
+            self.best_epoch = epoch + 1
+            self.best_weights = self.model.get_weights()
+
+    def seconds(self) -> float:
+        """How long the training has taken so far."""
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def _last_learning_rate(self) -> float:
+        optimizer = self.model.optimizer
+        if callable(self.schedule):
+            # Half precision may have skipped every step so far, as it does when a gradient overflows.
+            return float(self.schedule(max(int(optimizer.iterations) - 1, 0)))
+        return float(optimizer.learning_rate)
+
+
+class CheckpointCallback(keras.callbacks.Callback):
+    """Writes a checkpoint at every epoch's end, then passes the metrics on; goes on from one.
+
+    It stands last: others set themselves back when the training begins, and move on when an epoch ends.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        checkpoint: Checkpoint | None,
+        record: HistoryCallback,
+        others: Sequence[keras.callbacks.Callback],
+        on_epoch: EpochFunction,
+    ) -> None:
+        super().__init__()
+        self.folder = folder
+        self.checkpoint = checkpoint
+        self.record = record
+        self.others = others
+        self.on_epoch = on_epoch
+        self.disk_is_full = False
+        self.lost: set[str] = set()  # attributes of callbacks that no checkpoint can hold
+
+    def recall(self) -> bool:
+        """Brings back the epochs of the checkpoint; says whether the training had ended with them."""
+        if self.checkpoint is None:
+            return False
+        state = self.checkpoint.state
+        self.record.history = {name: list(values) for name, values in state["history"].items()}
+        self.record.best_epoch = state["best_epoch"]
+        self.record.seconds_before = state["seconds"]
+        stops = [self.on_epoch(number, self.record.epoch(number)) for number in range(1, self.checkpoint.epoch + 1)]
+        return state["ended"] or any(stops)
+
+    def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
+        """Restores the variables and the state of every callback from the checkpoint."""
+        if self.checkpoint is None:
+            return
+        arrays = self.checkpoint.arrays
+        variables = {"model": self.model.variables, "optimizer": self.model.optimizer.variables}
+        for part, own in variables.items():
+            for variable, value in zip(own, arrays[part], strict=True):
+                variable.assign(_in_type_of(variable, value))
+        pairs = zip(self.model.weights, arrays["best"], strict=True)
+        self.record.best_weights = [_in_type_of(variable, value) for variable, value in pairs]
+        for callback, state in zip(self.others, self.checkpoint.state["callbacks"], strict=True):
+            if getattr(callback, "monitor_op", callback) is None:
+                callback._set_monitor_op()  # at the first epoch's end it would turn the restored min_delta round
+            vars(callback).update(checkpoints.decoded(state, arrays.get("callbacks", [])))
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Writes a checkpoint, then calls `on_epoch`."""
+        self._write(epoch + 1)
+        if self.on_epoch(epoch + 1, self.record.epoch(epoch + 1)):
+            self.model.stop_training = True
+
+    def _write(self, epoch: int) -> None:
+        of_callbacks: list[np.ndarray] = []
+        state = {
+            "history": self.record.history,
+            "best_epoch": self.record.best_epoch,
+            "seconds": self.record.seconds(),
+            "ended": self.model.stop_training,
+            "callbacks": [checkpoints.encoded(self._attributes(callback), of_callbacks) for callback in self.others],
+        }
+        arrays = {
+            "model": [np.asarray(variable) for variable in self.model.variables],
+            "optimizer": [np.asarray(variable) for variable in self.model.optimizer.variables],
+            "best": self.record.best_weights,
+            "callbacks": of_callbacks,
+        }
+        try:
+            checkpoints.write(self.folder, Checkpoint(epoch, state, arrays))
+        except OSError as error:  # no reason to end a training that can still end well
+            if not self.disk_is_full:
+                _log.warning("No checkpoint can be written, so a killed run would start anew: %s", error)
+            self.disk_is_full = True
+
+    def _attributes(self, callback: keras.callbacks.Callback) -> dict[str, Any]:
+        """What a callback remembers; says once what of it no checkpoint can hold."""
+        found = {name: value for name, value in vars(callback).items() if name not in _OF_KERAS}
+        lost = [name for name, value in found.items() if not (checkpoints.is_plain(value) or callable(value))]
+        for name in {f"{type(callback).__name__}.{name}" for name in lost} - self.lost:
+            _log.warning("%s is no plain value, so a checkpoint does not hold it", name)
+            self.lost.add(name)
+        return {name: value for name, value in found.items() if name not in lost and not callable(value)}
+
+
+def _in_type_of(variable: keras.Variable, value: np.ndarray) -> np.ndarray:
+    """The array with a type that NumPy has no file format for."""
+    return value.view(np.asarray(variable).dtype)

@@ -1,0 +1,131 @@
+"""Predictions on the test set become metrics, reports and tables (scikit-learn does the arithmetic)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+from sklearn import metrics
+
+from experiments.training.fit import PREDICTION_BATCH_SIZE
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model says of labelled images."""
+
+    labels: np.ndarray  # int64 (images,)
+    probabilities: np.ndarray  # float32 (images, classes)
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """The likeliest class of every image, int64 of shape (images,)."""
+        return self.probabilities.argmax(axis=1)
+
+    @property
+    def confidences(self) -> np.ndarray:
+        """The probability of the likeliest class, float32 of shape (images,)."""
+        return self.probabilities.max(axis=1)
+
+    @property
+    def wrong(self) -> np.ndarray:
+        """Positions of the wrongly classified images, the surest mistake first."""
+        wrong = np.flatnonzero(self.predicted != self.labels)
+        return wrong[np.argsort(-self.confidences[wrong], kind="stable")]
+
+    @property
+    def calibration(self) -> "CalibrationBins":
+        """The bins that the calibration error is made of."""
+        return calibration_bins(self.predicted == self.labels, self.confidences)
+
+    def accuracy_without(self, positions: Sequence[int]) -> float:
+        """The share of right ones among the other images."""
+        return float(np.delete(self.predicted == self.labels, positions).mean())
+
+    def metrics(self) -> dict[str, float]:
+        """Accuracy, cross-entropy (without label smoothing), F1 scores and calibration error."""
+        classes = range(self.probabilities.shape[1])
+        macro, weighted = (
+            metrics.f1_score(self.labels, self.predicted, labels=classes, average=average, zero_division=0)
+            for average in ("macro", "weighted")
+        )
+        likelihoods = self.probabilities[np.arange(len(self.labels)), self.labels].astype(np.float64)
+        return {
+            "accuracy": float(metrics.accuracy_score(self.labels, self.predicted)),
+            # As model.evaluate: behind a softmax Keras takes the logits and clips nothing; this only avoids log 0.
+            "loss": float(-np.log(likelihoods.clip(min=np.finfo(np.float32).tiny)).mean()),
+            "macro_f1": float(macro),
+            "weighted_f1": float(weighted),
+            "calibration_error": self.calibration.error,
+        }
+
+    def confusion_matrix(self) -> np.ndarray:
+        """Counts of shape (classes, classes): rows are true classes, columns predicted ones."""
+        return metrics.confusion_matrix(self.labels, self.predicted, labels=range(self.probabilities.shape[1]))
+
+    def report(self, class_names: Sequence[str]) -> str:
+        """Precision, recall and F1 of every class as a text table."""
+        return metrics.classification_report(
+            self.labels,
+            self.predicted,
+            labels=range(len(class_names)),
+            target_names=class_names,
+            digits=4,
+            zero_division=0,
+        )
+
+    def report_values(self, class_names: Sequence[str]) -> dict[str, dict[str, float]]:
+        """The table of `report` as numbers."""
+        return metrics.classification_report(
+            self.labels,
+            self.predicted,
+            labels=range(len(class_names)),
+            target_names=class_names,
+            output_dict=True,
+            zero_division=0,
+        )
+
+
+def evaluate(model: keras.Model, images: np.ndarray, labels: np.ndarray) -> Evaluation:
+    """What `model` says of raw pixels of shape (images, height, width, channels)."""
+    return Evaluation(labels, model.predict(images, batch_size=PREDICTION_BATCH_SIZE, verbose=0))
+
+
+@dataclass(frozen=True)
+class CalibrationBins:
+    """Images in bins of rising confidence, each with as many as the others, give or take one; one entry a bin."""
+
+    counts: np.ndarray  # int64, images
+    confidences: np.ndarray  # float64, the mean probability of the likeliest class
+    accuracies: np.ndarray  # float64, the share of images whose likeliest class was the true one
+    lowest: np.ndarray  # float64, lower ends of intervals that hold all the true accuracies with 95 % probability
+    highest: np.ndarray  # float64, upper ends of them
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error: the mean over images of |accuracy - confidence| of their bin."""
+        return float((self.counts * abs(self.accuracies - self.confidences)).sum() / self.counts.sum())
+
+
+def calibration_bins(right: np.ndarray, confidences: np.ndarray, bins: int = 15) -> CalibrationBins:
+    """How often answers of about equal confidence are right, with intervals (Wilson, corrected after Bonferroni).
+
+    Bins of equal mass are those of Nguyen and O'Connor 2015, https://arxiv.org/abs/1508.05154.
+
+    Args:
+        right: whether the likeliest class was the true one, of shape (images,).
+        confidences: the probability of the likeliest class, of shape (images,).
+        bins: how many, or one an image where there are fewer images.
+    """
+    from statsmodels.stats.proportion import proportion_confint  # here, because it takes a while to import
+
+    values, group, counts = np.unique(confidences, return_inverse=True, return_counts=True)
+    # Equally sure answers share their right ones, or the order of the images would count.
+    shares = np.bincount(group, weights=right) / counts
+    in_bins = [
+        np.array_split(np.repeat(column, counts), min(bins, len(right))) for column in (values.astype(float), shares)
+    ]
+    mean_confidences, accuracies = (np.array([part.mean() for part in parts]) for parts in in_bins)
+    sizes = np.array([len(part) for part in in_bins[0]])
+    lowest, highest = proportion_confint(accuracies * sizes, sizes, alpha=0.05 / len(sizes), method="wilson")
+    return CalibrationBins(sizes, mean_confidences, accuracies, lowest, highest)

@@ -1,0 +1,46 @@
+"""TensorFlow's threads, determinism, precision and random seeds."""
+
+import keras
+import tensorflow as tf
+
+from experiments.errors import ExperimentError
+
+_runtime: tuple[int, bool] | None = None
+
+
+def start_runtime(*, seed: int, threads: int, deterministic: bool, precision: str) -> None:
+    """Sets threads, determinism, precision and every random generator, and forgets earlier models.
+
+    Raises:
+        ExperimentError: TensorFlow runs in this process with other threads or another determinism already.
+    """
+    global _runtime
+    wanted = (threads, deterministic)
+    if _runtime is None:
+        try:
+            tf.config.threading.set_intra_op_parallelism_threads(threads)
+        except RuntimeError:  # already running: fine if it runs as asked
+            if tf.config.threading.get_intra_op_parallelism_threads() != threads:
+                raise _cannot_change(f"threads={threads}", "other threads") from None
+        if deterministic:
+            tf.config.experimental.enable_op_determinism()
+        _runtime = wanted
+    elif _runtime != wanted:
+        asked, runs = (f"threads={t} deterministic={str(d).lower()}" for t, d in (wanted, _runtime))
+        raise _cannot_change(asked, runs)
+    tf.get_logger().setLevel("ERROR")  # a notebook's later runs are no mistake for making functions anew
+    forget_models(precision)
+    keras.utils.set_random_seed(seed)
+
+
+def forget_models(precision: str) -> None:
+    """Lets the next model be built as in a new process, with `precision`."""
+    keras.backend.clear_session()
+    keras.config.set_dtype_policy(precision)
+
+
+def _cannot_change(asked: str, runs: str) -> ExperimentError:
+    return ExperimentError(
+        f"{asked}: TensorFlow runs in this process with {runs} and cannot change it.",
+        advice="Start a new process (in a notebook: restart the kernel).",
+    )

@@ -1,0 +1,126 @@
+"""Comparing runs: which are variants of what, how they rank, and what is said of them."""
+
+import io
+from dataclasses import replace
+
+import pytest
+from mlflow.entities import Metric, Param
+from rich.console import Console
+
+from experiments.compare import tables
+from experiments.compare.comparison import comparison, find
+from experiments.errors import ExperimentError
+from experiments.tracking.parent import open_parent
+from experiments.tracking.runs import Recorded
+
+
+def recorded(number, dropout, seed, accuracy, **tags):
+    digests = {name: "d" for name in ("data.sha256", "data.validation_sha256", "data.test_sha256")}
+    return Recorded(
+        run_id=f"run-{number}",
+        name=f"run {number}",
+        status="FINISHED",
+        artifact_uri="",
+        experiment_id="1",
+        params={"model": "conv2", "model.dropout": dropout, "seed": str(seed), "objective.metric": "val_accuracy"},
+        tags={"variant": dropout, **digests, **tags},
+        metrics={"best/val_accuracy": accuracy, "val_accuracy": accuracy, "cost/parameters": 10.0},
+        seconds=1.0,
+    )
+
+
+def two_variants():
+    good = [recorded(seed, "0.3", seed, 0.95 + 0.001 * seed) for seed in range(3)]
+    return good + [recorded(3 + seed, "0", seed, 0.90 + 0.0011 * seed) for seed in range(3)]
+
+
+def test_a_clear_difference_is_a_verdict():
+    found = comparison(two_variants(), "mine")
+    assert [(row.label, row.verdict, len(row.runs)) for row in found.rows] == [
+        ("model.dropout=0.3", "better", 3),
+        ("model.dropout=0", "worse", 3),
+    ]
+    assert found.rows[1].difference.value == pytest.approx(-0.0499)
+    assert found.notes[0] == "model.dropout=0.3 is better than the other one."
+    assert found.best_run.run_id == "run-2"
+    assert tables.as_csv(found).splitlines()[1].startswith("1,model.dropout=0.3,0.3,3,0.95")
+    assert tables.as_markdown(found, most=1).count("\n| 1 |") == 1
+    assert "and 1 more in leaderboard.md" in tables.as_markdown(found, most=1)
+
+
+def test_what_does_not_count_is_left_out_and_said():
+    left_out = [recorded(10, "0", 9, 0.5, pruned="true"), recorded(11, "0", 8, 0.5, reproduces="run-1")]
+    found = comparison([*left_out, *two_variants()], "mine")
+    assert sum(len(row.runs) for row in found.rows) == 6
+    assert "Left out: 1 made by reproduce, 1 pruned." in found.notes
+
+
+def test_other_data_are_refused_unless_asked_for():
+    runs = [*two_variants(), *(recorded(20 + seed, "0", seed, 0.9, **{"data.sha256": "e"}) for seed in range(2))]
+    with pytest.raises(ExperimentError, match=r"data\.sha256 is d \(6 runs\), e \(2 runs\)"):
+        comparison(runs, "mine")
+    assert len(comparison(runs, "mine", across_data=True).rows) == 3
+
+
+def test_an_unknown_metric_is_refused_with_the_nearest_name():
+    with pytest.raises(ExperimentError, match="Did you mean val_accuracy"):
+        comparison(two_variants(), "mine", "val_acuracy")
+
+
+def test_runs_by_different_code_are_pointed_out():
+    runs = [recorded(seed, "0", seed, 0.9, **{"code.sha256": f"{seed}" * 8}) for seed in range(2)]
+    notes = comparison(runs, "mine").notes
+    assert (
+        "Runs of one variant were made by different versions of the code (code.sha256): conv2 (00000000, 11111111)."
+    ) in notes
+
+
+@pytest.mark.parametrize("place", ["nowhere:/artifacts", "damaged", "empty"])
+def test_a_lost_record_of_answers_costs_the_test_and_not_the_table(store, tmp_path, place):
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "validation_predictions.npz").write_bytes(b"PK and no more")
+    uri = place if ":" in place else (tmp_path / place).as_uri()
+    runs = [recorded(1, "0", 0, 0.9), recorded(2, "0.3", 0, 0.8)]
+    found = comparison([replace(run, artifact_uri=uri) for run in runs], "mine")
+    assert [(row.label, row.p, row.verdict) for row in found.rows] == [
+        ("model.dropout=0", None, "no difference shown"),
+        ("model.dropout=0.3", None, "no difference shown"),
+    ]
+    why = "one seed each, and no predictions of the same images to compare"
+    assert f"No test is possible for 1 of 1: {why}." in found.notes
+
+
+def test_a_sweep_under_way_is_compared_as_far_as_it_has_come(store):
+    """Its list of jobs does not name the runs yet."""
+    parent = open_parent("mine", "mine-000000", {}, patience=1)
+    jobs = [{"job": job, "overrides": [], "fingerprint": f"f{job}", "run_id": None} for job in range(3)]
+    parent.write_jobs(jobs)
+    parent.outbox.close("RUNNING", 60)
+    made = [in_store(store, parent, run, f"f{job}") for job, run in enumerate(two_variants()[2:4])]
+    title, found = find(["mine"], "")
+    assert (title, [run.run_id for run in found]) == ("mine-000000", made)
+    rows = comparison(found, title).rows
+    assert [(row.label, len(row.runs)) for row in rows] == [("model.dropout=0.3", 1), ("model.dropout=0", 1)]
+
+
+def in_store(client, parent, run, fingerprint):
+    """Writes a finished run of a sweep; its id."""
+    tags = {**run.tags, "sweep": parent.name, "fingerprint": fingerprint}
+    run_id = client.create_run(parent.experiment_id, tags=tags).info.run_id
+    params = [Param(*item) for item in run.params.items()]
+    client.log_batch(run_id, [Metric(*item, 0, 0) for item in run.metrics.items()], params)
+    client.set_terminated(run_id)
+    return run_id
+
+
+@pytest.mark.parametrize("width", [60, 100, 200])
+def test_a_narrow_console_gets_the_table_in_parts_with_every_number_whole(width):
+    console = Console(width=width, record=True, file=io.StringIO())
+    found = comparison(two_variants(), "mine")
+    tables.show(found, console)
+    head, _, _ = console.export_text().partition("model.dropout=0.3 is better")
+    assert max(map(len, head.splitlines())) <= width
+    words = head.split()
+    for column in tables.columns(found, found.rows):
+        assert all(word in words for cell in column.cells for word in cell.split())
+    assert words.count("rank") == {60: 3, 100: 2, 200: 1}[width]

@@ -1,0 +1,301 @@
+"""The page of a comparison: its numbers, and how it behaves in a real browser."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow.entities import Metric, Param, RunTag
+from playwright.sync_api import expect
+
+from browser import opened_browser
+from experiments.compare import charts, comparison, report, tables
+from experiments.errors import ExperimentError
+from experiments.sweeps.sweep import Sweep
+from experiments.tracking.runs import history, matching
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+#: Model, dropout -> validation accuracy of the seeds 0, 1, 2, number of parameters, test images that each gets wrong.
+VARIANTS = {
+    ("conv2", "0"): ([0.90, 0.91, 0.92], 100, [[1, 2], [1, 2], [1, 3]]),
+    ("conv2", "0.3"): ([0.93, 0.94, 0.96], 100, [[1], [1, 3], [1, 3]]),
+    ("conv3", "0"): ([0.94, 0.96, 0.97], 300, [[1], [1], [2]]),
+    ("conv3", "0.3"): ([0.97, 0.98, 1.00], 300, [[1], [1], [1]]),
+}
+
+
+def record(client, folder, experiment, model, dropout, seed, accuracy, parameters, wrong):
+    """A finished run as training would leave it."""
+    tags = {
+        "variant": f"{model}{dropout}",
+        "data.sha256": "d",
+        "data.validation_sha256": "d",
+        "data.test_sha256": "d",
+        "code.sha256": "c",
+        "sweep": "mine-000000",
+    }
+    run_id = client.create_run(experiment, run_name=f"{model} {dropout} seed={seed}").info.run_id
+    params = {"model": model, "model.dropout": dropout, "seed": str(seed), "objective.metric": "val_accuracy"}
+    params["objective.mode"] = "max"
+    epochs = [
+        Metric(name, value, 0, epoch)
+        for epoch in (1, 2)
+        for name, value in (("val_accuracy", accuracy - 0.1 * (2 - epoch)), ("val_loss", 0.5 / epoch))
+    ]
+    whole = {"best/val_accuracy": accuracy, "test/accuracy": accuracy - 0.01, "cost/parameters": parameters}
+    client.log_batch(
+        run_id,
+        [*epochs, *(Metric(name, value, 0, 0) for name, value in whole.items())],
+        [Param(*item) for item in params.items()],
+        [RunTag(*item) for item in tags.items()],
+    )
+    file = folder / "mistakes.npz"
+    images = np.stack([np.full((28, 28, 1), 40 * index, np.uint8) for index in wrong])
+    names = {"label": np.array(["7"] * len(wrong)), "predicted": np.array(["1"] * len(wrong))}
+    np.savez(file, index=np.array(wrong), image=images, **names)
+    client.log_artifact(run_id, str(file))
+    client.set_terminated(run_id)
+    return run_id
+
+
+@pytest.fixture(scope="module")
+def compared(shared_store, tmp_path_factory):
+    """Four variants of three seeds, compared, and their page."""
+    folder = tmp_path_factory.mktemp("compared")
+    experiment = shared_store.create_experiment("digits", artifact_location=str(folder / "artifacts"))
+    ids = {}
+    for (model, dropout), (accuracies, parameters, wrong) in VARIANTS.items():
+        for seed, (accuracy, mistakes) in enumerate(zip(accuracies, wrong, strict=True)):
+            key = model, dropout, seed
+            ids[key] = record(shared_store, folder, experiment, *key, accuracy, parameters, mistakes)
+    found = comparison.comparison(matching(""), HOSTILE)
+    file = folder / "page.html"
+    tables.write(report.page(found), str(file))
+    return SimpleNamespace(comparison=found, file=file, ids=ids, experiment=experiment)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with opened_browser() as opened:
+        yield opened
+
+
+@pytest.fixture
+def opened(browser, compared):
+    """Opens the page from its file; nothing may go wrong in it, and nothing may leave it."""
+    contexts, wrong = [], []
+
+    def open_page(width=1600, theme="light"):
+        context = browser.new_context(viewport={"width": width, "height": 1000}, color_scheme=theme)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: wrong.append(message.text))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("dialog", lambda dialog: wrong.append(dialog.message))
+        page.on("request", lambda request: request.url.startswith(("file:", "data:")) or wrong.append(request.url))
+        page.goto(compared.file.as_uri())
+        expect(page.locator("html[data-ready]")).to_be_attached(timeout=60_000)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert wrong == []
+
+
+def column(page, number):
+    return page.locator(f"#variants tbody tr td:nth-child({number})").all_inner_texts()
+
+
+def chart_titled(comparison, title, read=(), histories=None):
+    found = charts.charts(comparison, read, histories or {})
+    return next(chart.figure for chart in found if chart.title.startswith(title))
+
+
+# The numbers of the charts
+
+
+def test_a_main_effect_is_the_mean_over_all_else_with_its_interval_over_seeds(compared):
+    figure = chart_titled(compared.comparison, "Main effect of model.dropout")
+    single, means = figure["data"]
+    assert means["x"] == ["0", "0.3"]
+    # Seed by seed, dropout 0: (0.90 + 0.94) / 2 = 0.92, 0.935, 0.945; dropout 0.3: 0.95, 0.96, 0.98.
+    assert means["y"] == pytest.approx([0.93333333, 0.96333333])
+    half = 4.30265273 * np.std([0.92, 0.935, 0.945], ddof=1) / np.sqrt(3)  # t of 2 degrees of freedom at 97.5 %
+    assert means["error_y"]["array"][0] == pytest.approx(half)
+    assert means["error_y"]["arrayminus"][0] == pytest.approx(half)
+    assert sorted(single["y"]) == pytest.approx([0.91, 0.94333333, 0.95666667, 0.98333333])
+
+
+def test_curves_are_means_with_bands_over_the_seeds(compared):
+    first = compared.comparison.rows[0]
+    histories = {run.run_id: history(run, *charts.CURVES) for run in first.runs}
+    band, line = chart_titled(compared.comparison, "val_accuracy by epoch", [first], histories)["data"]
+    assert line["x"] == [1, 2]
+    assert line["y"] == pytest.approx([0.88333333, 0.98333333])
+    assert band["y"] == pytest.approx([0.90, 1.00, 0.97, 0.87])  # the highest seeds, and back along the lowest
+
+
+def test_the_pareto_front_joins_what_no_other_variant_beats(compared):
+    front, *points = chart_titled(compared.comparison, "best/val_accuracy against parameters")["data"]
+    assert (front["x"], front["y"]) == ([100, 300], pytest.approx([0.94333333, 0.98333333]))
+    assert [point["marker"]["symbol"] for point in points] == ["diamond", "circle", "diamond", "circle"]
+
+
+def test_intervals_and_differences_are_those_of_the_table(compared):
+    rows = compared.comparison.rows
+    means = chart_titled(compared.comparison, "best/val_accuracy of every variant")["data"]
+    assert [trace["x"][0] + trace["error_x"]["array"][0] for trace in means] == pytest.approx(
+        [r.mean.high for r in rows]
+    )
+    differences = chart_titled(compared.comparison, "best/val_accuracy: difference")["data"]
+    assert [trace["x"][0] for trace in differences] == pytest.approx([row.difference.value for row in rows[1:]])
+
+
+def test_many_variants_are_cut_in_charts_and_not_in_the_table(compared):
+    row = compared.comparison.rows[1]
+    rows = tuple(replace(row, rank=rank, pareto=frozenset()) for rank in range(1, 101))
+    many = replace(compared.comparison, rows=rows, swept=())
+    assert len(chart_titled(many, "best/val_accuracy of every variant")["data"]) == 60
+    text = report.page(many)
+    assert text.count("data-rank=") == 100
+    assert "Curves and mistakes are those of the first 20 variants, 10 seeds each;" in text
+
+
+@pytest.mark.slow
+def test_a_tracking_server_is_read_likewise_and_linked_to(server, tmp_path):
+    client = mlflow.MlflowClient(server.uri)
+    experiment = client.create_experiment("digits")
+    for seed, accuracy in enumerate([0.9, 0.8]):
+        ids = [
+            record(client, tmp_path, experiment, model, "0", seed, accuracy, 100, [5]) for model in ("conv2", "conv3")
+        ]
+    found = comparison.comparison(matching("params.seed = '1'"), "mine")
+    assert [row.label for row in found.rows] == ["model=conv2", "model=conv3"]
+    text = report.page(found)
+    assert f'href="{server.uri}/#/experiments/{experiment}/runs/{ids[0]}"' in text
+    assert "1 image that all 2 variants get wrong" in text
+
+
+# The page in a browser
+
+
+@pytest.mark.slow
+def test_the_table_is_sorted_by_mouse_and_by_keyboard(opened):
+    page = opened()
+    assert column(page, 1) == ["1", "2", "3", "4"]
+    header = page.locator("#variants th", has_text="parameters")
+    header.click()
+    assert [cell.rstrip("*") for cell in column(page, 9)] == ["100", "100", "300", "300"]
+    page.locator("#variants th", has_text="rank").focus()
+    page.locator("#variants th", has_text="rank").get_by_role("button").focus()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Enter")
+    assert column(page, 1) == ["4", "3", "2", "1"]
+
+
+@pytest.mark.slow
+def test_the_filter_chooses_in_the_table_and_in_the_charts(opened):
+    page = opened()
+    page.get_by_role("searchbox").first.focus()
+    page.keyboard.type("dropout=0.3")
+    expect(page.locator("#variants tbody tr")).to_have_count(2)
+    assert column(page, 2) == ["model=conv3 model.dropout=0.3", "model=conv2 model.dropout=0.3"]
+    visible = (
+        "[...document.querySelectorAll('.chart')].map(d => d.data.filter(t => t.visible !== false && t.meta).length)"
+    )
+    assert page.evaluate(visible)[:4] == [2, 1, 4, 4]  # means, differences, and curves with their bands
+    page.get_by_role("searchbox").first.fill("nothing")
+    expect(page.locator("#variants tbody")).to_have_text("No match")
+
+
+@pytest.mark.slow
+def test_the_theme_follows_the_system_and_the_button(opened):
+    page = opened(theme="dark")
+    ground = "getComputedStyle(document.body).backgroundColor"
+    chart = "document.querySelector('.chart')._fullLayout.paper_bgcolor"
+    assert (page.evaluate(ground), page.evaluate(chart)) == ("rgb(22, 25, 29)", "#16191d")
+    button = page.get_by_role("button", name="Light", exact=True)
+    button.focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Dark", exact=True)).to_be_focused()
+    assert (page.evaluate(ground), page.evaluate(chart)) == ("rgb(255, 255, 255)", "#fff")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1600])
+def test_nothing_is_wider_than_the_window(opened, width, theme):
+    page = opened(width, theme)
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    widths = page.evaluate("[...document.querySelectorAll('.chart svg.main-svg')].map(s => s.getBoundingClientRect())")
+    assert len(widths) >= 7 and all(box["right"] <= width and box["width"] > 300 for box in widths)
+
+
+@pytest.mark.slow
+def test_mistakes_of_all_and_of_some_variants(opened):
+    page = opened()
+    assert page.locator("h3", has_text="that").all_inner_texts() == [
+        "1 image that all 4 variants get wrong",
+        "2 images that only some variants get wrong",
+    ]
+    # Of three seeds two must be wrong: 2 is for conv2 without dropout, 3 for conv2 with it.
+    assert page.locator("#everywhere li").all_inner_texts() == ["7, taken for 1; no. 1"]
+    assert page.locator("#divided li").all_inner_texts() == [
+        "7, taken for 1; no. 2; wrong in 4",
+        "7, taken for 1; no. 3; wrong in 3",
+    ]
+    sizes = page.evaluate("[...document.querySelectorAll('.gallery img')].map(i => [i.naturalWidth, i.naturalHeight])")
+    assert sizes == [[28, 28]] * 3
+
+
+@pytest.mark.slow
+def test_every_run_has_its_link_and_the_command_to_reproduce_it(opened, compared):
+    page = opened()
+    rows = page.locator("#runs tbody tr")
+    assert rows.count() == 12
+    run_id = compared.ids["conv3", "0.3", 0]
+    row = rows.filter(has_text=run_id)
+    assert row.locator("code").inner_text() == f"experiments reproduce {run_id}"
+    link = f"http://127.0.0.1:5000/#/experiments/{compared.experiment}/runs/{run_id}"
+    assert row.get_by_role("link").get_attribute("href") == link
+
+
+@pytest.mark.slow
+def test_words_of_users_are_shown_and_not_run(opened):
+    page = opened()
+    assert page.title() == HOSTILE
+    assert page.locator("h1").inner_text() == HOSTILE
+    assert page.locator("img[src=x]").count() == 0
+
+
+@pytest.mark.slow
+def test_it_prints_light_and_whole(opened, tmp_path):
+    page = opened(theme="dark")
+    page.evaluate("addEventListener('beforeprint', () => window.printed = document.documentElement.className)")
+    assert page.pdf(path=tmp_path / "page.pdf").startswith(b"%PDF")
+    assert page.evaluate("window.printed") == ""
+    assert page.evaluate("document.documentElement.className") == "dark"
+
+
+def test_a_page_that_cannot_be_made_costs_a_sweep_nothing_else(compared, monkeypatch):
+    def broken(comparison):
+        raise TypeError("cannot draw this")
+
+    monkeypatch.setattr(report, "page", broken)
+    said, sent = [], []
+    outbox = SimpleNamespace(put_file=lambda *file: sent.append(file))
+    ended = SimpleNamespace(
+        parent=SimpleNamespace(name="mine", outbox=outbox), display=SimpleNamespace(say=said.append)
+    )
+    Sweep._write_page(ended, compared.comparison)
+    again = "Later: experiments compare mine --html FILE"
+    assert (said, sent) == ([f"Without report.html: TypeError: cannot draw this {again}"], [])
+
+
+def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path):
+    (tmp_path / "page.html").mkdir()
+    with pytest.raises(ExperimentError, match=r"page\.html cannot be written: Is a directory\."):
+        tables.write("text", str(tmp_path / "page.html"))
+    assert [file.name for file in tmp_path.rglob("*")] == ["page.html"]

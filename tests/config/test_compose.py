@@ -1,0 +1,469 @@
+"""What words on a command line become: one configuration with an identity, or one message that says why not."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from experiments.config.compose import CONF_DIR
+from experiments.config.compose import compose as composed
+from experiments.config.schema import GROUPS
+from experiments.errors import ExperimentError
+
+ROOT = (
+    "augment, batch_size, callbacks, data, deterministic, dry_run, epochs, experiment, force, label_smoothing, model, "
+    "objective, optimizer, precision, resume, scale, schedule, seed, sweep, threads, tracking"
+)
+CONV2 = "activation, batch_norm, conv_dropout, dense_units, dropout, filters, kernel_size, padding, pool_sizes"
+NO_OTHER = "Only free tags are added with +, as in +tracking.tags.idea=x."
+
+
+@pytest.fixture(autouse=True)
+def fresh_keras():
+    """Nothing here builds a net."""
+
+
+def options(group):
+    return ", ".join(sorted(file.stem for file in (CONF_DIR / group).glob("*.yaml")))
+
+
+def refusal(words, **where):
+    with pytest.raises(ExperimentError) as caught:
+        composed(shlex.split(words), **where)
+    return str(caught.value)
+
+
+UNKNOWN = {
+    "modle=conv3": f"modle: there is no such key. Did you mean model? Allowed: {ROOT}.",
+    "+modle=conv3": f"modle: there is no such key. Did you mean model? Allowed: {ROOT}. {NO_OTHER}",
+    "++epoch=3": f"epoch: there is no such key. Did you mean epochs? Allowed: {ROOT}. {NO_OTHER}",
+    "xyz=3": f"xyz: there is no such key. Allowed: {ROOT}.",
+    "learning_rate=0.1": f"learning_rate: there is no such key. Did you mean optimizer.learning_rate? Allowed: {ROOT}.",
+    "callbacks=[early_stopping,reduce_on_plateau] patience=3": "patience: there is no such key. "
+    f"Did you mean callbacks.reduce_on_plateau.patience? Allowed: {ROOT}.",
+    "model.dropuot=0.3": f"model.dropuot: model=conv2 has no such key. Did you mean dropout? Allowed: {CONV2}.",
+    "+model.dropuot=0.3": "model.dropuot: model=conv2 has no such key. Did you mean dropout? "
+    f"Allowed: {CONV2}. {NO_OTHER}",
+    "model=conv3 model.layers=[1]": f"model.layers: model=conv3 has no such key. Did you mean filters? "
+    f"Allowed: {CONV2}.",
+    "modle.dropout=0.3": "modle.dropout: there is no such key. Did you mean model.dropout?",
+    "data.path=x.npz": "data.path: data=mnist_5k has no such key. Allowed: limit, split_seed, validation_fraction.",
+    "schedule.factor=0.5": "schedule.factor: schedule=constant has no such key.",
+    "callbacks.early_stopping.patience=2": "callbacks.early_stopping.patience: callbacks=[] has no such key.",
+    "callbacks=[early_stopping] callbacks.early_stopping.patince=2": "callbacks.early_stopping.patince: "
+    "callbacks=[early_stopping] has no such key. Did you mean patience? Allowed: min_delta, mode, monitor, patience.",
+    "callbacks={early_stopping:{patience:3}}": "callbacks.early_stopping.patience: callbacks=[] has no such key.",
+    "objective={metrik:val_loss}": "objective.metrik: there is no such key. Did you mean metric? "
+    "Allowed: metric, mode.",
+    "tracking.notes=x": "tracking.notes: there is no such key. Did you mean note? "
+    "Allowed: experiment, model, note, patience, tags.",
+    "tracking.tags.idea=wider": "tracking.tags.idea: there is no such key. "
+    "A free tag is added with +tracking.tags.idea=…",
+    "tracking.tags={idea:wider}": "tracking.tags.idea: there is no such key. "
+    "A free tag is added with +tracking.tags.idea=…",
+    "~modle": f"modle: there is no such key. Did you mean model? Allowed: {ROOT}.",
+    "~data.limt": "data.limt: data=mnist_5k has no such key. Did you mean limit? "
+    "Allowed: limit, split_seed, validation_fraction.",
+    "model@net=conv3": f"model@net: there is no such key. Did you mean model? Allowed: {ROOT}.",
+    "hydra.job.nmae=x": "hydra.job.nmae: there is no such key.",
+}
+
+
+@pytest.mark.parametrize("words", UNKNOWN)
+def test_unknown_key(words):
+    assert refusal(words) == UNKNOWN[words]
+
+
+UNKNOWN_OPTION = {
+    "model=conv4": ("model", "model=conv4: there is no such option. Did you mean conv3?"),
+    "optimizer=adm": ("optimizer", "optimizer=adm: there is no such option. Did you mean adam?"),
+    "optimizer=conv3": ("optimizer", "optimizer=conv3: there is no such option."),
+    "experiment=two_con": ("experiment", "experiment=two_con: there is no such option. Did you mean two_conv?"),
+    "callbacks=[early_stoping]": (
+        "callbacks",
+        "callbacks=early_stoping: there is no such option. Did you mean early_stopping?",
+    ),
+    "schedule=": ("schedule", "schedule=: there is no such option."),
+    "model=null": ("model", "model=null: model needs an option."),
+    "model=[conv2,conv3]": ("model", "model=[conv2,conv3]: model needs an option."),
+    "data=3": ("data", "data=3: data needs an option."),
+    "~optimizer": ("optimizer", "~optimizer: optimizer needs an option."),
+}
+
+
+@pytest.mark.parametrize("words", UNKNOWN_OPTION)
+def test_unknown_option(words):
+    group, message = UNKNOWN_OPTION[words]
+    assert refusal(words) == f"{message} Allowed: {options(group)}."
+
+
+NONE = {
+    "callbacks=null": "For none write callbacks=[].",
+    "~callbacks": "For none write callbacks=[].",
+    "experiment=null": "For none leave it out.",
+}
+
+
+@pytest.mark.parametrize("words", NONE)
+def test_no_option(words):
+    group = words.strip("~").partition("=")[0]
+    assert refusal(words) == f"{words}: {group} needs an option. Allowed: {options(group)}. {NONE[words]}"
+
+
+COUNT = "it must be a whole number of at least 1."
+VALUES = {
+    "epochs=0": f"epochs=0 is refused: {COUNT}",
+    "epochs=2.5": f"epochs=2.5 is refused: {COUNT}",
+    "epochs=three": f"epochs=three is refused: {COUNT}",
+    "epochs=true": f"epochs=true is refused: {COUNT}",
+    "epochs=null": f"epochs=null is refused: {COUNT}",
+    "epochs=[3]": f"epochs=[3] is refused: {COUNT}",
+    "batch_size=-1": f"batch_size=-1 is refused: {COUNT}",
+    "threads=0": f"threads=0 is refused: {COUNT}",
+    "seed=-1": "seed=-1 is refused: it must be a whole number of at least 0 and below 4294967296.",
+    "label_smoothing=2": "label_smoothing=2 is refused: it must be a number of at least 0 and below 1.",
+    "label_smoothing=nan": "label_smoothing=nan is refused: it must be a number of at least 0 and below 1.",
+    "optimizer.learning_rate=-0.1": "optimizer.learning_rate=-0.1 is refused: it must be a number above 0.",
+    "optimizer.learning_rate=fast": "optimizer.learning_rate=fast is refused: it must be a number above 0.",
+    "optimizer.learning_rate=inf": "optimizer.learning_rate=inf is refused: it must be a number above 0.",
+    "deterministic=1": "deterministic=1 is refused: it must be true or false.",
+    "precision=float16": "precision=float16 is refused. Did you mean float32? "
+    "Allowed: float32, mixed_bfloat16, mixed_float16.",
+    "objective.metric=f1": "objective.metric=f1 is refused. Allowed: val_accuracy, val_loss.",
+    "objective.metric=accuracy": "objective.metric=accuracy is refused. Did you mean val_accuracy? "
+    "Allowed: val_accuracy, val_loss.",
+    "objective.metric=val_loss": "objective.mode=max with objective.metric=val_loss would take the worst epoch for the "
+    "best. Add objective.mode=min.",
+    "objective.mode=min": "objective.mode=min with objective.metric=val_accuracy would take the worst epoch for the "
+    "best. Add objective.mode=max.",
+    "tracking.model=3": "tracking.model=3 is refused: it must be true or false.",
+    "tracking.note=[1]": "tracking.note=[1] is refused: it must be a text, a number, true or false or null.",
+    "+tracking.tags.a.b=1": 'tracking.tags={"a": {"b": 1}} is refused: it must be a mapping of names to plain values.',
+    "tracking.tags=[1]": "tracking.tags=[1] is refused: Cannot merge a mapping with a list.",
+    "model.filters={a:1}": "model.filters={a:1} is refused: Cannot merge a mapping with a list.",
+    "~epochs": f"epochs is missing: {COUNT}",
+    "~optimizer.learning_rate": "optimizer.learning_rate is missing: it must be a number above 0.",
+    "~objective": "objective.metric is missing: it must be val_accuracy or val_loss.",
+    "++objective=3": "objective.metric is missing: it must be val_accuracy or val_loss.",
+    "~data.limit": "~data.limit: data.limit cannot be left out.",
+}
+
+
+@pytest.mark.parametrize("words", VALUES)
+def test_refused_value(words):
+    assert refusal(words) == VALUES[words]
+
+
+CALLBACKS = {
+    "callbacks=[early_stopping] callbacks.early_stopping.monitor=val_acc": "callbacks.early_stopping.monitor=val_acc: "
+    "no epoch measures it. Did you mean val_accuracy? Allowed: accuracy, loss, val_accuracy, val_loss.",
+    "callbacks=[reduce_on_plateau] callbacks.reduce_on_plateau.monitor=val_accuracy": "callbacks.reduce_on_plateau.mode"
+    "=min with callbacks.reduce_on_plateau.monitor=val_accuracy would take the worst epoch for the best. "
+    "Add callbacks.reduce_on_plateau.mode=max.",
+    "callbacks=[reduce_on_plateau] schedule=cosine": "callbacks.reduce_on_plateau sets the learning rate, and so does "
+    "schedule=cosine. Take schedule=constant or leave reduce_on_plateau out of callbacks.",
+}
+
+
+@pytest.mark.parametrize("words", CALLBACKS)
+def test_refused_callback(words):
+    assert refusal(words) == CALLBACKS[words]
+
+
+NOT_OVERRIDES = "Write key=value; quote a value with special characters."
+GRAMMAR = {
+    "epochs": f"epochs: this is no override. {NOT_OVERRIDES}",
+    "=3": f"=3: this is no override. {NOT_OVERRIDES}",
+    "epochs==3": f"epochs==3: this is no override. {NOT_OVERRIDES}",
+    "seed=1 model.filters=[8,16": f"model.filters=[8,16: this is no override. {NOT_OVERRIDES}",
+    "+epochs=3": "+epochs=3: epochs is there already. Write it without +: epochs=3",
+    "+model.dropout=0.3": "+model.dropout=0.3: model.dropout is there already. Write it without +: model.dropout=0.3",
+    "+model=conv3": "+model=conv3: model is there already. Write it without +: model=conv3",
+    "++model=conv3": "++model=conv3: model is there already. Write it without +: model=conv3",
+    "model=conv3 seed=1,2 epochs=3": "seed=1,2: this is a sweep of several runs. "
+    "Start it with: experiments train -m model=conv3 seed=1,2 epochs=3",
+    "seed=range(3)": "seed=range(3): this is a sweep of several runs. "
+    "Start it with: experiments train -m 'seed=range(3)'",
+    "'model.dropout=${epochz}'": "model.dropout: Interpolation key 'epochz' not found. Did you mean epochs?",
+    "'model.dropout=${nope:3}'": "model.dropout: Unsupported interpolation type nope.",
+    "'epochs=${oc.env:NOT_SET_ANYWHERE}'": "epochs: \"Environment variable 'NOT_SET_ANYWHERE' not found\".",
+    "model.dropout=???": "model.dropout: Missing mandatory value: dropout.",
+    "hydra/sweeper=gird": "hydra/sweeper=gird: there is no such option. Did you mean grid? "
+    "Allowed: basic, grid, optuna.",
+    "+hydra.callbacks.x._target_=os.system": "hydra.callbacks.x._target_=os.system is refused. "
+    "Under hydra only hydra.* and hydra_plugins.* may stand.",
+    "hydra.sweeper._target_=os.system": "hydra.sweeper._target_=os.system is refused. "
+    "Under hydra only hydra.* and hydra_plugins.* may stand.",
+}
+
+
+@pytest.mark.parametrize("words", GRAMMAR)
+def test_refused_override(words):
+    assert refusal(words) == GRAMMAR[words]
+
+
+# Options of the user's own
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Writes options of a user's own into a folder whose name needs quoting, and composes with it."""
+    folder = tmp_path / "my options, old"
+
+    def compose(words, **files):
+        for option, text in files.items():
+            file = folder / f"{option.replace('__', '/')}.yaml"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        return composed(shlex.split(words), config_dir=str(folder))
+
+    compose.folder = folder
+    return compose
+
+
+def own_refusal(own, words, **files):
+    with pytest.raises(ExperimentError) as caught:
+        own(words, **files)
+    return str(caught.value)
+
+
+def test_own_options_stand_beside_ours(own):
+    mine = own("model=mine epochs=2", model__mine="defaults: [conv3, _self_]\nfilters: [4, 8, 16]\n")
+    assert mine.cfg.model.filters == [4, 8, 16]
+    assert mine.cfg.model.pool_sizes == [2, 2, 1]
+    assert mine.title == "mine epochs=2 seed=0"
+    assert mine.config_dir == str(own.folder)
+
+
+def test_config_dir_that_does_not_exist():
+    assert refusal("epochs=1", config_dir="/no/such") == "--config-dir /no/such: there is no such folder."
+
+
+def test_nearest_option_may_be_an_own_one(own):
+    assert own_refusal(own, "scale=halv", scale__half="_target_: keras.layers.Rescaling\nscale: 0.5\n") == (
+        "scale=halv: there is no such option. Did you mean half? Allowed: half, l2_columns, standard, unit, unit_twice."
+    )
+
+
+GLOBAL = "# @package _global_\n"
+OWN = {
+    "epoch: 3\n": "epoch: there is no such key. Did you mean epochs? "
+    f"Allowed: {ROOT.replace('experiment, ', '').replace('sweep, ', '')}.",
+    "tracking:\n  notes: x\n": "tracking.notes: there is no such key. Did you mean note? "
+    "Allowed: experiment, model, note, patience, tags.",
+    "defaults:\n  - override /scale: unti\n": f"scale=unti: there is no such option. Did you mean unit? "
+    f"Allowed: {options('scale')}.",
+    "callbacks:\n  mine: 3\n": "callbacks.mine._target_ is missing: it must name a class or a function, "
+    "as in keras.layers.Dense.",
+    "augment: [1]\n": "In 'experiment/mine': Cannot merge a mapping with a list.",
+    "model: 3\n": "model._target_ is missing: it must name a class or a function, as in keras.layers.Dense.",
+    "hydra:\n  callbacks:\n    x: {_target_: os.system}\n": "hydra.callbacks.x._target_=os.system is refused. "
+    "Under hydra only hydra.* and hydra_plugins.* may stand.",
+}
+
+
+@pytest.mark.parametrize("text", OWN)
+def test_refused_experiment_file(own, text):
+    assert own_refusal(own, "experiment=mine", experiment__mine=GLOBAL + text) == OWN[text]
+
+
+def test_experiment_file_without_its_first_line(own):
+    assert own_refusal(own, "experiment=mine", experiment__mine="epochs: 3\n") == (
+        f"experiment: there is no such key. Allowed: {ROOT.replace('experiment, ', '').replace('sweep, ', '')}. "
+        "A file in experiment/ begins with the line: # @package _global_"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a: [1\nb: 2\n", "line 2: expected ',' or ']', but got ':'."),
+        ("a:\n\tb: 2\n", "line 2: found character '\\t' that cannot start any token."),
+    ],
+)
+def test_broken_yaml(own, text, problem):
+    assert own_refusal(own, "model=mine", model__mine=text) == f"{own.folder}/model/mine.yaml, {problem}"
+
+
+# What a configuration is called
+
+
+def test_choices():
+    chosen = composed(["callbacks=[reduce_on_plateau,early_stopping]", "experiment=two_conv"])
+    assert chosen.choices == {
+        "data": "mnist",
+        "scale": "unit",
+        "augment": "none",
+        "model": "conv2",
+        "optimizer": "adam",
+        "schedule": "constant",
+        "callbacks": "[early_stopping,reduce_on_plateau]",
+    }
+    assert chosen.experiment == "two_conv"
+    assert composed([]).choices["callbacks"] == "[]"
+    assert composed([]).experiment is None
+
+
+DEFAULT_PARAMETERS = {
+    "data": "mnist_5k",
+    "scale": "unit",
+    "augment": "none",
+    "model": "conv2",
+    "optimizer": "adam",
+    "schedule": "constant",
+    "callbacks": "[]",
+    "epochs": "5",
+    "batch_size": "32",
+    "label_smoothing": "0.0",
+    "precision": "float32",
+    "seed": "0",
+    "threads": "2",
+    "deterministic": "true",
+    "objective.metric": "val_accuracy",
+    "objective.mode": "max",
+    "data._target_": "experiments.data.mnist_5k",
+    "data.validation_fraction": "0.1111",
+    "data.split_seed": "0",
+    "data.limit": "null",
+    "scale._target_": "keras.layers.Rescaling",
+    "scale.scale": "0.00392156862745098",
+    "model._target_": "experiments.models.convnet",
+    "model.filters": "[32, 64]",
+    "model.kernel_size": "3",
+    "model.pool_sizes": "[2, 2]",
+    "model.batch_norm": "false",
+    "model.conv_dropout": "0.0",
+    "model.dense_units": "[64]",
+    "model.dropout": "0.0",
+    "model.activation": "relu",
+    "model.padding": "valid",
+    "optimizer._target_": "keras.optimizers.Adam",
+    "optimizer.learning_rate": "0.001",
+    "optimizer.beta_1": "0.9",
+    "optimizer.beta_2": "0.999",
+    "schedule._target_": "experiments.schedules.constant",
+}
+
+
+def test_parameters_of_the_default_run():
+    assert composed([]).parameters == DEFAULT_PARAMETERS
+
+
+def test_parameters_hold_no_path_and_nothing_of_the_tracking():
+    chosen = composed(["data=npz", "data.path=/home/me/digits.npz", "tracking.note=secret", "+tracking.tags.a=b"])
+    assert set(chosen.parameters) == set(DEFAULT_PARAMETERS)
+
+
+# Identity
+
+SAME_VARIANT = [
+    "seed=7",
+    "data.path=/another/place.npz",
+    "tracking.experiment=other",
+    "tracking.note='a word'",
+    "tracking.model=false",
+    "+tracking.tags.idea=wider",
+    "hydra.job.name=other",
+    "model=conv2",
+    "model.dropout=0.0",
+    "++epochs=5",
+]
+
+
+@pytest.mark.parametrize("words", SAME_VARIANT)
+def test_variant_is_the_same(words):
+    assert composed(["data=npz", words]).variant == composed(["data=npz"]).variant
+
+
+def test_variant_does_not_depend_on_the_path_of_test_images_or_the_order_of_callbacks():
+    folder = composed(["data=folder", "data.path=a", "data.test_path=b", "callbacks=[early_stopping]"])
+    other = composed(["data=folder", "data.path=c", "data.test_path=d", "callbacks=[early_stopping]"])
+    assert folder.variant == other.variant
+    orders = ["callbacks=[early_stopping,reduce_on_plateau]", "callbacks=[reduce_on_plateau,early_stopping]"]
+    assert len({composed([order]).variant for order in orders}) == 1
+
+
+def another(key, value):
+    """A value unlike `value` that passes every check of a configuration that is not built."""
+    special = {
+        "precision": "mixed_float16",
+        "objective.metric": ["objective.metric=val_loss", "objective.mode=min"],
+        "objective.mode": ["objective.metric=val_loss", "objective.mode=min"],
+        "data._target_": "experiments.data.npz",
+        "scale._target_": "keras.layers.UnitNormalization",
+        "model._target_": "experiments.models.sequential",
+        "optimizer._target_": "keras.optimizers.SGD",
+        "schedule._target_": "experiments.schedules.step",
+        "data.limit": 100,
+    }
+    if key in special:
+        changed = special[key]
+    elif isinstance(value, bool):
+        changed = not value
+    elif isinstance(value, list):
+        changed = [*value, 5]
+    else:
+        changed = f"{value}x" if isinstance(value, str) else value + (1 if isinstance(value, int) else 0.01)
+    return changed if key.startswith("objective.") else [f"{key}={json.dumps(changed)}"]
+
+
+def test_every_hyperparameter_changes_the_variant():
+    default = composed([])
+    keys = [key for key in default.parameters if key not in (*GROUPS, "seed")]
+    assert len(keys) == 29
+    variants = {key: composed(another(key, value_of(default, key))).variant for key in keys}
+    variants |= {option: composed([option]).variant for option in ("augment=mixup", "callbacks=[early_stopping]")}
+    assert variants.pop("objective.mode") == variants["objective.metric"]  # no one can be without the other
+    assert len({default.variant, *variants.values()}) == 1 + len(variants) == 31
+
+
+def value_of(configuration, key):
+    value = configuration.identity
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def test_fingerprint_is_of_variant_seed_data_and_code():
+    base = composed([])
+    fingerprints = [
+        base.fingerprint("data", "code"),
+        base.fingerprint("other data", "code"),
+        base.fingerprint("data", "other code"),
+        composed(["seed=1"]).fingerprint("data", "code"),
+        composed(["epochs=1"]).fingerprint("data", "code"),
+    ]
+    assert len(set(fingerprints)) == 5
+    assert composed(["tracking.note=x", "+tracking.tags.a=b"]).fingerprint("data", "code") == fingerprints[0]
+    assert all(len(text) == 16 and int(text, 16) >= 0 for text in [base.variant, *fingerprints])
+
+
+# The name of a run
+
+TITLES = {
+    "": "conv2 seed=0",
+    "model=conv3 epochs=3 seed=4": "conv3 epochs=3 seed=4",
+    "experiment=two_conv": "conv2 experiment=two_conv seed=0",
+    "optimizer=sgd optimizer.learning_rate=0.1": "conv2 optimizer=sgd optimizer.learning_rate=0.1 seed=0",
+    "callbacks=[early_stopping] epochs=9": "conv2 callbacks=[early_stopping] epochs=9 seed=0",
+    "data=npz data.path=/home/me/digits.npz": "conv2 data=npz seed=0",
+    "tracking.note=x +tracking.tags.idea=y hydra.job.name=z": "conv2 seed=0",
+}
+
+
+@pytest.mark.parametrize("words", TITLES)
+def test_title(words):
+    assert composed(shlex.split(words)).title == TITLES[words]
+
+
+def test_title_has_at_most_80_characters():
+    longest = composed(["model.filters=[16,32,64]", "model.kernel_size=5", "label_smoothing=0.1", "epochs=12"])
+    words = "conv2 model.filters=[16,32,64] model.kernel_size=5 label_smoothing=0.1 epochs=12"
+    assert longest.title == f"{words[:72]}… seed=0"
+    assert len(longest.title) == 80
+    assert len(composed(["model.filters=[16,32,64]", "model.kernel_size=5", "batch_size=1234"]).title) < 80
+
+
+def test_options_of_the_checkout_are_used():
+    assert Path(__file__).resolve().parents[2] / "conf" == CONF_DIR

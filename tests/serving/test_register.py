@@ -1,0 +1,161 @@
+"""Registering models: who becomes champion, and that a served model says what predict says."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import requests
+
+from commands import experiments, free_port
+from experiments import load, run
+from experiments.errors import ExperimentError
+from experiments.serving.register import register
+from experiments.tracking.runs import recorded
+
+GOOD = ["epochs=3", "optimizer.learning_rate=0.005"]
+
+
+@pytest.fixture(scope="module")
+def trained(shared_store, digits):
+    """Runs on the same data: a good one, one with another seed, one hardly different, and a bad one."""
+    data = ["data=mnist", f"data.path={digits}", "model.filters=[8,8]", "model.dense_units=[]"]
+    own = {
+        "good": GOOD,
+        "again": [*GOOD, "seed=1"],
+        "similar": [*GOOD, "model.dropout=0.01"],
+        "bad": ["epochs=1", "optimizer.learning_rate=1e-9"],
+        "other_data": [*GOOD, "data.split_seed=1"],
+        "diverged": ["epochs=1", "optimizer=sgd", "optimizer.learning_rate=1e38"],
+    }
+    ids = {name: run([*data, *words]).run_id for name, words in own.items()}
+    return SimpleNamespace(client=shared_store, **ids)
+
+
+def champion(trained, name):
+    return trained.client.get_model_version_by_alias(name, "champion")
+
+
+@pytest.mark.slow
+def test_the_first_one_is_champion_and_its_numbers_are_with_it(trained):
+    said = register(trained.good, "first")
+    assert said.endswith("is version 1 of first, and its champion: the first one of this name.")
+    version = champion(trained, "first")
+    run = recorded(trained.good)
+    assert (version.run_id, version.tags["run_ids"]) == (trained.good, trained.good)
+    assert version.tags["mean"] == f"{run.metrics['best/val_accuracy']:.6g}"
+    assert f"best/val_accuracy {run.metrics['best/val_accuracy']:.4f} [" in version.description
+    assert f"Test accuracy of this model: {run.metrics['test/accuracy']:.4f}." in version.description
+    assert f"{run.metrics['cost/macs']:,.0f} MACs" in version.description
+    assert f"experiments reproduce {trained.good}" in version.description
+    assert register(trained.good, "first").endswith("is version 1 of first already, and its champion.")
+    assert len(trained.client.search_model_versions("name = 'first'")) == 1
+
+
+@pytest.mark.slow
+def test_a_worse_one_does_not_become_champion(trained):
+    register(trained.good, "worse")
+    said = register(trained.bad, "worse")
+    assert ", and its challenger: worse than version 1 (best/val_accuracy " in said and "exact McNemar, p = " in said
+    assert champion(trained, "worse").run_id == trained.good
+    assert trained.client.get_model_version_by_alias("worse", "challenger").run_id == trained.bad
+
+
+@pytest.mark.slow
+def test_a_better_one_does(trained):
+    register(trained.bad, "better")
+    assert ", and its champion: better than version 1 (best/val_accuracy " in register(trained.good, "better")
+    assert champion(trained, "better").run_id == trained.good
+
+
+@pytest.mark.slow
+def test_equal_ones_leave_it_alone(trained):
+    register(trained.good, "equal")
+    assert "challenger: version 1 is of the same configuration" in register(trained.again, "equal")
+    assert "challenger: no difference shown to version 1 (" in register(trained.similar, "equal")
+    assert "could not be compared with it (The runs are on different data" in register(trained.other_data, "equal")
+    assert champion(trained, "equal").run_id == trained.good
+    said = register(trained.bad, "equal", force=True)
+    assert "its champion: made champion by --force; worse than version 1" in said
+    assert champion(trained, "equal").run_id == trained.bad
+
+
+@pytest.mark.slow
+def test_what_cannot_be_registered_is_refused(trained):
+    with pytest.raises(ExperimentError, match=r"^0123: there is no such run in this store\."):
+        register("0123", "none")
+    with pytest.raises(ExperimentError, match=r"^There is no sweep in this store yet\."):
+        register("quick", "none")
+    with pytest.raises(ExperimentError, match=r" has no model: its training has diverged\.$"):
+        register(trained.diverged, "none")
+    trained.client.set_tag(trained.again, "reproduces", trained.good)
+    with pytest.raises(ExperimentError, match=rf" was made by reproduce\. Register the run .*: {trained.good}$"):
+        register(trained.again, "none")
+    trained.client.delete_tag(trained.again, "reproduces")
+    with pytest.raises(ExperimentError, match=r"^a/b cannot be registered: Invalid model name 'a/b'\."):
+        register(trained.good, "a/b")
+    assert trained.client.search_registered_models("name = 'none'") == []
+
+
+@pytest.mark.slow
+def test_a_served_model_says_what_predict_says(trained):
+    register(trained.good, "served")
+    port = free_port()
+    words = ["models", "serve", "-m", "models:/served@champion", "--env-manager", "local", "--host", "127.0.0.1"]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", *words, "--port", str(port)],
+        env=os.environ | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not answers(port):
+            assert server.poll() is None and time.monotonic() < deadline
+            time.sleep(0.2)
+        images = np.random.default_rng(0).integers(0, 256, (20, 28, 28, 1), dtype=np.uint8)
+        address = f"http://127.0.0.1:{port}/invocations"
+        answer = requests.post(address, json={"inputs": images.tolist()}, timeout=60).json()
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+    served, said = np.array(answer["predictions"]), load("models:/served@champion").predict(images)
+    assert (served.argmax(axis=1) == said.argmax(axis=1)).all()
+    assert np.abs(served - said).max() < 1e-6
+
+
+def answers(port):
+    try:
+        return requests.get(f"http://127.0.0.1:{port}/ping", timeout=5).ok
+    except requests.ConnectionError:
+        return False
+
+
+@pytest.mark.slow
+def test_of_a_sweep_the_median_seed_of_the_best_variant_is_taken(trained):
+    words = [
+        "optimizer.learning_rate=1e-9,0.005",
+        "seed=0,1,2",
+        "data.limit=100",
+        "epochs=2",
+        "hydra.launcher.n_jobs=2",
+    ]
+    done = experiments("-m", *words)
+    assert done.returncode == 0, done.stdout
+    assert ", and its champion: the first one of this name." in register("optimizer.learning_rate=1e-9,0.005", "swept")
+    children = trained.client.search_runs(
+        [trained.client.get_experiment_by_name("mnist_5k").experiment_id],
+        "params.`optimizer.learning_rate` = '0.005'",
+        order_by=["metrics.`best/val_accuracy`"],
+    )
+    version = champion(trained, "swept")
+    assert set(version.tags["run_ids"].split()) == {child.info.run_id for child in children}
+    middle = children[1].data.metrics["best/val_accuracy"]
+    assert recorded(version.run_id).metrics["best/val_accuracy"] == middle
+    best = load("best:optimizer.learning_rate=1e-9,0.005").run
+    assert best.metrics["best/val_accuracy"] == children[-1].data.metrics["best/val_accuracy"]

@@ -1,0 +1,530 @@
+"""Grids and lists: which jobs there are, what is refused before any starts, and what the same command runs again."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+
+from commands import EXPERIMENTS, experiments, runs
+from experiments.config.compose import CONF_DIR, _composed, compose
+from experiments.config.identity import PACKAGE
+from experiments.errors import ExperimentError
+from experiments.sweeps import jobs
+from experiments.sweeps.plan import experiment_of
+
+TINY = ["data.limit=40", "epochs=1", "tracking.model=false", "model.filters=[4,4]", "model.dense_units=[8]"]
+
+
+@pytest.fixture(autouse=True)
+def fresh_keras():
+    """Nothing here builds a net in this process."""
+
+
+def children(store):
+    return [run for run in runs(store) if "sweep" in run.data.tags]
+
+
+def parents(store):
+    return [run for run in runs(store) if "sweep.name" in run.data.tags]
+
+
+# The list of jobs
+
+
+def own(*arguments, params=None, listed=()):
+    return [values for _, values in jobs.combinations(arguments, params or {}, listed, None)]
+
+
+def test_a_grid_crosses_all_values():
+    found = own("epochs=2", "model=conv2,conv3", "seed=range(3)")
+    assert found == [{"model": model, "seed": seed} for model in ("conv2", "conv3") for seed in "012"]
+
+
+def test_a_job_is_composed_of_what_is_fixed_and_its_own_values():
+    (overrides, values), *_ = jobs.combinations(["epochs=2", "seed=3,4"], {"model": "conv3,conv2"}, [], None)
+    assert overrides == ("epochs=2", "model=conv3", "seed=3")
+    assert values == {"model": "conv3", "seed": "3"}
+
+
+def test_the_command_line_wins_over_a_file():
+    assert own("seed=7", params={"seed": "range(5)", "model": "conv2,conv3"}) == [
+        {"model": "conv2"},
+        {"model": "conv3"},
+    ]
+    assert own("seed=7,8", params={"seed": "range(5)"}) == [{"seed": "7"}, {"seed": "8"}]
+
+
+def test_a_list_stands_beside_the_grid_and_both_are_crossed_with_the_command_line():
+    grid = {"model": "conv2,conv3", "model.dropout": "0,0.3,0.5"}
+    listed = [{"model": "conv3_wide", "epochs": 9}, {"model.filters": [8, 8], "model.dropout": None}]
+    found = own(params=grid, listed=listed)
+    assert len(found) == 8
+    assert found[6:] == [{"model": "conv3_wide", "epochs": "9"}, {"model.filters": "[8,8]", "model.dropout": "null"}]
+    assert own("seed=0,1", listed=listed) == [{**entry, "seed": seed} for entry in found[6:] for seed in "01"]
+
+
+def test_an_entry_of_a_list_may_be_a_grid_itself():
+    assert own(listed=[{"model": "conv2", "seed": "range(2)"}]) == [
+        {"model": "conv2", "seed": "0"},
+        {"model": "conv2", "seed": "1"},
+    ]
+
+
+def test_exclusions_are_left_out_and_numbers_go_on():
+    grid = {"model": "conv2,conv3", "model.dropout": "0,0.3,0.5"}
+    listed = [{"model": "conv3_wide"}, {"model": "conv2_batch_norm"}]
+    found = jobs.combinations([], grid, listed, None)
+    left = list(jobs.composed(found, [{"model": "conv3", "model.dropout": 0.3}], None))
+    assert [job.number for job in left] == list(range(7))
+    assert [job.own for job in left if job.own["model"] == "conv3"] == [
+        {"model": "conv3", "model.dropout": "0"},
+        {"model": "conv3", "model.dropout": "0.5"},
+    ]
+
+
+def test_exclusions_are_left_out_before_they_are_refused():
+    grid = {"callbacks": "[],[reduce_on_plateau]", "schedule": "constant,one_cycle"}
+    found = jobs.combinations([], grid, [], None)
+    excluded = [{"schedule": "one_cycle", "callbacks": ["reduce_on_plateau"]}]
+    assert len(list(jobs.composed(found, excluded, None))) == 3
+    with pytest.raises(ExperimentError, match=r"Job 3 .*sets the learning rate"):
+        list(jobs.composed(found, [], None))
+
+
+def test_an_exclusion_may_name_what_only_some_jobs_have_but_not_what_none_has():
+    found = jobs.combinations(["model=conv2,sequential"], {}, [], None)
+    left = list(jobs.composed(found, [{"model.dropout": 0.0, "model": "conv2"}], None))
+    assert [job.own["model"] for job in left] == ["sequential"]
+    with pytest.raises(ExperimentError, match=r"model\.dropuot: model=\w+ has no such key"):
+        list(jobs.composed(found, [{"model": "conv9", "model.dropuot": 1}], None))
+
+
+def test_values_of_a_list_are_written_in_hydras_grammar():
+    listed = [{"objective": {"metric": "val_loss", "mode": "min"}}]
+    (job,) = jobs.composed(jobs.combinations([], {}, listed, None), [], None)
+    assert (job.configuration.cfg.objective.metric, job.configuration.cfg.objective.mode) == ("val_loss", "min")
+
+
+def test_quotes_in_a_value_do_not_reach_the_name_that_the_store_is_asked_for():
+    arguments = ["model.activation='relu','gelu'"]
+    found = list(jobs.composed(jobs.combinations(arguments, {}, [], None), [], None))
+    assert jobs.sweep_name(found, None, arguments, 1).startswith("model.activation=relu,gelu-")
+
+
+def test_jobs_are_told_apart_by_what_differs():
+    listed = list(jobs.composed(jobs.combinations(["epochs=2", "model=conv3", "seed=0,1"], {}, [], None), [], None))
+    jobs.tell_apart(listed)
+    assert [job.label for job in listed] == ["seed=0", "seed=1"]
+    assert {job.label_without_seed for job in listed} == {"conv3"}
+
+
+@pytest.mark.parametrize("file", sorted((CONF_DIR / "sweep").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_sweep_file_has_as_many_jobs_as_its_head_says(file):
+    cfg = _composed([f"sweep={file.stem}"], None)
+    said = int(re.search(r"(\d+) jobs", file.read_text())[1])
+    sweeper = cfg.hydra.sweeper
+    found = jobs.combinations([f"sweep={file.stem}"], dict(sweeper.params), list(sweeper.list), None)
+    assert len(found) == said
+    assert (
+        len({job.configuration.variant + str(job.configuration.cfg.seed) for job in jobs.composed(found, [], None)})
+        == said
+    )
+
+
+def test_a_sweep_is_named_by_its_file_or_first_swept_key_and_what_is_in_it():
+    def name(*arguments, choice=None):
+        found = list(jobs.composed(jobs.combinations(arguments, {}, [], None), [], None))
+        return jobs.sweep_name(found, choice, arguments, [job.configuration.variant for job in found])
+
+    assert re.fullmatch(r"model=conv2,conv3-[0-9a-f]{6}", name("epochs=2", "model=conv2,conv3"))
+    assert re.fullmatch(r"quick-[0-9a-f]{6}", name("model=conv2,conv3", choice="quick"))
+    assert name("epochs=2", "model=conv2,conv3") != name("epochs=3", "model=conv2,conv3")
+
+
+def test_a_sweep_over_data_is_kept_under_the_names_of_all_of_them():
+    def experiment(*arguments):
+        return experiment_of(list(jobs.composed(jobs.combinations(arguments, {}, [], None), [], None)))
+
+    assert experiment("data=mnist_5k,mnist", "seed=0,1") == "mnist_5k+mnist"
+    assert experiment("seed=0,1") == "mnist_5k"
+    assert experiment("data=mnist_5k,mnist", "tracking.experiment=mine") == "mine"
+
+
+# What is refused
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-m", "seed=range(0)"], "The sweep has no job: a key is swept over no value."),
+        (["-m", "sede=0,1"], "Job 0 (sede=0): sede: there is no such key. Did you mean seed?"),
+        (
+            ["-m", "model=conv2,conv3", "model.dropout=0,1.5"],
+            "Job 1 (model=conv2 model.dropout=1.5): model.dropout=1.5 is refused: "
+            "it must be a number of at least 0 and below 1.",
+        ),
+        (["-m", "model=conv2,conv9"], "Job 1 (model=conv9): model=conv9: there is no such option."),
+        (["-m", "seed=range(1001)"], "The sweep has more than 1,000 jobs."),
+        (["-m", "model.dropout=interval(0,1)"], "model.dropout=interval(0,1): a grid needs single values."),
+        (["-m", "seed=0,1", "hydra.launcher.n_jobs=0"], "hydra.launcher.n_jobs=0 is refused"),
+        (["-m", "seed=0,1", "hydra.sweeper.list=[{modle: conv2}]"], "Job 0 (modle=conv2 seed=0): modle:"),
+        (["-m", "seed=0,1", "hydra.sweeper.exclude=[{modle: conv2}]"], "modle: there is no such key. Did you mean mo"),
+        (["-m", "seed=0,1", "hydra.sweeper.exclude=[{model: conv2}]"], "The sweep has no job: every combination is ex"),
+        (["-m", "hydra/sweeper=optuna", "seed=3"], "The search space names no parameter."),
+        (
+            ["-m", "hydra/sweeper=optuna", "seed=0,1", "hydra/sweeper/pruner=median", "epochs=1"],
+            "A pruner stops a run between epochs, and epochs=1 leaves nothing to stop.",
+        ),
+        (["-m", "hydra/sweeper=optuna", "seed=0,1", "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0 is refused"),
+        (["-m", "hydra/sweeper=optuna", "model.dropout=interval(0,2)"], "Job 1 (model.dropout=2.0): model.dropout=2"),
+        (["-m", "sweep=quick,batch_size"], "sweep= names one sweep, and cannot be swept."),
+        (["-m", "objective={metric: val_accuracy, mode: max},{metric: val_loss, mode: min}"], "The objective differs"),
+        (["-m", "hydra/sweeper=optuna", "seed=0,1", "+hydra.sweeper.sampler.foo=1"], "unexpected keyword argument"),
+        (["-m", "hydra/launcher=joblib", "seed=0,1", "hydra.launcher.n_jobs=0"], "hydra.launcher.n_jobs=0 is refused"),
+        (["sweep=nope"], "sweep=nope: there is no such option."),
+    ],
+)  # fmt: skip
+def test_refused_before_anything_is_tracked(tmp_path, words, message):
+    store, home = tmp_path / "store" / "mlflow.db", tmp_path / "home"
+    home.mkdir()
+    done = experiments(*words, MLFLOW_TRACKING_URI=f"sqlite:///{store}", EXPERIMENTS_HOME=str(home))
+    assert message in done.stdout
+    assert (done.returncode, done.stdout.count("\n")) == (2, 1)
+    assert not store.parent.exists()
+    assert not list(home.iterdir())
+
+
+@pytest.mark.slow
+def test_a_net_that_cannot_be_built_is_refused_before_the_first_job(tmp_path):
+    store, home = tmp_path / "store" / "mlflow.db", tmp_path / "home"
+    home.mkdir()
+    words = ["-m", "model.pool_sizes=[2,2],[14,14]", *TINY]
+    done = experiments(*words, MLFLOW_TRACKING_URI=f"sqlite:///{store}", EXPERIMENTS_HOME=str(home))
+    assert done.returncode == 2
+    assert done.stdout.startswith("experiments: Job 1 (model.pool_sizes=[14,14]): ")
+    assert not store.parent.exists()
+    assert not list(home.iterdir())
+
+
+@pytest.mark.slow
+def test_a_storage_that_cannot_be_opened_is_refused(store, tmp_path):
+    studies = tmp_path / "home" / "mlruns" / "studies"
+    studies.parent.mkdir(parents=True)
+    studies.write_text("no folder")
+    done = experiments("-m", "hydra/sweeper=optuna", "model.dropout=0,0.3", *TINY)
+    assert done.returncode == 2
+    assert f"experiments: The file of a study cannot be made: {studies} is not writable.\n" in done.stdout
+    assert not runs(store)
+
+
+def test_a_job_of_the_list_cannot_be_asked_for_by_python():
+    with pytest.raises(ExperimentError, match="this is a sweep of several runs"):
+        compose(["seed=0,1"])
+
+
+# Sweeps that run
+
+
+@pytest.mark.slow
+def test_a_dry_run_checks_and_tracks_nothing(tmp_path):
+    store, home = tmp_path / "store" / "mlflow.db", tmp_path / "home"
+    home.mkdir()
+    words = ["-m", "model=conv2,conv3", "seed=0,1,1", "dry_run=true", "data.limit=40"]
+    done = experiments(*words, MLFLOW_TRACKING_URI=f"sqlite:///{store}", EXPERIMENTS_HOME=str(home))
+    assert done.returncode == 0, done.stdout
+    lines = [re.split(r"  +", line.strip()) for line in done.stdout.splitlines() if line]
+    assert lines == [
+        ["job", "what differs", "parameters", "state"],
+        ["0", "model=conv2 seed=0", "121,930", "to run"],
+        ["1", "model=conv2 seed=1", "121,930", "to run"],
+        ["2", "model=conv2 seed=1", "121,930", "equal to job 1"],
+        ["3", "model=conv3 seed=0", "241,546", "to run"],
+        ["4", "model=conv3 seed=1", "241,546", "to run"],
+        ["5", "model=conv3 seed=1", "241,546", "equal to job 4"],
+    ]
+    assert not store.parent.exists()
+    assert not list(home.iterdir())
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory, new_store):
+    """A finished sweep of four different jobs, one of them listed twice: the store, its home and what was printed."""
+    folder = tmp_path_factory.mktemp("swept")
+    shutil.copy(new_store, folder / "mlflow.db")
+    env = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "EXPERIMENTS_HOME": str(folder / "home")}
+    words = ["-m", "model.dropout=0,0.3", "seed=0,1,0", "tracking.note=why", *TINY]
+    done = experiments(*words, **env, MLFLOW_RUN_ID="0" * 32)
+    assert done.returncode == 0, done.stdout
+    return mlflow.MlflowClient(env["MLFLOW_TRACKING_URI"]), env, words, done.stdout
+
+
+@pytest.mark.slow
+def test_one_parent_and_honest_children(swept):
+    store, _, words, output = swept
+    (parent,) = parents(store)
+    found = children(store)
+    assert len(found) == 4
+    assert parent.info.status == "FINISHED"
+    name = parent.data.tags["sweep.name"]
+    assert re.fullmatch(r"model\.dropout=0,0\.3-[0-9a-f]{6}", name)
+    assert parent.info.run_name == name
+    assert {run.data.tags["mlflow.parentRunId"] for run in found} == {parent.info.run_id}
+    assert {run.data.tags["sweep"] for run in found} == {name}
+    assert sorted(run.data.tags["job"] for run in found) == ["0", "1", "3", "4"]
+    assert {run.info.experiment_id for run in found} == {parent.info.experiment_id}
+    assert len({run.info.run_name for run in found}) == 4
+    assert "6 jobs: 0 finished, 2 equal to another one, 4 to run\n" in output
+    alone = next(run for run in found if run.data.tags["job"] == "1").data.tags["command"]
+    fixed = " ".join(f"'{word}'" if "[" in word else word for word in words[3:])
+    assert alone == f"experiments train {fixed} model.dropout=0 seed=1 hydra.mode=RUN"
+
+
+@pytest.mark.slow
+def test_the_parent_keeps_the_jobs_and_the_table(swept, tmp_path):
+    store, _, _, output = swept
+    (parent,) = parents(store)
+    kept = [artifact.path for artifact in store.list_artifacts(parent.info.run_id)]
+    assert kept == ["jobs.json", "leaderboard.csv", "leaderboard.md", "report.html"]
+    folder = Path(parent.info.artifact_uri.removeprefix("file://"))
+    listed = json.loads((folder / "jobs.json").read_text())
+    by_job = {int(run.data.tags["job"]): run for run in children(store)}
+    assert [entry["job"] for entry in listed] == list(range(6))
+    trained = [by_job[job] for job in (0, 1, 0, 3, 4, 3)]  # the third value of the seed is the first one again
+    assert [entry["run_id"] for entry in listed] == [run.info.run_id for run in trained]
+    assert [entry["fingerprint"] for entry in listed] == [run.data.tags["fingerprint"] for run in trained]
+    rows = list(csv.DictReader((folder / "leaderboard.csv").read_text().splitlines()))
+    assert [int(row["seeds"]) for row in rows] == [2, 2]
+    means = {
+        dropout: sum(
+            run.data.metrics["best/val_accuracy"]
+            for run in by_job.values()
+            if run.data.params["model.dropout"] == dropout
+        )
+        / 2
+        for dropout in ("0", "0.3")
+    }
+    assert {row["what_differs"]: float(row["best/val_accuracy"]) for row in rows} == {
+        f"model.dropout={dropout}": pytest.approx(mean) for dropout, mean in means.items()
+    }
+    best = parent.data.tags["best_run_id"]
+    assert best in rows[0]["run_ids"].split()
+    assert f"Best run: {best}\n" in output
+    note = parent.data.tags["mlflow.note.content"]
+    result = output[output.index("\nmodel.dropout=") + 1 :].partition("\n")[0]
+    assert note.startswith(f"why\n\n**{result}**\n\n6 jobs: 6 finished\n\n| rank | what differs |")
+    assert (folder / "leaderboard.md").read_text() in note
+    page = "runs?workflowType=machine_learning&compareRunsMode=CHART&searchFilter="
+    assert f"#/experiments/{parent.info.experiment_id}/{page}" in output
+
+
+@pytest.mark.slow
+def test_the_output_of_a_job_is_in_its_log(swept):
+    store, env, _, output = swept
+    assert "[0] model.dropout=0 seed=0: epoch 1/1, val_accuracy " in output
+    assert "Epoch 1/1" not in output
+    for run in children(store):
+        log = Path(run.info.artifact_uri.removeprefix("file://"), "job.log").read_text()
+        assert log.count("Epoch 1/1") == 1
+    assert not list(Path(env["EXPERIMENTS_HOME"], "mlruns", "jobs").iterdir())
+
+
+@pytest.mark.slow
+def test_a_finished_sweep_is_only_shown_again(swept):
+    store, env, words, output = swept
+    before = len(runs(store))
+    again = experiments(*words, **env)
+    assert again.returncode == 0
+    assert "6 jobs: 6 finished, 0 to run\n" in again.stdout
+    assert again.stdout[again.stdout.index("\nrank") :] == output[output.index("\nrank") :]
+    assert len(runs(store)) == before
+    assert len(parents(store)) == 1
+
+
+def compared(env, *words):
+    """Runs `experiments compare` to its end; standard output and errors in one text."""
+    return subprocess.run(
+        [EXPERIMENTS, "compare", *words],
+        env=os.environ | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_comparing_shows_the_table_of_the_sweep(swept, tmp_path):
+    store, env, _, output = swept
+    (parent,) = parents(store)
+    table = output[output.index("\nrank") : output.index("6 jobs: 6 finished\n")]
+    assert "p: paired t by seed; adjusted after Holm for the one pair." in table
+    for name in (parent.data.tags["sweep.name"], "model.dropout=0,0.3", parent.info.run_id):
+        done = compared(env, name, "--csv", str(tmp_path / "table.csv"))
+        assert (done.returncode, done.stdout) == (0, table)
+    kept = Path(parent.info.artifact_uri.removeprefix("file://"), "leaderboard.csv")
+    assert (tmp_path / "table.csv").read_text() == kept.read_text()
+
+
+@pytest.mark.slow
+def test_single_seeds_are_compared_image_by_image(swept):
+    _, env, _, _ = swept
+    done = compared(env, "--filter", "params.seed = '0'")
+    assert done.returncode == 0
+    assert "95 % intervals: Wilson over images." in done.stdout
+    assert "p: exact McNemar; adjusted after Holm for the one pair." in done.stdout
+    assert "A single seed says nothing of what other seeds would give" in done.stdout
+    test = compared(env, "--filter", "params.seed = '0'", "--metric", "test/accuracy")
+    assert "Ranked by test/accuracy: whoever chooses by the test set has no untouched figures left." in test.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["model.dropuot=0,0.3"], "model.dropuot=0,0.3: there is no such sweep in this store. Did you mean model.drop"),
+        (["--filter", "params.seed = '7'"], "params.seed = '7': there is no finished run."),
+        (["--filter", "params.seed ~ 7"], "MLflow refuses the filter: "),
+        (["--metric", "val_acuracy"], "val_acuracy: no run has this metric. Did you mean val_accuracy?"),
+        (["--csv", "no/such/folder.csv"], "no/such/folder.csv cannot be written: No such file or directory."),
+        (["--html", "no/such/page.html"], "no/such/page.html cannot be written: No such file or directory."),
+        (["--filter", "params.`model.dropout` = '0'"], "One variant alone cannot be compared."),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(swept, words, message):
+    _, env, _, _ = swept
+    done = compared(env, *words)
+    assert done.returncode == 2
+    assert f"experiments: {message}" in done.stdout
+
+
+@pytest.mark.slow
+def test_another_sweep_takes_what_is_finished_already(swept):
+    store, env, _, _ = swept
+    done = experiments("-m", "model.dropout=0,0.5", "seed=0", *TINY, **env)
+    assert "2 jobs: 1 finished, 1 to run\n" in done.stdout
+    new = [run for run in children(store) if run.data.params["model.dropout"] == "0.5"]
+    assert len(new) == 1
+    # Its runs lie under two parents, so the link names them one by one.
+    assert "searchFilter=attributes.run_id%20IN%20" in done.stdout
+
+
+@pytest.mark.slow
+def test_force_trains_all_again(swept):
+    store, env, _, _ = swept
+    before = {run.info.run_id for run in children(store)}
+    done = experiments("-m", "model.dropout=0.3", "seed=0,1", "force=true", *TINY, **env)
+    assert done.returncode == 0, done.stdout
+    assert "2 jobs: 0 finished, 2 to run" in done.stdout
+    new = [run for run in children(store) if run.info.run_id not in before]
+    assert [run.info.status for run in new] == ["FINISHED"] * 2
+
+
+@pytest.mark.slow
+def test_jobs_on_other_data_are_others(store, digits, tmp_path):
+    shutil.copy(digits, tmp_path / "other.npz")
+    with np.load(digits) as arrays:
+        np.savez(tmp_path / "other.npz", **{name: values[::-1] for name, values in arrays.items()})
+    words = ["data=npz", f"data.path={digits},{tmp_path}/other.npz", "seed=0", *TINY, "hydra.launcher.n_jobs=1"]
+    done = experiments("-m", *words)
+    assert done.returncode == 0, done.stdout
+    assert "2 jobs: 2 finished\n" in done.stdout
+    assert len({run.data.tags["variant"] for run in children(store)}) == 1
+    assert len({run.data.tags["fingerprint"] for run in children(store)}) == 2
+    assert not [run for run in runs(store) if "superseded" in run.data.tags]
+    folder = Path(parents(store)[0].info.artifact_uri.removeprefix("file://"))
+    rows = list(csv.DictReader((folder / "leaderboard.csv").read_text().splitlines()))
+    digests = {run.data.tags["data.sha256"][:8] for run in children(store)}
+    assert {row["what_differs"] for row in rows} == {f"data.sha256={digest}" for digest in digests}
+    assert [row["seeds"] for row in rows] == ["1", "1"]
+    assert "Different data are compared here: data.sha256 is " in done.stdout
+
+
+@pytest.mark.slow
+def test_a_reader_that_goes_away_does_not_end_the_sweep(store):
+    words = [EXPERIMENTS, "train", "-m", "seed=0,1", *TINY]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(180) == 0
+    (parent,) = parents(store)
+    assert [run.info.status for run in [parent, *children(store)]] == ["FINISHED"] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_other_launchers_give_the_same(swept, launcher):
+    store, env, _, _ = swept
+    words = ["-m", "model.dropout=0.3", "seed=0,1", "force=true", f"hydra/launcher={launcher}", *TINY]
+    before = {run.info.run_id: run for run in children(store)}
+    done = experiments(*words, **env)
+    assert done.returncode == 0, done.stdout
+    assert "2 jobs: 2 finished\n" in done.stdout
+    new = [run for run in children(store) if run.info.run_id not in before]
+    assert len(new) == 2
+    for run in new:
+        old = next(
+            old
+            for old in before.values()
+            if old.data.params == run.data.params and old.data.tags["fingerprint"] == run.data.tags["fingerprint"]
+        )
+        for metric in ("loss", "accuracy", "val_loss", "val_accuracy"):
+            assert run.data.metrics[metric] == old.data.metrics[metric]
+        assert Path(run.info.artifact_uri.removeprefix("file://"), "job.log").exists()
+
+
+@pytest.mark.slow
+def test_a_job_has_the_same_bits_alone_and_at_any_place_in_a_sweep(store):
+    words = ["data.limit=64", "epochs=2", "tracking.model=false", "augment=shift_rotate", "model.dropout=0.3"]
+    alone = experiments(*words, "seed=2")
+    one = experiments("-m", *words, "seed=range(3)", "hydra.launcher.n_jobs=1", "force=true")
+    two = experiments("-m", *words, "seed=range(3)", "hydra.launcher.n_jobs=2", "force=true")
+    assert [done.returncode for done in (alone, one, two)] == [0, 0, 0], one.stdout + two.stdout
+    found = [run for run in runs(store) if run.data.params.get("seed") == "2"]
+    assert len(found) == 3
+    for metric in ("loss", "accuracy", "val_loss", "val_accuracy"):
+        histories = {tuple(m.value for m in store.get_metric_history(run.info.run_id, metric)) for run in found}
+        assert len(histories) == 1
+
+
+@pytest.mark.slow
+def test_every_job_keeps_its_own_number_of_threads(store):
+    done = experiments("-m", "threads=1,2", *TINY)
+    assert "2 jobs: 2 finished\n" in done.stdout
+    assert sorted(run.data.params["threads"] for run in children(store)) == ["1", "2"]
+
+
+@pytest.mark.slow
+def test_changed_code_runs_again_and_a_changed_readme_does_not(tmp_path, new_store):
+    copy = tmp_path / "copy"
+    shutil.copytree(CONF_DIR, copy / "conf")
+    shutil.copytree(PACKAGE.parent, copy / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "README.md").write_text("first\n")
+    shutil.copy(new_store, tmp_path / "mlflow.db")
+    env = {
+        "PYTHONPATH": str(copy / "src"),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
+        "EXPERIMENTS_HOME": str(tmp_path / "home"),
+    }
+    words = ["-m", "seed=0,1", *TINY]
+    first = experiments(*words, **env)
+    assert "2 jobs: 0 finished, 2 to run\n" in first.stdout
+    (copy / "README.md").write_text("second\n")
+    assert "2 jobs: 2 finished, 0 to run\n" in experiments(*words, **env).stdout
+    with (copy / "src" / "experiments" / "models.py").open("a") as models:
+        models.write("# changed\n")
+    changed = experiments(*words, **env)
+    assert "2 jobs: 0 finished, 2 to run (2 of them were finished with other code)\n" in changed.stdout
+    assert changed.returncode == 0
+    store = mlflow.MlflowClient(env["MLFLOW_TRACKING_URI"])
+    assert len(parents(store)) == 1
+    superseded = [run for run in children(store) if "superseded" in run.data.tags]
+    assert len(children(store)) == 4
+    assert len(superseded) == 2
