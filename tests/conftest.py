@@ -1,9 +1,11 @@
 """What the tests share: compose(), a throw-away MLflow store, and small files of real digits."""
 
+import contextlib
 import gc
 import os
 import shutil
 import signal
+import sqlite3
 from collections import Counter
 from pathlib import Path
 
@@ -74,6 +76,27 @@ def shared_store(new_store, tmp_path_factory):
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home}/mlflow.db")
         patch.setenv("EXPERIMENTS_HOME", str(home))
         yield mlflow.MlflowClient(f"sqlite:///{home}/mlflow.db")
+
+
+@pytest.fixture
+def recorded_store(tmp_path, monkeypatch):
+    """A client of the test's own copy of a store that version 0.1 has recorded, as its README describes."""
+    shutil.unpack_archive(
+        Path(__file__).parent / "fixtures" / "recorded_by_0_1" / "mlruns.tar.xz", tmp_path, filter="data"
+    )
+    uri = f"sqlite:///{tmp_path}/mlruns/mlflow.db"
+    absolute = (
+        "UPDATE experiments SET artifact_location = replace(artifact_location, 'file:///recorded', ?)",
+        "UPDATE runs SET artifact_uri = replace(artifact_uri, 'file:///recorded', ?)",
+        "UPDATE logged_models SET artifact_location = replace(artifact_location, 'file:///recorded', ?)",
+    )
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlruns" / "mlflow.db")) as database, database:
+        for change in absolute:
+            database.execute(change, [tmp_path.as_uri()])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("EXPERIMENTS_HOME", str(tmp_path))
+    be_patient(0)
+    return mlflow.MlflowClient(uri)
 
 
 @pytest.fixture
