@@ -1,4 +1,4 @@
-"""Results can be had again: alone, in a sweep, after a crash, and by `experiments reproduce`."""
+"""Results are reproducible: alone, in a sweep, after a crash, and by `experiments reproduce`."""
 
 import re
 import subprocess
@@ -37,7 +37,7 @@ def test_a_run_is_had_again_to_the_last_bit(store, small, capsys):
     assert table(output) == dict.fromkeys([*NUMBERS, "weights", "predictions"], "equal")
     again, first = runs(store)
     assert output.splitlines()[-1] == (
-        f"Equal: every recorded number of {first.info.run_id} was had again by {again.info.run_id}."
+        f"Equal: every recorded number of {first.info.run_id} was reproduced by {again.info.run_id}."
     )
     assert again.data.tags["reproduces"] == original.run_id
     assert again.data.tags["command"] == f"experiments reproduce {original.run_id}"
@@ -62,7 +62,7 @@ def test_one_changed_pixel_is_found(store, small, tmp_path, capsys):
     assert verdicts["learning_rate"] == "equal"
     for name in ("loss", "val_loss", "weights", "predictions"):
         assert re.fullmatch(r"differs by up to [\d.e-]+", verdicts[name])
-    assert output.splitlines()[-1].startswith(f"Different: not every number of {original.run_id} was had again by ")
+    assert output.splitlines()[-1].startswith(f"Different: not every number of {original.run_id} was reproduced by ")
     assert reproduce(original.run_id, tolerance=10)  # nothing here can be farther apart
     assert re.fullmatch(r"within [\d.e-]+", table(capsys.readouterr().out)["weights"])
 

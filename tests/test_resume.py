@@ -106,7 +106,7 @@ def test_a_damaged_checkpoint_is_set_aside(damage, start, store, tmp_path):
     with newer.open("r+b") as file:
         file.truncate(damage(newer))
     said = finished(start(*ONE_CYCLE))
-    assert f"{newer} is damaged and now called {newer.stem}.damaged" in said
+    assert f"{newer} is corrupt and was renamed to {newer.stem}.corrupt" in said
     assert f"Going on after epoch {int(older.stem[-6:])}" in said
     (run,) = runs(store)
     assert history(store, run) == history(store, whole)

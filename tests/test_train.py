@@ -365,7 +365,7 @@ def test_a_diverged_training_is_failed_and_has_no_result(store, digits):
     record = store.get_run(result.run_id)
     assert result.status == record.info.status == "FAILED" and result.objective is None
     assert record.data.tags["diverged"] == "true" and record.data.tags["diverged_epoch"] == "1"
-    assert record.data.tags["failure"].startswith("the loss is no finite number after epoch 1")
+    assert record.data.tags["failure"].startswith("the loss is not finite (NaN or infinity) after epoch 1")
     assert all(math.isfinite(value) for value in record.data.metrics.values())
     assert store.search_logged_models([record.info.experiment_id]) == []
 

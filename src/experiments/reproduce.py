@@ -82,7 +82,7 @@ def reproduce(run: str, tolerance: float = 0.0) -> bool:
     console.print(_table(rows))
     equal = all(row.equal is not False for row in rows)
     verdict = "Equal: every recorded number of" if equal else "Different: not every number of"
-    console.print(f"{verdict} {original.run_id} was had again by {again.run_id}.")
+    console.print(f"{verdict} {original.run_id} was reproduced by {again.run_id}.")
     return equal
 
 

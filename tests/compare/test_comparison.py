@@ -37,7 +37,7 @@ def two_variants():
 def test_a_clear_difference_is_a_verdict():
     found = comparison(two_variants(), "mine")
     assert [(row.label, row.verdict, len(row.runs)) for row in found.rows] == [
-        ("model.dropout=0.3", "better", 3),
+        ("model.dropout=0.3", "best", 3),
         ("model.dropout=0", "worse", 3),
     ]
     assert found.rows[1].difference.value == pytest.approx(-0.0499)
@@ -83,8 +83,8 @@ def test_a_lost_record_of_answers_costs_the_test_and_not_the_table(store, tmp_pa
     runs = [recorded(1, "0", 0, 0.9), recorded(2, "0.3", 0, 0.8)]
     found = comparison([replace(run, artifact_uri=uri) for run in runs], "mine")
     assert [(row.label, row.p, row.verdict) for row in found.rows] == [
-        ("model.dropout=0", None, "no difference shown"),
-        ("model.dropout=0.3", None, "no difference shown"),
+        ("model.dropout=0", None, "best"),
+        ("model.dropout=0.3", None, "no significant difference"),
     ]
     why = "one seed each, and no predictions of the same images to compare"
     assert f"No test is possible for 1 of 1: {why}." in found.notes

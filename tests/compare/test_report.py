@@ -241,10 +241,10 @@ def test_mistakes_of_all_and_of_some_variants(opened):
         "2 images that only some variants get wrong",
     ]
     # Of three seeds two must be wrong: 2 is for conv2 without dropout, 3 for conv2 with it.
-    assert page.locator("#everywhere li").all_inner_texts() == ["7, taken for 1; no. 1"]
+    assert page.locator("#everywhere li").all_inner_texts() == ["7, predicted as 1; no. 1"]
     assert page.locator("#divided li").all_inner_texts() == [
-        "7, taken for 1; no. 2; wrong in 4",
-        "7, taken for 1; no. 3; wrong in 3",
+        "7, predicted as 1; no. 2; wrong in 4",
+        "7, predicted as 1; no. 3; wrong in 3",
     ]
     sizes = page.evaluate("[...document.querySelectorAll('.gallery img')].map(i => [i.naturalWidth, i.naturalHeight])")
     assert sizes == [[28, 28]] * 3

@@ -76,7 +76,7 @@ def test_a_better_one_does(trained):
 def test_equal_ones_leave_it_alone(trained):
     register(trained.good, "equal")
     assert "challenger: version 1 is of the same configuration" in register(trained.again, "equal")
-    assert "challenger: no difference shown to version 1 (" in register(trained.similar, "equal")
+    assert "challenger: no significant difference from version 1 (" in register(trained.similar, "equal")
     assert "could not be compared with it (The runs are on different data" in register(trained.other_data, "equal")
     assert champion(trained, "equal").run_id == trained.good
     said = register(trained.bad, "equal", force=True)

@@ -397,7 +397,7 @@ def test_a_diverged_job_is_a_result(place):
     check_children(parent, children, [0, 1])
     diverged, finished = sorted(children, key=lambda run: run.data.tags["job"])
     assert (diverged.info.status, diverged.data.tags["diverged"]) == ("FAILED", "true")
-    assert diverged.data.tags["failure"].startswith("the loss is no finite number after epoch 1")
+    assert diverged.data.tags["failure"].startswith("the loss is not finite (NaN or infinity) after epoch 1")
     assert f"[0] optimizer.learning_rate=1e+38: diverged: {diverged.data.tags['failure']}" in done.output.splitlines()
     assert finished.info.status == "FINISHED"
     assert parent.data.tags["best_run_id"] == finished.info.run_id

@@ -242,7 +242,7 @@ def test_a_dry_run_checks_and_tracks_nothing(tmp_path):
     assert done.returncode == 0, done.stdout
     lines = [re.split(r"  +", line.strip()) for line in done.stdout.splitlines() if line]
     assert lines == [
-        ["job", "what differs", "parameters", "state"],
+        ["job", "variant", "parameters", "state"],
         ["0", "model=conv2 seed=0", "121,930", "to run"],
         ["1", "model=conv2 seed=1", "121,930", "to run"],
         ["2", "model=conv2 seed=1", "121,930", "equal to job 1"],
@@ -319,7 +319,7 @@ def test_the_parent_keeps_the_jobs_and_the_table(swept, tmp_path):
     assert f"Best run: {best}\n" in output
     note = parent.data.tags["mlflow.note.content"]
     result = output[output.index("\nmodel.dropout=") + 1 :].partition("\n")[0]
-    assert note.startswith(f"why\n\n**{result}**\n\n6 jobs: 6 finished\n\n| rank | what differs |")
+    assert note.startswith(f"why\n\n**{result}**\n\n6 jobs: 6 finished\n\n| rank | variant |")
     assert (folder / "leaderboard.md").read_text() in note
     page = "runs?workflowType=machine_learning&compareRunsMode=CHART&searchFilter="
     assert f"#/experiments/{parent.info.experiment_id}/{page}" in output
@@ -365,7 +365,7 @@ def test_comparing_shows_the_table_of_the_sweep(swept, tmp_path):
     store, env, _, output = swept
     (parent,) = parents(store)
     table = output[output.index("\nrank") : output.index("6 jobs: 6 finished\n")]
-    assert "p: paired t by seed; adjusted after Holm for the one pair." in table
+    assert "p: paired t by seed; Holm-adjusted over one pair." in table
     for name in (parent.data.tags["sweep.name"], "model.dropout=0,0.3", parent.info.run_id):
         done = compared(env, name, "--csv", str(tmp_path / "table.csv"))
         assert (done.returncode, done.stdout) == (0, table)
@@ -379,10 +379,13 @@ def test_single_seeds_are_compared_image_by_image(swept):
     done = compared(env, "--filter", "params.seed = '0'")
     assert done.returncode == 0
     assert "95 % intervals: Wilson over images." in done.stdout
-    assert "p: exact McNemar; adjusted after Holm for the one pair." in done.stdout
-    assert "A single seed says nothing of what other seeds would give" in done.stdout
+    assert "p: exact McNemar; Holm-adjusted over one pair." in done.stdout
+    assert "A single seed does not show how results vary from seed to seed" in done.stdout
     test = compared(env, "--filter", "params.seed = '0'", "--metric", "test/accuracy")
-    assert "Ranked by test/accuracy: whoever chooses by the test set has no untouched figures left." in test.stdout
+    assert (
+        "Ranked by test/accuracy: the test set was used for selection, so its metrics are no longer unbiased."
+        in test.stdout
+    )
 
 
 @pytest.mark.slow
@@ -444,7 +447,7 @@ def test_jobs_on_other_data_are_others(store, digits, tmp_path):
     digests = {run.data.tags["data.sha256"][:8] for run in children(store)}
     assert {row["what_differs"] for row in rows} == {f"data.sha256={digest}" for digest in digests}
     assert [row["seeds"] for row in rows] == ["1", "1"]
-    assert "Different data are compared here: data.sha256 is " in done.stdout
+    assert "This compares runs on different data: data.sha256 is " in done.stdout
 
 
 @pytest.mark.slow

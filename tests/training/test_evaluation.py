@@ -23,7 +23,7 @@ def evaluation(labels, probabilities):
 
 @pytest.fixture
 def small():
-    """Four images of three classes; the third image, of class 2, is taken for class 0."""
+    """Four images of three classes; the third image, of class 2, is predicted as class 0."""
     return evaluation([0, 1, 2, 1], [[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.5, 0.3, 0.2], [0.3, 0.4, 0.3]])
 
 

@@ -400,7 +400,7 @@ def test_divergence_ends_the_run_and_no_nan_gets_out(rates, epoch):
         )
     assert diverged.value.epoch == epoch
     assert str(diverged.value) == (
-        f"the loss is no finite number after epoch {epoch}; try a smaller optimizer.learning_rate"
+        f"the loss is not finite (NaN or infinity) after epoch {epoch}; try a smaller optimizer.learning_rate"
     )
     assert [number for number, _ in calls] == list(range(1, epoch))
     assert all(math.isfinite(value) for _, metrics in calls for value in metrics.values())

@@ -72,8 +72,8 @@ def _intervals(comparison: Comparison, rows: Sequence[Row]) -> list[Chart]:
     ]
     differences = [(row, row.difference) for row in rows if row.difference]
     if differences:
-        title = f"{metric}: difference to the best"
-        caption = "95 % intervals, one at a time; the verdicts of the table are adjusted for all pairs."
+        title = f"{metric}: difference from best"
+        caption = "95 % confidence intervals, not adjusted; the verdicts in the table are Holm-adjusted over all pairs."
         found.append(_interval_chart(title, caption, "difference", differences, zero={"color": "grey", "width": 1}))
     return found
 
@@ -224,7 +224,7 @@ def _costs(comparison: Comparison, rows: Sequence[Row], cost: str) -> Chart | No
         )
         for row in priced
     ]
-    caption = "Diamonds: no other variant is as good at a lower cost, or better at the same. Numbers are ranks."
+    caption = "Diamonds: Pareto-optimal variants. Numbers are ranks."
     name = _COST_NAMES[cost]
     return _chart(f"{comparison.metric} against {name}", caption, [line, *points], name, comparison.metric)
 

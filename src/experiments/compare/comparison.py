@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from experiments.tracking import runs
 from experiments.tracking.runs import Recorded, matching, runs_of
 from experiments.tracking.store import StoreLost, StoreRefused, nothing_recorded, shown_uri
 
-BETTER, WORSE, NO_DIFFERENCE = "better", "worse", "no difference shown"
+BEST, WORSE, NO_DIFFERENCE = "best", "worse", "no significant difference"
 COSTS = ("parameters", "macs", "train_seconds")
 #: Metric that images are counted for -> whose predictions say which of them are right.
 _COUNTED = {"best/val_accuracy": "validation", "test/accuracy": "test"}
@@ -24,14 +24,14 @@ _MOST_NAMED = 3  # in a sentence
 
 @dataclass(frozen=True)
 class Row:
-    """A variant, and how it stands to the best one."""
+    """A variant and its comparison with the best one."""
 
     rank: int
     label: str  # what tells the variant from the others, as words key=value
     differing: Mapping[str, str]  # the same as key -> value; a key that it lacks, or that says nothing, is absent
     runs: tuple[Recorded, ...]  # one a seed, by seed
     mean: Estimate  # of the metric
-    difference: Estimate | None  # to the best; None for the best itself
+    difference: Estimate | None  # from the best; None for the best itself
     p: float | None  # of the test against the best, adjusted for all pairs; None where no test is possible
     verdict: str
     test: str  # name of the test
@@ -101,7 +101,7 @@ def comparison(runs: Iterable[Recorded], title: str, metric: str = "", *, across
         runs: the newest first; those that are not finished, were pruned or reproduce another one are left out.
         title: what they are.
         metric: ranks the variants, by default the runs' objective; `val_accuracy` means that of the best epoch.
-        across_data: compares runs on different data all the same.
+        across_data: whether to compare runs on different data.
 
     Raises:
         ExperimentError: no run is left, no run has the metric, or the data differ.
@@ -122,8 +122,6 @@ def comparison(runs: Iterable[Recorded], title: str, metric: str = "", *, across
         _row(place, variant, samples, adjusted, frozenset(cost for cost in COSTS if place in fronts[cost]))
         for place, variant in enumerate(ranked)
     ]
-    if len(rows) > 1 and all(row.verdict == WORSE for row in rows[1:]):
-        rows[0] = replace(rows[0], verdict=BETTER)
     lacking = len(finished) - len(measured)
     repeated = len(measured) - sum(len(variant.runs) for variant in ranked)
     notes = [
@@ -196,9 +194,9 @@ def _other_data(runs: Sequence[Recorded], *, across_data: bool) -> str:
             rest = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
             sentences.append(f"{name} is {counted}{rest}")
     if sentences and not across_data:
-        problem = f"The runs are on different data, and their figures do not compare: {'; '.join(sentences)}."
-        raise ExperimentError(problem, advice="Narrow them with --filter, or compare all the same with --across-data.")
-    return f"Different data are compared here: {'; '.join(sentences)}." if sentences else ""
+        problem = f"The runs are on different data, so their metrics are not comparable: {'; '.join(sentences)}."
+        raise ExperimentError(problem, advice="Narrow them with --filter, or compare them anyway with --across-data.")
+    return f"This compares runs on different data: {'; '.join(sentences)}." if sentences else ""
 
 
 def _sample(variant: Variant, metric: str) -> Sample:
@@ -229,7 +227,7 @@ def _row(place: int, variant: Variant, samples: Sequence[Sample], adjusted: np.n
         mean=statistics.estimate(samples[place]),
         difference=difference.estimate if difference else None,
         p=None if np.isnan(p) else p,
-        verdict=WORSE if p < statistics.LEVEL else NO_DIFFERENCE,
+        verdict=BEST if place == 0 else WORSE if p < statistics.LEVEL else NO_DIFFERENCE,
         test=difference.test if difference else "",
         test_accuracy=variant.mean("test/accuracy"),
         costs={cost: value for cost, value in costs.items() if value is not None},
@@ -263,27 +261,27 @@ def _conclusion(rows: Sequence[Row]) -> str:
         f" and {len(equal) - _MOST_NAMED} more" if len(equal) > _MOST_NAMED else ""
     )
     shown = f"{worse} of {others} others {'is' if worse == 1 else 'are'} worse; " if worse else ""
-    return f"{first} is first; {shown}no difference is shown to {named}."
+    return f"{first} ranks first; {shown}no significant difference from {named}."
 
 
 def _methods(metric: str, rows: Sequence[Row], adjusted: np.ndarray) -> list[str]:
     """By what was ranked, and how intervals and p were made."""
     if metric.startswith("test/"):
-        ranked = f"Ranked by {metric}: whoever chooses by the test set has no untouched figures left."
+        ranked = f"Ranked by {metric}: the test set was used for selection, so its metrics are no longer unbiased."
     else:
-        ranked = f"Ranked by {metric}; the test set was not used to choose."
+        ranked = f"Ranked by {metric}; the test set was not used for selection."
     intervals = sorted({row.mean.method for row in rows} - {""})
     tests = sorted({row.test for row in rows if row.p is not None})
     pairs = int((~np.isnan(adjusted)).sum())
     sentences = [
         ranked,
-        f"95 % intervals: {', '.join(intervals)}." if intervals else "",
-        f"p: {', '.join(tests)}; adjusted after Holm for {'the one pair' if pairs == 1 else f'all {pairs:,} pairs'}."
+        f"95 % confidence intervals: {', '.join(intervals)}." if intervals else "",
+        f"p: {', '.join(tests)}; Holm-adjusted over {'one pair' if pairs == 1 else f'all {pairs:,} pairs'}."
         if tests
         else "",
     ]
     if any(len(row.runs) == 1 for row in rows):
-        sentences.append("A single seed says nothing of what other seeds would give: add seed=range(5).")
+        sentences.append("A single seed does not show how results vary from seed to seed: add seed=range(5).")
     untested = [row for row in rows[1:] if row.p is None]
     if untested:
         sentences.append(f"No test is possible for {len(untested)} of {len(rows) - 1}: {_why_untested(untested[0])}.")
@@ -297,7 +295,7 @@ def _why_untested(row: Row) -> str:
 
 
 def _more_seeds(rows: Sequence[Row], samples: Sequence[Sample], adjusted: np.ndarray) -> str:
-    """How many more seeds would show the difference to the first variant that has none."""
+    """How many more seeds would make the first difference that is not significant significant."""
     row = next((row for row in rows[1:] if row.verdict == NO_DIFFERENCE), None)
     if row is None or row.difference is None:
         return ""

@@ -118,7 +118,7 @@ def seeds_needed(one: Sample, other: Sample, level: float) -> int | None:
         level: at which it is to be shown.
 
     Returns:
-        None where no number can be told: a single seed, no difference, or no spread.
+        None where it cannot be estimated: a single seed, no difference, or no spread.
     """
     test = _Columns([one, other]).tests(0)[1]
     if test not in (PAIRED, WELCH):

@@ -19,12 +19,12 @@ _MOST_ROWS = 20  # of a note: MLflow cuts it at 8,000 characters
 _NARROWEST_WORDS = 24  # characters
 _GAP = 2  # between columns
 _MARK = "*"
-_LEGEND = f"{_MARK} no other variant is as good at a lower cost of this kind, or better at the same (Pareto front)."
+_LEGEND = f"{_MARK} Pareto-optimal in this cost."
 
 
 @dataclass(frozen=True)
 class Column:
-    """What a reader sees of every row, and what it is sorted by."""
+    """A column of the table: its cells and the values it is sorted by."""
 
     name: str
     cells: list[str]
@@ -81,8 +81,8 @@ def as_markdown(comparison: Comparison, most: int | None = None) -> str:
     table = "\n".join(f"| {' | '.join(line)} |" for line in escaped)
     left_out = len(comparison.rows) - (most or len(comparison.rows))
     more = [f"and {left_out} more in leaderboard.md"] if left_out > 0 else []
-    said = "\n".join(f"- {sentence}" for sentence in notes(comparison))
-    return "\n\n".join([table, *more, said, f"Best run: {comparison.best_run.run_id}"]) + "\n"
+    remarks = "\n".join(f"- {sentence}" for sentence in notes(comparison))
+    return "\n\n".join([table, *more, remarks, f"Best run: {comparison.best_run.run_id}"]) + "\n"
 
 
 def note(comparison: Comparison) -> str:
@@ -143,13 +143,13 @@ def _table(columns: Sequence[Column]) -> Table:
 
 
 def columns(comparison: Comparison, rows: Sequence[Row]) -> list[Column]:
-    """What a reader sees of some rows; the last four are the test set and the costs."""
+    """The columns of some rows; the last four are the test accuracy and the costs."""
     return [
         _numbers("rank", "{:.0f}", [row.rank for row in rows]),
-        Column("what differs", [row.label for row in rows], words=True),
+        Column("variant", [row.label for row in rows], words=True),
         _numbers("seeds", "{:.0f}", [len(row.runs) for row in rows]),
         _estimates(comparison.metric.removeprefix("best/"), "", [row.mean for row in rows]),
-        _estimates("to the best", "+", [row.difference for row in rows]),
+        _estimates("difference from best", "+", [row.difference for row in rows]),
         Column("p", [_p(row.p) for row in rows], _sortable(row.p for row in rows)),
         Column("verdict", [row.verdict for row in rows], words=True),
         _numbers("test", "{:.4f}", [row.test_accuracy for row in rows]),
@@ -164,7 +164,7 @@ _COST_NAMES = ("parameters", "MACs", "seconds")
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What a reader must know of the table."""
+    """The notes below the table."""
     marked = any(row.pareto for row in comparison.rows)
     return [*comparison.notes, *([_LEGEND] if marked and len(comparison.rows) > 1 else [])]
 

@@ -2,7 +2,7 @@
 
 import re
 
-from experiments.compare.comparison import BETTER, Comparison, Row, comparison, find
+from experiments.compare.comparison import WORSE, Comparison, Row, comparison, find
 from experiments.errors import ExperimentError
 from experiments.tracking import registry
 from experiments.tracking.registry import CHALLENGER, CHAMPION, Version, set_alias
@@ -91,9 +91,9 @@ def _judged(row: Row, present: Version | None, candidate: Comparison) -> tuple[b
     figures = f"{candidate.metric} {new.mean.value:.4f} and {old.mean.value:.4f}"
     loser = both.rows[1]
     tested = f"{loser.test}, p = {loser.p:.2g}" if loser.p is not None else loser.test
-    if new.verdict == BETTER:
+    if old.verdict == WORSE:
         return True, f"better than {champion} ({figures}; {tested})"
-    verdict = "worse than" if old.verdict == BETTER else "no difference shown to"
+    verdict = "worse than" if new.verdict == WORSE else "no significant difference from"
     return False, f"{verdict} {champion} ({figures}; {tested})"
 
 

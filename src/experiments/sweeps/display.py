@@ -106,7 +106,7 @@ class Display:
             self.say(f"[{job.number}] {job.label}: {text}")
 
     def _picture(self, total: int, n_jobs: int, metric: str) -> RenderableType:
-        table = Table("job", "what differs", "epoch", metric, "time", "state", box=None, pad_edge=False)
+        table = Table("job", "variant", "epoch", metric, "time", "state", box=None, pad_edge=False)
         running = [job for job in self.order if job.state == RUNNING]
         ended = [job for job in self.order if job.state != RUNNING][-_MOST_SHOWN:]
         for job in [*ended, *running]:

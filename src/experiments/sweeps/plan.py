@@ -119,7 +119,7 @@ def look_up(jobs: Sequence[Job], display: Display) -> str:
 
 def dry_table(jobs: Sequence[Job]) -> Table:
     """What would run, for `dry_run=true`."""
-    table = Table("job", "what differs", box=None, pad_edge=False)
+    table = Table("job", "variant", box=None, pad_edge=False)
     table.add_column("parameters", justify="right")
     table.add_column("state")
     for job in jobs:

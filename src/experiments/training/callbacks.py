@@ -26,7 +26,9 @@ class Diverged(Exception):
     def __init__(self, epoch: int, history: Mapping[str, Sequence[float]]) -> None:
         self.epoch = epoch
         self.history = history
-        super().__init__(f"the loss is no finite number after epoch {epoch}; try a smaller optimizer.learning_rate")
+        super().__init__(
+            f"the loss is not finite (NaN or infinity) after epoch {epoch}; try a smaller optimizer.learning_rate"
+        )
 
 
 class HistoryCallback(keras.callbacks.Callback):
@@ -87,7 +89,7 @@ class HistoryCallback(keras.callbacks.Callback):
 
 
 class CheckpointCallback(keras.callbacks.Callback):
-    """Writes a checkpoint at every epoch's end, then passes the metrics on; goes on from one.
+    """Writes a checkpoint at the end of every epoch, then calls `on_epoch`; restores one when training begins.
 
     It stands last: others set themselves back when the training begins, and move on when an epoch ends.
     """

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: written whole or not at all, two kept, damaged ones set aside."""
+"""Checkpoints: written atomically, the last two kept, corrupt ones renamed."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ _STATE = "state"
 
 @dataclass(frozen=True, eq=False)  # arrays have no one truth value to compare
 class Checkpoint:
-    """Everything that a training needs to go on after an epoch."""
+    """Everything that a training needs to resume after an epoch."""
 
     epoch: int  # counted from 1
     state: Mapping[str, Any]  # plain values, as JSON has them
@@ -55,16 +55,16 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """The newest good checkpoint in `folder`; damaged ones are renamed and said."""
+    """The newest intact checkpoint in `folder`; corrupt ones are renamed with a warning."""
     for file in _files(folder):
         try:
             return _read(file)
         except (MemoryError, OSError):  # says nothing of the file
             raise
         except Exception as error:  # a damaged file can make NumPy, zipfile, zlib and json raise almost anything
-            aside = file.with_suffix(".damaged")
+            aside = file.with_suffix(".corrupt")
             file.replace(aside)
-            _log.warning("%s is damaged and now called %s (%s: %s)", file, aside.name, type(error).__name__, error)
+            _log.warning("%s is corrupt and was renamed to %s (%s: %s)", file, aside.name, type(error).__name__, error)
     return None
 
 

@@ -56,7 +56,7 @@ def fit(
 ) -> TrainingResult:
     """Trains `model` and leaves the weights of its best epoch in it.
 
-    After every epoch a checkpoint is written; a training that goes on from one ends with the same bits as one that
+    After every epoch a checkpoint is written; a training that resumes from one ends with the same bits as one that
     was never interrupted, if TensorFlow is deterministic.
 
     Args:
@@ -78,7 +78,7 @@ def fit(
         checkpoint: to go on from.
 
     Raises:
-        Diverged: at the end of the epoch whose loss is no finite number.
+        Diverged: at the end of the epoch in which a metric became NaN or infinite.
     """
     images, labels = validation
     num_classes = model.output_shape[-1]

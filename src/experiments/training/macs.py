@@ -1,4 +1,4 @@
-"""What a net costs to run."""
+"""Counts the multiply-accumulate operations of a model."""
 
 import math
 from typing import Any
