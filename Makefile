@@ -1,4 +1,4 @@
-# make train, make test: everything else is installed on the way. Overrides: make train ARGS="model=conv3 epochs=3"
+# make train installs what a run needs, make test and make check also install the development tools. Overrides: make train ARGS="model=conv3 epochs=3"
 .PHONY: setup train test check ui bench
 
 # The first of these that TensorFlow has a wheel for.
@@ -7,22 +7,28 @@ FITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < 
 PYTHON ?= $(firstword $(foreach python,$(PYTHONS),$(shell $(python) -c "$(FITS)" 2>/dev/null && echo $(python))))
 BIN := .venv/bin
 INSTALLED := .venv/installed
+DEVELOPMENT := .venv/installed-dev
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-setup: $(INSTALLED)
+setup: $(DEVELOPMENT)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "make: needs Python 3.11, 3.12 or 3.13 with venv (TensorFlow has no wheel for others)" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	$(INSTALL) .
+	@touch $@
+
+$(DEVELOPMENT): $(INSTALLED)
+	$(INSTALL) ".[dev]"
 	@touch $@
 
 train: $(INSTALLED)
 	@$(BIN)/experiments train $(ARGS)
 
-test: $(INSTALLED)
+test: $(DEVELOPMENT)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-check: $(INSTALLED)
+check: $(DEVELOPMENT)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -30,7 +36,7 @@ check: $(INSTALLED)
 ui: $(INSTALLED)
 	@$(BIN)/experiments ui $(ARGS)
 
-bench: $(INSTALLED)
+bench: $(DEVELOPMENT)
 	@$(BIN)/python benchmarks/overhead.py $(ARGS)
 	@$(BIN)/python benchmarks/trust.py $(ARGS)
 	@$(BIN)/python benchmarks/sweep.py
