@@ -1,5 +1,5 @@
 # make train installs what a run needs, make test and make check also install the development tools. Overrides: make train ARGS="model=conv3 epochs=3"
-.PHONY: setup train test check ui bench
+.PHONY: setup train test test-slow check ui bench
 
 # The first of these that TensorFlow has a wheel for.
 PYTHONS := python3 python3.13 python3.12 python3.11
@@ -25,8 +25,14 @@ $(DEVELOPMENT): $(INSTALLED)
 train: $(INSTALLED)
 	@$(BIN)/experiments train $(ARGS)
 
+# Two processes share the files, because the tests of a file share what its fixtures have trained.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: $(DEVELOPMENT)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: $(DEVELOPMENT)
+	@$(PYTEST) -m slow $(ARGS)
 
 check: $(DEVELOPMENT)
 	$(BIN)/ruff check .
