@@ -1,5 +1,7 @@
 """The page of a comparison: its numbers, and how it behaves in a real browser."""
 
+import os
+import stat
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -299,3 +301,13 @@ def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path):
     with pytest.raises(ExperimentError, match=r"page\.html cannot be written: Is a directory\."):
         tables.write("text", str(tmp_path / "page.html"))
     assert [file.name for file in tmp_path.rglob("*")] == ["page.html"]
+
+
+def test_a_device_is_written_to_and_not_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    tables.write("rank,variant\n", str(pipe))
+    assert os.read(reader, 100) == b"rank,variant\n"
+    os.close(reader)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)

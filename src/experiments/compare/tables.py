@@ -117,7 +117,10 @@ def write(text: str, path: str) -> None:
     file = Path(path)
     part = file.with_name(f".{file.name}.part")
     try:
-        part.write_text(text)
+        if file.exists() and not file.is_file():  # such as /dev/stdout, which must not be replaced
+            file.write_text(text, encoding="utf-8")
+            return
+        part.write_text(text, encoding="utf-8")
         part.replace(file)
     except OSError as error:
         part.unlink(missing_ok=True)

@@ -1,6 +1,9 @@
-"""Digests of values and of the code that can change a number."""
+"""Digests of the code that can change a number."""
 
+import ast
 import inspect
+import io
+import tokenize
 from importlib.metadata import version
 from pathlib import Path
 
@@ -10,22 +13,40 @@ from experiments.config.configuration import digest, plain_values
 from experiments.config.targets import locate, mappings
 
 PACKAGE = Path(__file__).resolve().parents[1]
-
-
-_RESULT_MODULES = ("train", "data", "dataset", "models", "schedules", "artifacts", "training/*")
+#: Modules of this package that can change a number, as patterns.
+RESULT_MODULES = ("train", "artifacts", "data", "dataset", "models", "schedules", "training/*")
 
 
 def read_own_code() -> str:
-    """Digest of this package's sources that can change a number, and of the versions of TensorFlow and Keras."""
-    files = [file for module in _RESULT_MODULES for file in sorted(PACKAGE.glob(f"{module}.py"))]
-    sources = [file.read_text() for file in files]
-    return digest([*sources, version("tensorflow"), version("keras")])
+    """Digest of the modules of this package that can change a number, and of the versions of TensorFlow and Keras."""
+    files = [file for pattern in RESULT_MODULES for file in sorted(PACKAGE.glob(f"{pattern}.py"))]
+    return digest([*map(_code, files), version("tensorflow"), version("keras")])
 
 
 def code_sha256(own_code: str, cfg: DictConfig) -> str:
-    """`own_code` and the source of every module of the user that a `_target_` names."""
+    """`own_code` together with every module of the user that a `_target_` names."""
     targets = {node["_target_"]: key for key, node in mappings(plain_values(cfg), "") if "_target_" in node}
     foreign = sorted(target for target in targets if not target.startswith(("keras.", "experiments.")))
     files = sorted({str(inspect.getsourcefile(locate(targets[target], target))) for target in foreign})
-    sources = [Path(file).read_text() for file in files]
-    return digest([own_code, *sources]) if sources else own_code
+    return digest([own_code, *(_code(Path(file)) for file in files)]) if files else own_code
+
+
+def _code(file: Path) -> str:
+    """The source of a module without comments, docstrings and blank lines: rewording them changes no result.
+
+    A dump of the syntax tree would say the same, but differs from one version of Python to the next.
+    """
+    source = file.read_text(encoding="utf-8")
+    lines = source.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if ast.get_docstring(node) is not None:
+            docstring = node.body[0]
+            for row in range(docstring.lineno, (docstring.end_lineno or docstring.lineno) + 1):
+                lines[row - 1] = ""
+    return "\n".join(line.rstrip() for line in lines if line.strip())
