@@ -84,7 +84,7 @@ def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(overrides, star
         killed_after(process, moments.randrange(1, EPOCHS), moments.uniform(0, 0.3), home)
         said = finished(start(*overrides, EXPERIMENTS_HOME=str(home)))
         (run,) = runs(store)
-        assert "Going on after epoch" in said
+        assert "Resuming after epoch" in said
         assert run.info.status == "FINISHED"
         assert history(store, run) == expected
         assert run.data.tags["weights.sha256"] == whole.data.tags["weights.sha256"]
@@ -107,7 +107,7 @@ def test_a_damaged_checkpoint_is_set_aside(damage, start, store, tmp_path):
         file.truncate(damage(newer))
     said = finished(start(*ONE_CYCLE))
     assert f"{newer} is corrupt and was renamed to {newer.stem}.corrupt" in said
-    assert f"Going on after epoch {int(older.stem[-6:])}" in said
+    assert f"Resuming after epoch {int(older.stem[-6:])}" in said
     (run,) = runs(store)
     assert history(store, run) == history(store, whole)
     assert run.data.tags["weights.sha256"] == whole.data.tags["weights.sha256"]
@@ -131,7 +131,7 @@ def test_a_run_that_had_trained_all_epochs_is_evaluated(start, store, tmp_path):
     kept = sorted(file.name for file in home.glob("mlruns/jobs/*/checkpoint-*"))
     assert kept == [f"checkpoint-{epoch:06}.npz" for epoch in (EPOCHS - 1, EPOCHS)]
     said = finished(start(*ONE_CYCLE))
-    assert f"Going on after epoch {EPOCHS}" in said
+    assert f"Resuming after epoch {EPOCHS}" in said
     (run,) = runs(store)
     assert run.info.status == "FINISHED" and "weights.sha256" in run.data.tags
     assert [step for step, _ in history(store, run)["loss"]] == list(range(1, EPOCHS + 1))
@@ -146,7 +146,7 @@ def test_a_run_that_was_interrupted_or_has_failed_goes_on(store, capsys):
     (run,) = runs(store)
     assert (run.info.status, run.data.tags["reason"]) == ("FAILED", "error")
     result = train.run(compose(overrides))
-    assert "Going on after epoch 3" in capsys.readouterr().out
+    assert "Resuming after epoch 3" in capsys.readouterr().out
     (run,) = runs(store)
     assert run.info.run_id == result.run_id and run.info.status == "FINISHED"
     assert {"reason", "failure"} & set(run.data.tags) == set()
@@ -202,7 +202,7 @@ def test_another_host_on_the_same_files_goes_on(start, store, tmp_path):
     with pytest.raises(ExperimentError, match=r"^This very run is being trained by process 1 on elsewhere\."):
         train.run(compose(ONE_CYCLE, str(tmp_path / "conf")))
     os.utime(lock, (0, 0))  # its process has not touched it for a long time
-    assert "Going on after epoch" in finished(start(*ONE_CYCLE))
+    assert "Resuming after epoch" in finished(start(*ONE_CYCLE))
     (run,) = runs(store)
     assert run.info.status == "FINISHED"
     assert run.data.tags["host"] == socket.gethostname()
@@ -213,7 +213,7 @@ def test_without_determinism_it_goes_on_and_says_what_that_means(start, store, t
     overrides = [*ONE_CYCLE, "deterministic=false"]
     killed_after(start(*overrides), 2, 0, tmp_path / "home")
     said = finished(start(*overrides))
-    assert "With deterministic=false the result is not that of an uninterrupted run to the last bit." in said
+    assert "With deterministic=false the result is not bit-identical to that of an uninterrupted run." in said
     (run,) = runs(store)
     assert [step for step, _ in history(store, run)["loss"]] == list(range(1, EPOCHS + 1))
 
@@ -229,7 +229,7 @@ def test_a_sweep_that_was_killed_goes_on_inside_its_jobs(store, tmp_path):
     assert len(runs(store)) == 3
     assert jobs["0"].info.run_id in killed
     log = Path(store.download_artifacts(jobs["0"].info.run_id, "job.log")).read_text()
-    assert "Going on after epoch" in log and " Epoch 1/10 " in log
+    assert "Resuming after epoch" in log and " Epoch 1/10 " in log
     for run in jobs.values():
         assert run.info.status == "FINISHED"
         assert [step for step, _ in history(store, run)["loss"]] == list(range(1, 11))

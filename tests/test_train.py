@@ -399,7 +399,7 @@ def test_a_scaling_that_makes_pixels_tiny_is_warned_of(store, digits, caplog):
         run(small(digits, "scale=unit_twice", "data.limit=20", "tracking.model=false"))
     (warning,) = warnings_of(caplog)
     assert warning == (
-        "What leaves the scaling is tiny: its largest size is 0.0039. Most nets learn badly from that; try scale=unit."
+        "The scaled inputs are tiny: their largest absolute value is 0.0039. Most models train badly on that; try scale=unit."
     )
     caplog.clear()
     run(small(digits, "scale=standard", "data.limit=20", "tracking.model=false"))

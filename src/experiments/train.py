@@ -30,7 +30,7 @@ from experiments.training.build import Components, build, build_part
 from experiments.training.callbacks import Diverged, EpochFunction
 from experiments.training.checkpoints import Checkpoint
 from experiments.training.evaluation import evaluate
-from experiments.training.fit import TrainingResult, fit
+from experiments.training.fit import Recipe, TrainingResult, fit
 from experiments.training.macs import count_macs
 from experiments.training.runtime import forget_models, start_runtime
 
@@ -52,11 +52,11 @@ class RunResult:
 
 
 @dataclass(frozen=True)
-class _Past:
-    """What earlier runs of a configuration leave to the one that is about to begin."""
+class _Resume:
+    """What a run takes over from earlier runs of its configuration."""
 
-    attempt: Recorded | None  # the run to go on with
-    checkpoint: Checkpoint | None  # to go on from
+    attempt: Recorded | None  # the run to continue
+    checkpoint: Checkpoint | None  # to resume from
     superseded: list[str]  # ids of runs that it takes the place of
     outdated: list[str]  # ids of runs whose files nobody needs once it is finished
 
@@ -79,7 +79,7 @@ def run(configuration: Configuration, stop: EpochFunction | None = None, reprodu
     cfg = configuration.cfg
     with _console(of_a_job=bool(cfg.tracking.parent)):
         _start_runtime(cfg)
-        _check_free_tags(cfg)
+        _check_custom_tags(cfg)
         if CHECKOUT is None:
             _log.info("Recording in %s", shown_uri())
         be_patient(cfg.tracking.patience if cfg.tracking.parent else 0)
@@ -92,11 +92,11 @@ def run(configuration: Configuration, stop: EpochFunction | None = None, reprodu
             earlier = earlier_runs(configuration.variant, cfg.seed)
             if not reproduces and (equal := _equal_run(cfg, tags, earlier)):
                 return _as_recorded(cfg, equal)
-            past = _past(cfg, tags, earlier, anew=reproduces is not None)
-            with _opened(configuration, tags, past) as record:
+            resume = _resume_from(cfg, tags, earlier, anew=reproduces is not None)
+            with _opened(configuration, tags, resume) as record:
                 if _has_changed(cfg, tags, record):
                     return RunResult(record.id, record.name, "FAILED", None, {}, {}, record.artifacts)
-                return _trained(cfg, data, parts, record, stop, past.checkpoint)
+                return _trained(cfg, data, parts, record, stop, resume.checkpoint)
 
 
 def identify(configuration: Configuration) -> dict[str, str]:
@@ -117,7 +117,7 @@ def plan(configuration: Configuration) -> Plan:
     """
     cfg = configuration.cfg
     forget_models(cfg.precision)
-    _check_free_tags(cfg)
+    _check_custom_tags(cfg)
     data: Dataset = build_part(cfg, "data", Dataset)
     tags = _identify(configuration, data)
     num_parameters = build(cfg, data).model.count_params()
@@ -134,9 +134,9 @@ def _trained(
 ) -> RunResult:
     """Fills an open run."""
     _log.info("%s (%s)", record.name, record.id)
-    _tell_of_checkpoint(cfg, checkpoint)
-    _warn_of_scale(parts.scaling, data)
-    _warn_of_idle_cores(cfg)
+    _log_resuming(cfg, checkpoint)
+    _warn_if_badly_scaled(parts.scaling, data)
+    _suggest_more_threads(cfg)
     artifacts.link_data(record, data, cfg.data._target_)
     artifacts.draw_samples(record, data, _training_batches(cfg, data, parts), parts.scaling)
     try:
@@ -164,12 +164,10 @@ def _start_runtime(cfg: Any) -> None:
     start_runtime(seed=cfg.seed, threads=cfg.threads, deterministic=cfg.deterministic, precision=cfg.precision)
 
 
-def _check_free_tags(cfg: Any) -> None:
+def _check_custom_tags(cfg: Any) -> None:
     for name in cfg.tracking.tags:
         if name in TAGS or name.startswith("mlflow."):
-            raise ExperimentError(
-                f"tracking.tags.{name}: the run sets this tag itself.", advice="Take another name for yours."
-            )
+            raise ExperimentError(f"tracking.tags.{name}: the run sets this tag itself.", advice="Choose another name.")
 
 
 def _identify(configuration: Configuration, data: Dataset) -> dict[str, str]:
@@ -195,7 +193,7 @@ def _equal_run(cfg: Any, tags: Mapping[str, str], earlier: Sequence[Recorded]) -
     equal = [run for run in earlier if run.tags.get("fingerprint") == tags["fingerprint"]]
     done = next((run for run in equal if run.finished or run.diverged), None)
     if done and not cfg.tracking.parent:
-        _log.info("An equal run is there already, with the same result: %s (%s)", done.name, done.run_id)
+        _log.info("A finished run with the same result exists: %s (%s)", done.name, done.run_id)
     return done if cfg.tracking.parent and not cfg.force else None
 
 
@@ -213,24 +211,19 @@ def _has_changed(cfg: Any, tags: Mapping[str, str], record: Run) -> bool:
     return changed
 
 
-def _past(cfg: Any, tags: Mapping[str, str], earlier: Sequence[Recorded], *, anew: bool) -> _Past:
-    """What there is to go on with, and what a new run takes the place of."""
+def _resume_from(cfg: Any, tags: Mapping[str, str], earlier: Sequence[Recorded], *, anew: bool) -> _Resume:
+    """Finds the run and the checkpoint to resume from, and the runs that this one supersedes."""
     equal = [run for run in earlier if run.tags.get("fingerprint") == tags["fingerprint"]]
     broken = [run for run in equal if run.status != "FINISHED" and not run.diverged and "reproduces" not in run.tags]
     reproductions = {run.run_id for run in equal if "reproduces" in run.tags and run.status in ("FAILED", "KILLED")}
     if anew:
-        return _Past(None, None, [], sorted(reproductions))
-    for attempt in broken if cfg.resume and not cfg.force else ():
-        folder = run_folder(attempt.run_id)
-        if "superseded" not in attempt.tags and (checkpoint := checkpoints.newest(folder)):
-            break
-    else:
-        attempt, checkpoint = None, None
+        return _Resume(None, None, [], sorted(reproductions))
+    attempt, checkpoint = _resumable(broken if cfg.resume and not cfg.force else ())
     job = (cfg.tracking.parent, str(cfg.tracking.job))
     same_job = [run for run in earlier if cfg.tracking.parent and (run.parent, run.tags.get("job")) == job]
     over = {run.run_id for run in [*broken, *same_job] if run.status != "RUNNING" and "superseded" not in run.tags}
     itself = {attempt.run_id} if attempt else set()
-    return _Past(
+    return _Resume(
         attempt=attempt,
         checkpoint=checkpoint,
         superseded=sorted(over - itself),
@@ -238,8 +231,16 @@ def _past(cfg: Any, tags: Mapping[str, str], earlier: Sequence[Recorded], *, ane
     )
 
 
+def _resumable(runs: Sequence[Recorded]) -> tuple[Recorded, Checkpoint] | tuple[None, None]:
+    """The first run that has an intact checkpoint, with the checkpoint."""
+    for run in runs:
+        if "superseded" not in run.tags and (checkpoint := checkpoints.newest(run_folder(run.run_id))):
+            return run, checkpoint
+    return None, None
+
+
 def _opened(
-    configuration: Configuration, tags: Mapping[str, str], past: _Past
+    configuration: Configuration, tags: Mapping[str, str], resume: _Resume
 ) -> contextlib.AbstractContextManager[Run]:
     cfg = configuration.cfg
     parent = cfg.tracking.parent
@@ -248,7 +249,7 @@ def _opened(
         own["command"] = f"experiments reproduce {tags['reproduces']}"
     if configuration.experiment:
         own["experiment"] = configuration.experiment
-    if parent and (past.attempt is None or past.attempt.parent == parent):  # or it has a place elsewhere
+    if parent and (resume.attempt is None or resume.attempt.parent == parent):  # or it has a place elsewhere
         own["job"] = cfg.tracking.job
     files = {"config.yaml": configuration.as_yaml, "environment.txt": environment()}
     if diff := uncommitted():
@@ -260,37 +261,37 @@ def _opened(
         tags={**dict(cfg.tracking.tags), **own, **tags},
         files=files,
         parent=parent,
-        attempt=past.attempt.run_id if past.attempt else None,
-        superseded=past.superseded,
-        outdated=past.outdated,
+        attempt=resume.attempt.run_id if resume.attempt else None,
+        superseded=resume.superseded,
+        outdated=resume.outdated,
         patience=cfg.tracking.patience,
     )
 
 
-def _tell_of_checkpoint(cfg: Any, checkpoint: Checkpoint | None) -> None:
+def _log_resuming(cfg: Any, checkpoint: Checkpoint | None) -> None:
     if checkpoint:
-        _log.info("Going on after epoch %d", checkpoint.epoch)
+        _log.info("Resuming after epoch %d", checkpoint.epoch)
         if not cfg.deterministic:
-            _log.info("With deterministic=false the result is not that of an uninterrupted run to the last bit.")
+            _log.info("With deterministic=false the result is not bit-identical to that of an uninterrupted run.")
 
 
-def _warn_of_scale(scaling: keras.Layer, data: Dataset) -> None:
+def _warn_if_badly_scaled(scaling: keras.Layer, data: Dataset) -> None:
     scaled = np.abs(np.asarray(scaling(data.train_images[:256].astype("float32"))))
     largest = float(scaled.max())
     if not 0.01 <= largest <= 100:
         _log.warning(
-            "What leaves the scaling is %s: its largest size is %.2g. Most nets learn badly from that; try scale=unit.",
+            "The scaled inputs are %s: their largest absolute value is %.2g. Most models train badly on that; try scale=unit.",
             "tiny" if largest < 1 else "huge",
             largest,
         )
 
 
-def _warn_of_idle_cores(cfg: Any) -> None:
+def _suggest_more_threads(cfg: Any) -> None:
     import psutil
 
     cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count()
     if cfg.threads < 8 <= (cores or 1):
-        _log.info("This machine has %d cores: threads=8 would be faster, and another result.", cores)
+        _log.info("This machine has %d cores: threads=8 would be faster, but gives another result.", cores)
 
 
 def _training_batches(cfg: Any, data: Dataset, parts: Components, after_epoch: int = 0) -> tf.data.Dataset:
@@ -332,19 +333,22 @@ def _fit(
             record.set_tags({"pruned": "true"})
         return hopeless
 
-    return fit(
-        parts.model,
-        _training_batches(cfg, data, parts, trained),
-        (data.validation_images, data.validation_labels),
-        num_images=len(data.train_images),
+    recipe = Recipe(
         epochs=cfg.epochs,
         batch_size=cfg.batch_size,
         optimizer=parts.optimizer,
         schedule=parts.schedule,
         label_smoothing=cfg.label_smoothing,
+        callbacks=parts.callbacks,
         metric=cfg.objective.metric,
         mode=cfg.objective.mode,
-        callbacks=parts.callbacks,
+    )
+    return fit(
+        parts.model,
+        _training_batches(cfg, data, parts, trained),
+        (data.validation_images, data.validation_labels),
+        recipe,
+        num_images=len(data.train_images),
         on_epoch=on_epoch,
         progress_bar=terminal,
         folder=record.folder,

@@ -364,9 +364,9 @@ def test_bug_in_the_users_code_is_shown_as_it_is(own_net, images, text):
 # The record
 
 NAMES_OF_THE_RECORD = {
-    "+tracking.tags.variant=mine": "tracking.tags.variant: the run sets this tag itself. Take another name for yours.",
+    "+tracking.tags.variant=mine": "tracking.tags.variant: the run sets this tag itself. Choose another name.",
     "+tracking.tags={mlflow.source.name:x}": "tracking.tags.mlflow.source.name: the run sets this tag itself. "
-    "Take another name for yours.",
+    "Choose another name.",
 }
 
 

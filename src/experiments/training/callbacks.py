@@ -98,28 +98,28 @@ class CheckpointCallback(keras.callbacks.Callback):
         self,
         folder: Path,
         checkpoint: Checkpoint | None,
-        record: HistoryCallback,
+        history: HistoryCallback,
         others: Sequence[keras.callbacks.Callback],
         on_epoch: EpochFunction,
     ) -> None:
         super().__init__()
         self.folder = folder
         self.checkpoint = checkpoint
-        self.record = record
+        self.history = history
         self.others = others
         self.on_epoch = on_epoch
         self.disk_is_full = False
         self.lost: set[str] = set()  # attributes of callbacks that no checkpoint can hold
 
-    def recall(self) -> bool:
-        """Brings back the epochs of the checkpoint; says whether the training had ended with them."""
+    def restore_history(self) -> bool:
+        """Restores the epochs of the checkpoint; returns whether the training had ended with them."""
         if self.checkpoint is None:
             return False
         state = self.checkpoint.state
-        self.record.history = {name: list(values) for name, values in state["history"].items()}
-        self.record.best_epoch = state["best_epoch"]
-        self.record.seconds_before = state["seconds"]
-        stops = [self.on_epoch(number, self.record.epoch(number)) for number in range(1, self.checkpoint.epoch + 1)]
+        self.history.history = {name: list(values) for name, values in state["history"].items()}
+        self.history.best_epoch = state["best_epoch"]
+        self.history.seconds_before = state["seconds"]
+        stops = [self.on_epoch(number, self.history.epoch(number)) for number in range(1, self.checkpoint.epoch + 1)]
         return state["ended"] or any(stops)
 
     def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
@@ -132,7 +132,7 @@ class CheckpointCallback(keras.callbacks.Callback):
             for variable, value in zip(own, arrays[part], strict=True):
                 variable.assign(_in_type_of(variable, value))
         pairs = zip(self.model.weights, arrays["best"], strict=True)
-        self.record.best_weights = [_in_type_of(variable, value) for variable, value in pairs]
+        self.history.best_weights = [_in_type_of(variable, value) for variable, value in pairs]
         for callback, state in zip(self.others, self.checkpoint.state["callbacks"], strict=True):
             if getattr(callback, "monitor_op", callback) is None:
                 callback._set_monitor_op()  # at the first epoch's end it would turn the restored min_delta round
@@ -141,22 +141,22 @@ class CheckpointCallback(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Writes a checkpoint, then calls `on_epoch`."""
         self._write(epoch + 1)
-        if self.on_epoch(epoch + 1, self.record.epoch(epoch + 1)):
+        if self.on_epoch(epoch + 1, self.history.epoch(epoch + 1)):
             self.model.stop_training = True
 
     def _write(self, epoch: int) -> None:
         of_callbacks: list[np.ndarray] = []
         state = {
-            "history": self.record.history,
-            "best_epoch": self.record.best_epoch,
-            "seconds": self.record.seconds(),
+            "history": self.history.history,
+            "best_epoch": self.history.best_epoch,
+            "seconds": self.history.seconds(),
             "ended": self.model.stop_training,
             "callbacks": [checkpoints.encoded(self._attributes(callback), of_callbacks) for callback in self.others],
         }
         arrays = {
             "model": [np.asarray(variable) for variable in self.model.variables],
             "optimizer": [np.asarray(variable) for variable in self.model.optimizer.variables],
-            "best": self.record.best_weights,
+            "best": self.history.best_weights,
             "callbacks": of_callbacks,
         }
         try:

@@ -35,20 +35,27 @@ class TrainingResult:
         return {name: values[self.best_epoch - 1] for name, values in self.history.items()}
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained: for how long, by which optimizer, and what chooses its best epoch."""
+
+    epochs: int  # at most
+    batch_size: int
+    optimizer: keras.optimizers.Optimizer  # with `schedule` as its learning rate
+    schedule: float | keras.optimizers.schedules.LearningRateSchedule
+    label_smoothing: float  # of the training and the validation loss
+    callbacks: Sequence[keras.callbacks.Callback]
+    metric: str  # chooses the best epoch, the first of equal ones
+    mode: str  # `max` or `min`
+
+
 def fit(
     model: keras.Model,
     batches: tf.data.Dataset,
     validation: tuple[np.ndarray, np.ndarray],
+    recipe: Recipe,
     *,
     num_images: int,
-    epochs: int,
-    batch_size: int,
-    optimizer: keras.optimizers.Optimizer,
-    schedule: float | keras.optimizers.schedules.LearningRateSchedule,
-    label_smoothing: float,
-    metric: str,
-    mode: str,
-    callbacks: Sequence[keras.callbacks.Callback],
     on_epoch: EpochFunction,
     progress_bar: bool,
     folder: Path,
@@ -56,26 +63,19 @@ def fit(
 ) -> TrainingResult:
     """Trains `model` and leaves the weights of its best epoch in it.
 
-    After every epoch a checkpoint is written; a training that resumes from one ends with the same bits as one that
-    was never interrupted, if TensorFlow is deterministic.
+    A checkpoint is written at the end of every epoch. A training that resumes from one ends with the same bits as one
+    that was never interrupted, provided that TensorFlow is deterministic.
 
     Args:
-        model: uncompiled; takes raw pixels, gives probabilities.
-        batches: of all epochs to come, from `training_batches`.
-        validation: raw pixels and classes.
-        num_images: training images of an epoch.
-        epochs: how many at the most.
-        batch_size: images a training batch.
-        optimizer: with `schedule` as its learning rate.
-        schedule: a number, or a function of the step.
-        label_smoothing: of the training and validation loss.
-        metric: what chooses the best epoch, the first of equal ones.
-        mode: `max` or `min`.
-        callbacks: of Keras, such as early stopping.
-        on_epoch: called at every epoch's end, also for those that `checkpoint` brings back.
-        progress_bar: show Keras's own, with the time left.
-        folder: where checkpoints are kept.
-        checkpoint: to go on from.
+        model: uncompiled; takes raw pixels and outputs probabilities.
+        batches: of all remaining epochs, from `training_batches`.
+        validation: raw pixels of shape (images, height, width, channels) and classes of shape (images,).
+        recipe: how to train.
+        num_images: training images per epoch.
+        on_epoch: called at the end of every epoch, including those restored from `checkpoint`.
+        progress_bar: whether to show Keras's progress bar.
+        folder: where checkpoints are written.
+        checkpoint: the checkpoint to resume from.
 
     Raises:
         Diverged: at the end of the epoch in which a metric became NaN or infinite.
@@ -83,34 +83,34 @@ def fit(
     images, labels = validation
     num_classes = model.output_shape[-1]
     model.compile(
-        optimizer,
-        loss=keras.losses.CategoricalCrossentropy(label_smoothing=label_smoothing),
+        recipe.optimizer,
+        loss=keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
         metrics=["accuracy"],
     )
     _make_variables(model)
-    record = HistoryCallback(schedule, metric, mode)
+    history = HistoryCallback(recipe.schedule, recipe.metric, recipe.mode)
     # Averaged weights must be in place before anything reads weights.
-    averaging = [callback for callback in callbacks if isinstance(callback, keras.callbacks.SwapEMAWeights)]
-    others = [callback for callback in callbacks if callback not in averaging]
-    keeper = CheckpointCallback(folder, checkpoint, record, [*averaging, *others], on_epoch)
-    begun_before = checkpoint.epoch if checkpoint else 0
-    ended_before = keeper.recall()
+    averaging = [callback for callback in recipe.callbacks if isinstance(callback, keras.callbacks.SwapEMAWeights)]
+    others = [callback for callback in recipe.callbacks if callback not in averaging]
+    checkpoints = CheckpointCallback(folder, checkpoint, history, [*averaging, *others], on_epoch)
+    trained_before = checkpoint.epoch if checkpoint else 0
+    has_ended = checkpoints.restore_history()
     started = time.perf_counter()
     model.fit(
         batches,
-        initial_epoch=epochs if ended_before else begun_before,
-        epochs=epochs,
-        steps_per_epoch=math.ceil(num_images / batch_size),
+        initial_epoch=recipe.epochs if has_ended else trained_before,
+        epochs=recipe.epochs,
+        steps_per_epoch=math.ceil(num_images / recipe.batch_size),
         validation_data=(images, keras.utils.to_categorical(labels, num_classes)),
         validation_batch_size=PREDICTION_BATCH_SIZE,
-        callbacks=[*averaging, record, *others, keeper],
+        callbacks=[*averaging, history, *others, checkpoints],
         shuffle=False,  # the batches are
         verbose=1 if progress_bar else 0,
     )
-    seconds = record.seconds_before + time.perf_counter() - started
-    model.set_weights(record.best_weights)
-    trained = len(record.history["loss"])
-    return TrainingResult(record.history, record.best_epoch, seconds, num_images * trained / seconds)
+    seconds = history.seconds_before + time.perf_counter() - started
+    model.set_weights(history.best_weights)
+    trained = len(history.history["loss"])
+    return TrainingResult(history.history, history.best_epoch, seconds, num_images * trained / seconds)
 
 
 def _make_variables(model: keras.Model) -> None:
