@@ -280,7 +280,7 @@ def _warn_if_badly_scaled(scaling: keras.Layer, data: Dataset) -> None:
     largest = float(scaled.max())
     if not 0.01 <= largest <= 100:
         _log.warning(
-            "The scaled inputs are %s: their largest absolute value is %.2g. Most models train badly on that; try scale=unit.",
+            "The scaled inputs are %s: their largest absolute value is %.2g. Try scale=unit.",
             "tiny" if largest < 1 else "huge",
             largest,
         )
