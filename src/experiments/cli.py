@@ -350,11 +350,14 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _sync(_: argparse.Namespace) -> int:
     from experiments.tracking.locks import sync
-    from experiments.tracking.store import check_store
+    from experiments.tracking.store import StoreLost, check_store
 
-    check_store()
-    sync(print)
-    return 0
+    try:
+        check_store()
+        return 0 if sync(print) else 1
+    except StoreLost as error:
+        print(f"experiments: {error}", file=sys.stderr)
+        return 1
 
 
 def _ui(arguments: argparse.Namespace) -> int:

@@ -310,6 +310,7 @@ def test_one_run_that_cannot_be_sent_holds_up_no_other(store, tmp_path, capfd):
     result = train.run(compose(["data.limit=50", "epochs=1", "tracking.model=false"]))
     assert result.status == "FINISHED"
     assert store.get_run(good).info.status == "KILLED"
-    said = subprocess.run([EXPERIMENTS, "sync"], capture_output=True, text=True, check=True).stdout
-    assert f" cannot be sent from {folder}: " in said
-    assert len(said.splitlines()) == 2
+    done = subprocess.run([EXPERIMENTS, "sync"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f" cannot be sent from {folder}: " in done.stdout
+    assert len(done.stdout.splitlines()) == 2

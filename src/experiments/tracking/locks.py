@@ -16,14 +16,14 @@ import psutil
 from mlflow.entities import Run, ViewType
 
 from experiments.errors import ExperimentError
-from experiments.tracking.outbox import REMEMBERED, is_waiting
+from experiments.tracking.delivery import REMEMBERED, is_waiting
 from experiments.tracking.parent import end_run
 from experiments.tracking.run import this_process
-from experiments.tracking.store import StoreRefused, alone_in, ask, jobs_folder, open_store, shown_uri, store_uri
+from experiments.tracking.store import StoreLost, alone_in, ask, jobs_folder, open_store, shown_uri, store_uri
 
 _log = logging.getLogger(__name__)
 
-_TOUCHED_EVERY = 10  # seconds
+TOUCHED_EVERY = 10  # seconds
 _SAME_START = 60  # seconds between two readings of one process's start
 _ABANDONED_AFTER = 120  # seconds without a touch from another host
 _STALE = {"reason": "stale", "failure": "its process was gone"}
@@ -58,13 +58,13 @@ def lock(name: str, what: str = "This very run is being trained") -> Iterator[No
     """
     file = _lock_file(name)
     with alone_in(file.parent):
-        if file.exists() and _held(file):
-            holder = json.loads(file.read_text())
+        if _held(file):
+            holder = _holder(file)
             raise Elsewhere(
                 f"{what} by process {holder['pid']} on {holder['host']}.",
                 advice=f"Wait for it, or if that is not so, delete {file}",
             )
-        file.write_text(json.dumps(this_process()))
+        file.write_text(json.dumps(this_process()), encoding="utf-8")
     done = threading.Event()
     keeper = threading.Thread(target=_keep, args=(file, done), daemon=True)
     keeper.start()
@@ -73,7 +73,10 @@ def lock(name: str, what: str = "This very run is being trained") -> Iterator[No
     finally:
         done.set()
         keeper.join()
-        file.unlink(missing_ok=True)
+        # A lock that cannot be deleted holds nobody up once this process is gone.
+        with contextlib.suppress(OSError), alone_in(file.parent):
+            if _is_ours(file):
+                file.unlink()
 
 
 def lock_of_sweep(name: str) -> str:
@@ -85,8 +88,8 @@ def unlock(name: str) -> None:
     """Removes the lock that a dead process has left."""
     file = _lock_file(name)
     with alone_in(file.parent):
-        if file.exists() and not _held(file):
-            file.unlink()
+        if not _held(file):
+            file.unlink(missing_ok=True)
 
 
 def _lock_file(name: str) -> Path:
@@ -94,20 +97,47 @@ def _lock_file(name: str) -> Path:
     return jobs_folder() / f"{store}-{name}.lock"
 
 
+def _holder(file: Path) -> dict[str, object]:
+    """The process that a lock names, empty when there is no lock or its process died while writing it."""
+    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+        return json.loads(file.read_text(encoding="utf-8"))
+    return {}
+
+
 def _held(file: Path) -> bool:
-    try:
-        holder = json.loads(file.read_text())
-    except json.JSONDecodeError:  # its maker died while writing
+    """Whether the process that a lock names is alive: on another host, as long as it touches the lock."""
+    holder = _holder(file)
+    if not holder:
         return False
     if holder["host"] == socket.gethostname():
         return _lives(holder)
-    return time() - file.stat().st_mtime < _ABANDONED_AFTER
+    try:
+        return time() - file.stat().st_mtime < _ABANDONED_AFTER
+    except FileNotFoundError:  # deleted just now
+        return False
+
+
+def _is_ours(file: Path) -> bool:
+    holder = _holder(file)
+    return (holder.get("host"), holder.get("pid")) == (socket.gethostname(), os.getpid())
 
 
 def _keep(file: Path, done: threading.Event) -> None:
-    while not done.wait(_TOUCHED_EVERY):
-        with contextlib.suppress(FileNotFoundError):
+    """Touches a lock until `done`, so that other hosts see that its process is alive; says once if that fails."""
+    failing = False
+    while not done.wait(TOUCHED_EVERY):
+        try:
+            if not _is_ours(file):
+                holder = _holder(file)
+                fate = f"was taken over by process {holder['pid']} on {holder['host']}" if holder else "was deleted"
+                _log.warning("The lock %s %s: another process may do the same work now.", file, fate)
+                return
             os.utime(file)
+            failing = False
+        except OSError as error:  # of a network drive, which may come back
+            if not failing:
+                _log.warning("The lock %s cannot be kept: %s. Another host may do the same work soon.", file, error)
+            failing = True
 
 
 def close_stale_runs() -> None:
@@ -129,11 +159,14 @@ def close_stale_runs() -> None:
         unlock(lock_of_sweep(name) if name else run.data.tags.get("fingerprint", ""))
 
 
-def sync(say: Callable[[str], None]) -> None:
+def sync(say: Callable[[str], None]) -> bool:
     """Sends what the folders of ended runs still hold, and closes those that their processes could not close.
 
     Args:
         say: takes a line about each of them.
+
+    Returns:
+        Whether the store has everything that was meant for it.
 
     Raises:
         StoreLost: the store is gone.
@@ -141,16 +174,24 @@ def sync(say: Callable[[str], None]) -> None:
     client = open_store()
     folders = [folder for folder in sorted(jobs_folder().glob("*/")) if is_waiting(folder)]
     idle = [folder for folder in folders if not _is_at_work(folder)]
+    complete = True
     for folder in idle:
+        name = folder.name
         try:
             name = ask(client.get_run, folder.name).info.run_name
-        except StoreRefused:
-            say(f"{folder.name} is not in this store; it was recorded in {_remembered(folder).get('store')}.")
-            continue
-        try:
             _close(folder.name)
+        except StoreLost:
+            raise
         except Exception as error:  # the next one may be better off
-            say(f"{name} cannot be sent from {folder}: {error}")
+            recorded_in = _remembered(folder).get("store")
+            if name == folder.name and recorded_in != shown_uri():
+                say(f"{name} is not in this store; it was recorded in {recorded_in}.")
+                continue
+            complete = False
+            say(
+                f"{name} cannot be sent from {folder}: {error} "
+                "Correct that and run experiments sync again, or delete the folder if nobody needs what is in it."
+            )
             continue
         ended = ask(client.get_run, folder.name)
         if ended.info.status == "FINISHED" or {"diverged", "sweep.name"} & set(ended.data.tags):
@@ -160,6 +201,7 @@ def sync(say: Callable[[str], None]) -> None:
         say(f"{len(folders) - len(idle)} more are still open.")
     elif not folders:
         say("Nothing to send: the store has everything.")
+    return complete
 
 
 def _close(run_id: str) -> None:

@@ -12,7 +12,8 @@ import mlflow
 from mlflow.entities import RunStatus
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from experiments.tracking.outbox import Outbox, send_missing
+from experiments.tracking.delivery import send_before_reopening, send_missing
+from experiments.tracking.outbox import Outbox
 from experiments.tracking.provenance import provenance
 from experiments.tracking.run import leave, remember
 from experiments.tracking.runs import Recorded, search
@@ -117,7 +118,7 @@ def open_parent(experiment: str, name: str, tags: Mapping[str, object], patience
     folder = run_folder(run_id)
     folder.mkdir(parents=True, exist_ok=True)
     if older:
-        ask(send_missing, client, run_id, folder)
+        ask(send_before_reopening, client, run_id, folder)
     remember(folder, sweep=name)
     if older:
         for key in {"reason", "failure"} & set(older.tags):

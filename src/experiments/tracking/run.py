@@ -23,7 +23,8 @@ from mlflow.entities import RunInfo
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from experiments.errors import ExperimentError
-from experiments.tracking.outbox import MODEL, REMEMBERED, Outbox, is_waiting, send_missing
+from experiments.tracking.delivery import MODEL, NOT_RECORDED, REMEMBERED, is_waiting, send_before_reopening
+from experiments.tracking.outbox import Outbox, full_disk_is_a_warning
 from experiments.tracking.provenance import environment, provenance
 from experiments.tracking.secrets import WithoutSecrets, without_secrets
 from experiments.tracking.store import alone_in, ask, experiment_id, jobs_folder, open_store, run_folder, shown_uri
@@ -40,7 +41,7 @@ TAGS = {
     "variant", "fingerprint", "experiment", "job", "command", "data.sha256", "data.validation_sha256",
     "data.test_sha256", "code.sha256", "git.commit", "git.dirty", "host", "pid", "python", "tensorflow", "keras",
     "mlflow", "failure", "sweep", "sweep.name", "best_run_id", "pruned", "reason", "superseded", "weights.sha256",
-    "predictions.sha256", "diverged", "diverged_epoch", "reproduces",
+    "predictions.sha256", "diverged", "diverged_epoch", "reproduces", NOT_RECORDED,
 }  # fmt: skip
 
 
@@ -122,11 +123,8 @@ class Run:
     def file(self, name: str) -> Iterator[Path]:
         """The path to write an artifact to; a full disk costs the artifact and not the run."""
         path = self.folder / name
-        try:
+        with full_disk_is_a_warning(path):
             yield path
-        except OSError as error:
-            _log.warning("%s cannot be written: %s", name, error)
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def log_model(self, model: Any, *, image_shape: tuple[int, ...], num_classes: int, step: int) -> None:
         """Records a Keras model that takes raw pixels, tied to the metrics of `step`.
@@ -250,7 +248,7 @@ def _reopened(client: mlflow.MlflowClient, run_id: str, fingerprint: str) -> Run
     """A run that had ended, open again, with all that its folder still held."""
     folder = run_folder(run_id)
     with alone_in(folder):  # or another command could be closing it as one of a dead process
-        send_missing(client, run_id, folder)
+        send_before_reopening(client, run_id, folder)
         remember(folder, fingerprint=fingerprint)
         for name in {"reason", "failure", "pruned"} & set(client.get_run(run_id).data.tags):
             client.delete_tag(run_id, name)
@@ -368,7 +366,7 @@ def _status(run: Run, patience: float) -> Iterator[None]:
         # TensorFlow says in its own way that memory is short.
         short = isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"
         tags = {"reason": "memory" if short else "error", "failure": last_line}
-        with run.file("traceback.txt") as file:
+        with contextlib.suppress(OSError), run.file("traceback.txt") as file:  # the error itself is what matters
             file.write_text(without_secrets(traceback.format_exc()))
         raise
     finally:

@@ -1,11 +1,13 @@
 """The store that runs are recorded in: where it is, whether it answers, and who may write."""
 
 import contextlib
+import errno
 import logging
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from time import monotonic, sleep, time
@@ -36,10 +38,12 @@ _log = logging.getLogger(__name__)
 
 AGAIN_AFTER = 3  # seconds between two tries to reach a lost store
 _STILL_WRITTEN = 5  # seconds since the last change of a SQLite file that another program may be making
-#: What a store says when it is there and the answer is no.
-_FINAL_ERRORS = {
-    "INVALID_PARAMETER_VALUE", "INVALID_STATE", "PERMISSION_DENIED", "RESOURCE_ALREADY_EXISTS",
-    "RESOURCE_DOES_NOT_EXIST", "UNAUTHENTICATED",
+_LONGEST_FOLDER = 100  # characters of an experiment's folder; file systems take 143 to 255 bytes
+_TRY_AGAIN = {408, 425, 429, 499}  # the HTTP statuses from 400 to 499 that are no refusal
+#: What a file system says when the same question will get the same answer.
+_FILE_REFUSALS = {
+    errno.EACCES, errno.EEXIST, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT,
+    errno.ENOTDIR, errno.EPERM, errno.EROFS,
 }  # fmt: skip
 _patience = 0.0  # seconds to wait for a lost store
 _waited_in_vain = False
@@ -52,7 +56,7 @@ class StoreLost(ExperimentError):
 
 
 class StoreRefused(ExperimentError):
-    """The store answers, and the answer is no."""
+    """The store refuses a request, or can never answer it; waiting would not help."""
 
 
 def home() -> Path:
@@ -110,6 +114,11 @@ def check_store() -> None:
     """
     uri = store_uri()
     file = sqlite_file(uri)
+    if uri.startswith("sqlite:") and (file is None or file.name == ":memory:" or file.is_dir()):
+        raise ExperimentError(
+            f"MLFLOW_TRACKING_URI={os.environ['MLFLOW_TRACKING_URI']} names no file to record in.",
+            advice="Name one, as in: sqlite:///mlflow.db, or with its full path: sqlite:////home/me/mlflow.db",
+        )
     check_writable(jobs_folder(), "The files of a run")
     if file and nothing_recorded():
         check_writable(file.parent, f"The tracking store {uri}")
@@ -239,9 +248,31 @@ def ask(question: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         sleep(min(AGAIN_AFTER, left))
 
 
-def is_final(error: Exception) -> bool:
-    """Whether a store that answers has said no, so that waiting would not help."""
-    return isinstance(error, MlflowException) and error.error_code in _FINAL_ERRORS
+def is_refusal(error: Exception) -> bool:
+    """Whether an error of the store, its artifacts or their disk is a refusal, so that waiting would not help.
+
+    Anything unknown counts as an outage: waiting for it costs time, and giving up too early costs results.
+    """
+    status = _http_status(error)
+    if isinstance(error, StoreRefused) or (isinstance(error, MlflowException) and error.error_code == "INVALID_STATE"):
+        return True
+    if status is not None:
+        return (400 <= status < 500 and status not in _TRY_AGAIN) or status == 501  # not implemented
+    if isinstance(error, OSError):
+        return error.errno in _FILE_REFUSALS
+    return isinstance(error, AttributeError | ImportError | LookupError | TypeError)
+
+
+def _http_status(error: Exception) -> int | None:
+    """The HTTP status that an error of MLflow, of an artifact server or of S3 stands for, None for any other error."""
+    if isinstance(error, MlflowException):
+        # MLflow has no error code for most statuses that a proxy answers with.
+        written = re.search(r"failed with error code (\d{3}) != ", str(error))
+        return int(written[1]) if written else error.get_http_status_code()
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return getattr(response, "status_code", None)
 
 
 def store_error(uri: str, error: Exception) -> ExperimentError:
@@ -256,8 +287,9 @@ def store_error(uri: str, error: Exception) -> ExperimentError:
         )
     text = without_secrets(str(error).replace(uri, shown)).splitlines() or [type(error).__name__]
     reason = text[0][:300].rstrip(".")
-    if is_final(error):
-        return StoreRefused(f"The tracking store {shown} refuses it: {reason}.")
+    if is_refusal(error):
+        answer = "refuses it" if isinstance(error, MlflowException) else "cannot be used"
+        return StoreRefused(f"The tracking store {shown} {answer}: {reason}.")
     if urlparse(uri).scheme not in ("http", "https"):
         return StoreLost(f"The tracking store {shown} cannot be used: {reason}.")
     return StoreLost(
@@ -289,6 +321,8 @@ def experiment_id(client: mlflow.MlflowClient, name: str) -> str:
         file = sqlite_file(uri)
         # A name of dots alone would be another folder.
         inside = name.replace(".", "_") if not name.strip(".") else quote(name, safe="")
+        if len(inside) > _LONGEST_FOLDER:
+            inside = f"{inside[: _LONGEST_FOLDER - 9]}-{sha256(name.encode()).hexdigest()[:8]}"
         location = (file.parent / "artifacts" / inside).as_uri() if file else None
         try:
             # The kind opens the experiment's page on its training runs instead of traces.
