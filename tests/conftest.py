@@ -20,7 +20,7 @@ with quiet_import():
     import keras
     import mlflow
 
-    from experiments.tracking.store import be_patient
+    from experiments.tracking.store import set_store_timeout
     from experiments.training.runtime import start_runtime
 
 gc.freeze()  # or every clear_session() walks through all that was imported, 0.2 s a test
@@ -63,7 +63,7 @@ def store(new_store, tmp_path, monkeypatch):
     shutil.copy(new_store, file)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{file}")
     monkeypatch.setenv("EXPERIMENTS_HOME", str(tmp_path / "home"))  # for what a failed run leaves behind
-    be_patient(0)  # whatever sweep an earlier test has opened
+    set_store_timeout(0)  # whatever sweep an earlier test has opened
     return mlflow.MlflowClient(f"sqlite:///{file}")
 
 
@@ -95,7 +95,7 @@ def recorded_store(tmp_path, monkeypatch):
             database.execute(change, [tmp_path.as_uri()])
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("EXPERIMENTS_HOME", str(tmp_path))
-    be_patient(0)
+    set_store_timeout(0)
     return mlflow.MlflowClient(uri)
 
 

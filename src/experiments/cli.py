@@ -192,7 +192,7 @@ def _run_job(cfg: Any, config_dir: str | None) -> Any:
 
     with quiet_import():
         from experiments import train
-        from experiments.tracking.run import own_output
+        from experiments.tracking.run import redirect_output
     configuration = current_job(cfg, config_dir)
     if cfg.dry_run:
         return train.plan(configuration)
@@ -201,7 +201,7 @@ def _run_job(cfg: Any, config_dir: str | None) -> Any:
     from experiments.sweeps import display
     from experiments.sweeps.sweep import job_output
 
-    with _contained(), own_output(job_output(cfg.tracking.parent, cfg.tracking.job)) as console:
+    with _contained(), redirect_output(job_output(cfg.tracking.parent, cfg.tracking.job)) as console:
         tell = display.teller(configuration, console)
         if cfg.tracking.trial is None:
             return train.run(configuration, tell).objective

@@ -17,16 +17,16 @@ from experiments.config.configuration import Configuration
 from experiments.errors import ExperimentError
 from experiments.tracking.provenance import provenance
 from experiments.tracking.runs import (
-    Recorded,
+    StoredRun,
     artifact,
-    existing,
     experiment_name,
+    find_run,
+    get_run,
     history,
     model_file,
     predictions,
-    recorded,
 )
-from experiments.tracking.store import be_patient, check_store
+from experiments.tracking.store import check_store, set_store_timeout
 
 #: What may be another now than when a run was recorded, and then explains other numbers.
 _CONDITIONS = (
@@ -68,14 +68,14 @@ def reproduce(run: str, tolerance: float = 0.0) -> bool:
     """
     console = Console(soft_wrap=True, highlight=False, markup=False)
     check_store()
-    original = existing(run)
+    original = find_run(run)
     configuration = configuration_of(original)
     _tell_of_conditions(console, original, {**provenance(), **train.identify(configuration)})
     epochs = len(history(original).get("loss", ()))
     unfinished = not original.finished and not original.diverged
     result = train.run(configuration, (lambda epoch, _: unfinished and epoch >= epochs), reproduces=original.run_id)
-    be_patient(configuration.cfg.tracking.patience)  # after hours of training, a moment's outage is no answer
-    again = recorded(result.run_id)
+    set_store_timeout(configuration.cfg.tracking.patience)  # after hours of training, a moment's outage is no answer
+    again = get_run(result.run_id)
     if again.status == "RUNNING":
         raise ExperimentError(f"The store does not have all of {again.run_id} yet.", advice="Try: experiments sync")
     rows = _compared(original, again, result.history, tolerance)
@@ -86,7 +86,7 @@ def reproduce(run: str, tolerance: float = 0.0) -> bool:
     return equal
 
 
-def configuration_of(run: Recorded) -> Configuration:
+def configuration_of(run: StoredRun) -> Configuration:
     """The stored configuration of `run`, checked as if it came from a stranger."""
     if "sweep.name" in run.tags:
         raise ExperimentError(f"{run.run_id} is a sweep.", advice="Name one of its runs.")
@@ -110,7 +110,7 @@ def configuration_of(run: Recorded) -> Configuration:
     return restored
 
 
-def _tell_of_conditions(console: Console, original: Recorded, now: Mapping[str, object]) -> None:
+def _tell_of_conditions(console: Console, original: StoredRun, now: Mapping[str, object]) -> None:
     table = Table("condition", "then", "now", box=None, pad_edge=False)
     for name in _CONDITIONS:
         before, today = original.tags.get(name, "not recorded"), str(now.get(name, "not known"))
@@ -125,7 +125,7 @@ def _tell_of_conditions(console: Console, original: Recorded, now: Mapping[str, 
 
 
 def _compared(
-    original: Recorded, again: Recorded, trained: Mapping[str, Sequence[float]], tolerance: float
+    original: StoredRun, again: StoredRun, trained: Mapping[str, Sequence[float]], tolerance: float
 ) -> list[_Compared]:
     then, now = history(original), history(again)
     names = sorted({*trained} - {"epoch_seconds"})
@@ -154,13 +154,13 @@ def _series(name: str, then: np.ndarray, now: np.ndarray, tolerance: float) -> _
     return _Compared(name, difference <= tolerance, difference)
 
 
-def _predictions(run: Recorded) -> np.ndarray:
+def _predictions(run: StoredRun) -> np.ndarray:
     """Every recorded probability, one after another; empty when there are none."""
     parts = [predictions(run, part) for part in ("validation", "test")]
     return np.concatenate([np.empty(0), *(part.probabilities.ravel() for part in parts if part)])
 
 
-def _weights(run: Recorded) -> np.ndarray:
+def _weights(run: StoredRun) -> np.ndarray:
     """Every weight of the logged model, one after another; empty when none was logged."""
     import keras
 

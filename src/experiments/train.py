@@ -21,9 +21,9 @@ from experiments.errors import ExperimentError
 from experiments.tracking.locks import close_stale_runs, lock
 from experiments.tracking.provenance import environment, uncommitted
 from experiments.tracking.run import TAGS, Run, open_run
-from experiments.tracking.runs import Recorded, earlier_runs
+from experiments.tracking.runs import StoredRun, earlier_runs
 from experiments.tracking.secrets import WithoutSecrets
-from experiments.tracking.store import be_patient, check_store, run_folder, shown_uri
+from experiments.tracking.store import check_store, run_folder, set_store_timeout, shown_uri
 from experiments.training import checkpoints
 from experiments.training.batches import training_batches
 from experiments.training.build import Components, build, build_part
@@ -55,7 +55,7 @@ class RunResult:
 class _Resume:
     """What a run takes over from earlier runs of its configuration."""
 
-    attempt: Recorded | None  # the run to continue
+    attempt: StoredRun | None  # the run to continue
     checkpoint: Checkpoint | None  # to resume from
     superseded: list[str]  # ids of runs that it takes the place of
     outdated: list[str]  # ids of runs whose files nobody needs once it is finished
@@ -82,7 +82,7 @@ def run(configuration: Configuration, stop: EpochFunction | None = None, reprodu
         _check_custom_tags(cfg)
         if CHECKOUT is None:
             _log.info("Recording in %s", shown_uri())
-        be_patient(cfg.tracking.patience if cfg.tracking.parent else 0)
+        set_store_timeout(cfg.tracking.patience if cfg.tracking.parent else 0)
         check_store()
         data: Dataset = build_part(cfg, "data", Dataset)
         tags = _identify(configuration, data) | ({"reproduces": reproduces} if reproduces else {})
@@ -188,7 +188,7 @@ def _close_stale_runs(cfg: Any) -> None:
         close_stale_runs()
 
 
-def _equal_run(cfg: Any, tags: Mapping[str, str], earlier: Sequence[Recorded]) -> Recorded | None:
+def _equal_run(cfg: Any, tags: Mapping[str, str], earlier: Sequence[StoredRun]) -> StoredRun | None:
     """A result that a job of a sweep need not train again; for a single run it is only mentioned."""
     equal = [run for run in earlier if run.tags.get("fingerprint") == tags["fingerprint"]]
     done = next((run for run in equal if run.finished or run.diverged), None)
@@ -197,7 +197,7 @@ def _equal_run(cfg: Any, tags: Mapping[str, str], earlier: Sequence[Recorded]) -
     return done if cfg.tracking.parent and not cfg.force else None
 
 
-def _as_recorded(cfg: Any, run: Recorded) -> RunResult:
+def _as_recorded(cfg: Any, run: StoredRun) -> RunResult:
     objective = run.metrics.get(f"best/{cfg.objective.metric}")
     metrics = {name: value for name, value in run.metrics.items() if "/" in name}
     return RunResult(run.run_id, run.name, run.status, objective, metrics, {}, run.artifact_uri)
@@ -211,7 +211,7 @@ def _has_changed(cfg: Any, tags: Mapping[str, str], record: Run) -> bool:
     return changed
 
 
-def _resume_from(cfg: Any, tags: Mapping[str, str], earlier: Sequence[Recorded], *, anew: bool) -> _Resume:
+def _resume_from(cfg: Any, tags: Mapping[str, str], earlier: Sequence[StoredRun], *, anew: bool) -> _Resume:
     """Finds the run and the checkpoint to resume from, and the runs that this one supersedes."""
     equal = [run for run in earlier if run.tags.get("fingerprint") == tags["fingerprint"]]
     broken = [run for run in equal if run.status != "FINISHED" and not run.diverged and "reproduces" not in run.tags]
@@ -231,7 +231,7 @@ def _resume_from(cfg: Any, tags: Mapping[str, str], earlier: Sequence[Recorded],
     )
 
 
-def _resumable(runs: Sequence[Recorded]) -> tuple[Recorded, Checkpoint] | tuple[None, None]:
+def _resumable(runs: Sequence[StoredRun]) -> tuple[StoredRun, Checkpoint] | tuple[None, None]:
     """The first run that has an intact checkpoint, with the checkpoint."""
     for run in runs:
         if "superseded" not in run.tags and (checkpoint := checkpoints.newest(run_folder(run.run_id))):

@@ -11,12 +11,12 @@ from experiments.compare import tables
 from experiments.compare.comparison import comparison, find
 from experiments.errors import ExperimentError
 from experiments.tracking.parent import open_parent
-from experiments.tracking.runs import Recorded
+from experiments.tracking.runs import StoredRun
 
 
 def recorded(number, dropout, seed, accuracy, **tags):
     digests = {name: "d" for name in ("data.sha256", "data.validation_sha256", "data.test_sha256")}
-    return Recorded(
+    return StoredRun(
         run_id=f"run-{number}",
         name=f"run {number}",
         status="FINISHED",

@@ -15,7 +15,7 @@ from browser import opened_browser
 from experiments.compare import charts, comparison, report, tables
 from experiments.errors import ExperimentError
 from experiments.sweeps.sweep import Sweep
-from experiments.tracking.runs import history, matching
+from experiments.tracking.runs import history, search_runs
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 #: Model, dropout -> validation accuracy of the seeds 0, 1, 2, number of parameters, test images that each gets wrong.
@@ -71,7 +71,7 @@ def compared(shared_store, tmp_path_factory):
         for seed, (accuracy, mistakes) in enumerate(zip(accuracies, wrong, strict=True)):
             key = model, dropout, seed
             ids[key] = record(shared_store, folder, experiment, *key, accuracy, parameters, mistakes)
-    found = comparison.comparison(matching(""), HOSTILE)
+    found = comparison.comparison(search_runs(""), HOSTILE)
     file = folder / "page.html"
     tables.write(report.page(found), str(file))
     return SimpleNamespace(comparison=found, file=file, ids=ids, experiment=experiment)
@@ -173,7 +173,7 @@ def test_a_tracking_server_is_read_likewise_and_linked_to(server, tmp_path):
         ids = [
             record(client, tmp_path, experiment, model, "0", seed, accuracy, 100, [5]) for model in ("conv2", "conv3")
         ]
-    found = comparison.comparison(matching("params.seed = '1'"), "mine")
+    found = comparison.comparison(search_runs("params.seed = '1'"), "mine")
     assert [row.label for row in found.rows] == ["model=conv2", "model=conv3"]
     text = report.page(found)
     assert f'href="{server.uri}/#/experiments/{experiment}/runs/{ids[0]}"' in text

@@ -34,7 +34,7 @@ def trained(shared_store):
     """A net trained on the embedded digits, and a run that has kept none."""
     result = run(["epochs=3", "model.dropout=0.3"])
     without = run(["epochs=1", "data.limit=40", "tracking.model=false"])
-    return SimpleNamespace(run=runs.recorded(result.run_id), without=without)
+    return SimpleNamespace(run=runs.get_run(result.run_id), without=without)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from commands import experiments, free_port
 from experiments import load, run
 from experiments.errors import ExperimentError
 from experiments.serving.register import register
-from experiments.tracking.runs import recorded
+from experiments.tracking.runs import get_run
 
 GOOD = ["epochs=3", "optimizer.learning_rate=0.005"]
 
@@ -45,7 +45,7 @@ def test_the_first_one_is_champion_and_its_numbers_are_with_it(trained):
     said = register(trained.good, "first")
     assert said.endswith("is version 1 of first, and its champion: the first one of this name.")
     version = champion(trained, "first")
-    run = recorded(trained.good)
+    run = get_run(trained.good)
     assert (version.run_id, version.tags["run_ids"]) == (trained.good, trained.good)
     assert version.tags["mean"] == f"{run.metrics['best/val_accuracy']:.6g}"
     assert f"best/val_accuracy {run.metrics['best/val_accuracy']:.4f} [" in version.description
@@ -156,6 +156,6 @@ def test_of_a_sweep_the_median_seed_of_the_best_variant_is_taken(trained):
     version = champion(trained, "swept")
     assert set(version.tags["run_ids"].split()) == {child.info.run_id for child in children}
     middle = children[1].data.metrics["best/val_accuracy"]
-    assert recorded(version.run_id).metrics["best/val_accuracy"] == middle
+    assert get_run(version.run_id).metrics["best/val_accuracy"] == middle
     best = load("best:optimizer.learning_rate=1e-9,0.005").run
     assert best.metrics["best/val_accuracy"] == children[-1].data.metrics["best/val_accuracy"]

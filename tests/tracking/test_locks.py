@@ -9,7 +9,7 @@ import time
 import pytest
 
 from experiments.tracking import locks
-from experiments.tracking.locks import Elsewhere, lock, unlock
+from experiments.tracking.locks import AlreadyRunning, lock, unlock
 from experiments.tracking.store import jobs_folder
 
 OTHER = {"host": "elsewhere", "pid": 1, "started": 0}
@@ -39,7 +39,7 @@ def warnings(caplog):
 
 
 def test_a_lock_keeps_others_out_and_is_gone_afterwards(store):
-    refused = pytest.raises(Elsewhere, match=r"^This very run is being trained by process \d+ on ")
+    refused = pytest.raises(AlreadyRunning, match=r"^This very run is being trained by process \d+ on ")
     with lock("work"), refused, lock("work"):
         raise AssertionError
     assert list(jobs_folder().iterdir()) == []
@@ -99,7 +99,7 @@ def test_many_at_once_for_one_lock_meet_no_half_deleted_file(store):
                     inside.append(1)
                     most.append(len(inside))
                     inside.pop()
-            except Elsewhere:
+            except AlreadyRunning:
                 pass
             except BaseException as error:
                 unexpected.append(error)

@@ -13,7 +13,7 @@ from experiments import ExperimentError
 from experiments.tracking.store import (
     StoreLost,
     StoreRefused,
-    ask,
+    call_store,
     check_store,
     experiment_id,
     is_refusal,
@@ -104,4 +104,4 @@ def test_experiments_with_long_names_have_a_folder_each(store):
 
 def test_a_name_that_mlflow_refuses_is_refused_at_once(store):
     with pytest.raises(StoreRefused, match=r"^The tracking store .* refuses it: .*500"):
-        ask(experiment_id, store, "a" * 501)
+        call_store(experiment_id, store, "a" * 501)

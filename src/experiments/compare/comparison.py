@@ -11,7 +11,7 @@ from experiments.compare.statistics import Estimate, Sample
 from experiments.compare.variants import DIGESTS, Variant, variants_of
 from experiments.errors import ExperimentError
 from experiments.tracking import runs
-from experiments.tracking.runs import Recorded, matching, runs_of
+from experiments.tracking.runs import StoredRun, runs_of, search_runs
 from experiments.tracking.store import StoreLost, StoreRefused, nothing_recorded, shown_uri
 
 BEST, WORSE, NO_DIFFERENCE = "best", "worse", "no significant difference"
@@ -29,7 +29,7 @@ class Row:
     rank: int
     label: str  # what tells the variant from the others, as words key=value
     differing: Mapping[str, str]  # the same as key -> value; a key that it lacks, or that says nothing, is absent
-    runs: tuple[Recorded, ...]  # one a seed, by seed
+    runs: tuple[StoredRun, ...]  # one a seed, by seed
     mean: Estimate  # of the metric
     difference: Estimate | None  # from the best; None for the best itself
     p: float | None  # of the test against the best, adjusted for all pairs; None where no test is possible
@@ -52,13 +52,13 @@ class Comparison:
     notes: tuple[str, ...]  # what a reader must know, a sentence each; the first one is the result
 
     @property
-    def best_run(self) -> Recorded:
+    def best_run(self) -> StoredRun:
         """The best seed of the best variant."""
         choose = max if self.mode == "max" else min
         return choose(self.rows[0].runs, key=lambda run: run.metrics[self.metric])
 
 
-def find(sweeps: Sequence[str], query: str) -> tuple[str, list[Recorded]]:
+def find(sweeps: Sequence[str], query: str) -> tuple[str, list[StoredRun]]:
     """A title, and the runs of some sweeps; without names those that match `query`, or without it the latest sweep's.
 
     Args:
@@ -72,18 +72,18 @@ def find(sweeps: Sequence[str], query: str) -> tuple[str, list[Recorded]]:
         advice = "Start with: experiments train sweep=quick"
         raise ExperimentError(f"Nothing is recorded in {shown_uri()} yet.", advice=advice)
     if query and not sweeps:
-        return query, list(matching(query))
+        return query, list(search_runs(query))
     parents = _chosen(sweeps, runs.sweeps())
     names = " + ".join(parent.tags["sweep.name"] for parent in parents)
     found = [run for parent in parents for run in runs_of(parent, query)]
     return f"{names}, {query}" if query else names, found
 
 
-def _chosen(names: Sequence[str], parents: Sequence[Recorded]) -> list[Recorded]:
+def _chosen(names: Sequence[str], parents: Sequence[StoredRun]) -> list[StoredRun]:
     if not parents:
         advice = "Start one with: experiments train sweep=quick, or name runs with --filter."
         raise ExperimentError("There is no sweep in this store yet.", advice=advice)
-    by_name: dict[str, Recorded] = {}
+    by_name: dict[str, StoredRun] = {}
     for parent in reversed(parents):  # the newest wins
         name = parent.tags["sweep.name"]
         by_name |= {name.rpartition("-")[0]: parent, name: parent, parent.run_id: parent}
@@ -94,7 +94,7 @@ def _chosen(names: Sequence[str], parents: Sequence[Recorded]) -> list[Recorded]
     return list({by_name[name].run_id: by_name[name] for name in names}.values()) if names else [parents[0]]
 
 
-def comparison(runs: Iterable[Recorded], title: str, metric: str = "", *, across_data: bool = False) -> Comparison:
+def comparison(runs: Iterable[StoredRun], title: str, metric: str = "", *, across_data: bool = False) -> Comparison:
     """Every variant among finished runs, the best first, each tested against the best.
 
     Args:
@@ -138,7 +138,7 @@ def comparison(runs: Iterable[Recorded], title: str, metric: str = "", *, across
     return Comparison(title, metric, mode, tuple(rows), tuple(swept), tuple(note for note in notes if note))
 
 
-def _finished(runs: Iterable[Recorded]) -> tuple[list[Recorded], str]:
+def _finished(runs: Iterable[StoredRun]) -> tuple[list[StoredRun], str]:
     """The runs that count, each once, and how many do not, in words."""
     kept, kinds = [], Counter[str]()
     for run in {run.run_id: run for run in runs}.values():
@@ -156,7 +156,7 @@ def _finished(runs: Iterable[Recorded]) -> tuple[list[Recorded], str]:
     return kept, f"Left out: {', '.join(counted)}." if counted else ""
 
 
-def _metric(runs: Sequence[Recorded], given: str) -> str:
+def _metric(runs: Sequence[StoredRun], given: str) -> str:
     """The full name of the metric that ranks."""
     names = {name for run in runs for name in run.metrics}
     if not given:
@@ -172,7 +172,7 @@ def _metric(runs: Sequence[Recorded], given: str) -> str:
     return found
 
 
-def _mode(metric: str, runs: Sequence[Recorded]) -> str:
+def _mode(metric: str, runs: Sequence[StoredRun]) -> str:
     """Whether more or less of a metric is better."""
     told = {run.params.get("objective.mode") for run in runs if f"best/{run.params.get('objective.metric')}" == metric}
     if len(told) == 1 and (mode := told.pop()):
@@ -180,7 +180,7 @@ def _mode(metric: str, runs: Sequence[Recorded]) -> str:
     return "min" if metric.endswith(_LESS_IS_BETTER) else "max"
 
 
-def _other_data(runs: Sequence[Recorded], *, across_data: bool) -> str:
+def _other_data(runs: Sequence[StoredRun], *, across_data: bool) -> str:
     """A sentence on runs whose data differ.
 
     Raises:

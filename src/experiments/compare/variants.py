@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import mean
 
 from experiments.config.schema import GROUPS
-from experiments.tracking.runs import Recorded
+from experiments.tracking.runs import StoredRun
 
 #: What runs must have in common to be compared: all data, and the images that the metrics are measured on.
 DIGESTS = ("data.sha256", "data.validation_sha256", "data.test_sha256")
@@ -19,7 +19,7 @@ class Variant:
 
     label: str  # what tells it from the others, as words key=value
     differing: Mapping[str, str]  # the same as key -> value; a key that it lacks, or that says nothing, is absent
-    runs: tuple[Recorded, ...]  # one a seed, by seed
+    runs: tuple[StoredRun, ...]  # one a seed, by seed
 
     def mean(self, metric: str) -> float | None:
         """The mean of a metric over the seeds, None where no run has it."""
@@ -27,9 +27,9 @@ class Variant:
         return mean(values) if values else None
 
 
-def variants_of(runs: Iterable[Recorded]) -> list[Variant]:
+def variants_of(runs: Iterable[StoredRun]) -> list[Variant]:
     """The variants among runs, those on other data apart; of several runs of a seed the first one counts."""
-    groups: dict[tuple[str, ...], dict[int, Recorded]] = {}
+    groups: dict[tuple[str, ...], dict[int, StoredRun]] = {}
     for run in runs:
         key = (run.tags["variant"], *(run.tags.get(name, "") for name in DIGESTS))
         groups.setdefault(key, {}).setdefault(int(run.params["seed"]), run)
@@ -39,7 +39,7 @@ def variants_of(runs: Iterable[Recorded]) -> list[Variant]:
     return [Variant(*parts) for parts in zip(labels, differing, seeds, strict=True)]
 
 
-def _described(run: Recorded) -> dict[str, str]:
+def _described(run: StoredRun) -> dict[str, str]:
     """All that can tell a variant from others."""
     more = {"experiment": run.tags.get("experiment", "none"), "data.sha256": run.tags.get("data.sha256", "")[:8]}
     return {**more, **{key: _short(value) for key, value in run.params.items() if key != "seed"}}
@@ -76,7 +76,7 @@ def _differing(described: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
     ]
 
 
-def _labels(differing: Sequence[Mapping[str, str]], seeds: Sequence[Sequence[Recorded]]) -> list[str]:
+def _labels(differing: Sequence[Mapping[str, str]], seeds: Sequence[Sequence[StoredRun]]) -> list[str]:
     """One label a variant, each of them once."""
     labels = [" ".join(f"{key}={value}" for key, value in words.items()) for words in differing]
     labels = [label or runs[0].params.get("model", runs[0].name) for label, runs in zip(labels, seeds, strict=True)]

@@ -10,7 +10,7 @@ import numpy as np
 from experiments.errors import ExperimentError
 from experiments.tracking import runs
 from experiments.tracking.registry import registered_model
-from experiments.tracking.runs import Recorded, existing, model_file, no_model
+from experiments.tracking.runs import StoredRun, find_run, model_file, no_model
 
 _BATCH_SIZE = 256
 _SUM_TO_ONE = 1e-2  # how far off probabilities in half precision may be
@@ -22,7 +22,7 @@ class Classifier:
 
     name: str  # as the user has named it
     model: keras.Model
-    run: Recorded | None  # that has trained it; None where nobody knows
+    run: StoredRun | None  # that has trained it; None where nobody knows
     class_names: tuple[str, ...]
 
     @property
@@ -72,14 +72,14 @@ def load(name: str) -> Classifier:
     with tempfile.TemporaryDirectory() as folder:
         if name.startswith("models:/"):
             return _classifier(name, *registered_model(name, Path(folder)))
-        run = _best(name.removeprefix("best:")) if name.startswith("best:") else existing(name)
+        run = _best(name.removeprefix("best:")) if name.startswith("best:") else find_run(name)
         copied = model_file(run, Path(folder))
         if copied is None:
             raise no_model(run)
         return _classifier(name, copied, run)
 
 
-def _best(sweep: str) -> Recorded:
+def _best(sweep: str) -> StoredRun:
     """The best seed of the best variant of a sweep, on validation."""
     from experiments.compare.comparison import comparison, find  # SciPy, which no other name needs
 
@@ -87,7 +87,7 @@ def _best(sweep: str) -> Recorded:
     return comparison(runs, title).best_run
 
 
-def _classifier(name: str, file: Path, run: Recorded | None) -> Classifier:
+def _classifier(name: str, file: Path, run: StoredRun | None) -> Classifier:
     try:
         model = keras.saving.load_model(file, compile=False, safe_mode=True)
     except Exception as error:  # a damaged file, or one that needs code from elsewhere, raises almost anything

@@ -6,7 +6,7 @@ from experiments.compare.comparison import WORSE, Comparison, Row, comparison, f
 from experiments.errors import ExperimentError
 from experiments.tracking import registry
 from experiments.tracking.registry import CHALLENGER, CHAMPION, Version, set_alias
-from experiments.tracking.runs import Recorded, existing, no_model, recorded
+from experiments.tracking.runs import StoredRun, find_run, get_run, no_model
 
 _UNITS = {"parameters": "parameters", "macs": "MACs", "train_seconds": "s to train"}
 _RUN_IDS = "run_ids"  # tag of a version: the runs of all seeds, in which it is compared
@@ -51,13 +51,13 @@ def register(source: str, name: str, *, force: bool = False) -> str:
     return f"{run.name} is version {version} of {name}, and its {alias}: {reason}."
 
 
-def _candidates(source: str) -> list[Recorded]:
+def _candidates(source: str) -> list[StoredRun]:
     """The runs of a sweep, or a single run."""
     try:
         return find([source], "")[1]
     except ExperimentError as no_sweep:
         try:
-            run = existing(source)
+            run = find_run(source)
         except ExperimentError as no_run:
             raise (no_run if re.fullmatch(r"runs:/.*|[0-9a-f]+", source) else no_sweep) from None
     if "reproduces" in run.tags:
@@ -68,7 +68,7 @@ def _candidates(source: str) -> list[Recorded]:
     return [run]
 
 
-def _median(row: Row, metric: str) -> Recorded:
+def _median(row: Row, metric: str) -> StoredRun:
     """The run in the middle of a variant's seeds: the best one would promise too much."""
     ranked = sorted(row.runs, key=lambda run: run.metrics[metric])
     return ranked[(len(ranked) - 1) // 2]
@@ -80,7 +80,7 @@ def _judged(row: Row, present: Version | None, candidate: Comparison) -> tuple[b
         return True, "the first one of this name"
     champion = f"version {present.version}"
     try:
-        others = [recorded(run_id) for run_id in present.tags.get(_RUN_IDS, present.run_id).split()]
+        others = [get_run(run_id) for run_id in present.tags.get(_RUN_IDS, present.run_id).split()]
         both = comparison([*row.runs, *others], "", candidate.metric)
     except ExperimentError as error:
         return False, f"{champion} could not be compared with it ({error})"
@@ -97,7 +97,7 @@ def _judged(row: Row, present: Version | None, candidate: Comparison) -> tuple[b
     return False, f"{verdict} {champion} ({figures}; {tested})"
 
 
-def _description(row: Row, run: Recorded, candidate: Comparison, reason: str) -> str:
+def _description(row: Row, run: StoredRun, candidate: Comparison, reason: str) -> str:
     """What a reader of the registry wants to know."""
     mean = row.mean
     interval = f" [{mean.low:.4f}, {mean.high:.4f}]" if mean.low is not None and mean.high is not None else ""

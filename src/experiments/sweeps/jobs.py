@@ -17,7 +17,7 @@ from experiments.config.configuration import Configuration, Plan
 from experiments.config.identity import digest
 from experiments.config.overrides import parse
 from experiments.errors import ExperimentError
-from experiments.tracking.runs import Recorded
+from experiments.tracking.runs import StoredRun
 
 MOST_JOBS = 1000
 
@@ -40,7 +40,7 @@ class Job:
     twin: "Job | None" = None  # an earlier job of the list that is the very same run
     state: str = WAITING
     reason: str = ""  # of an error
-    run: Recorded | None = None
+    run: StoredRun | None = None
     attempts: Mapping[str, object] = field(default_factory=dict)  # run id -> how far equal runs were before this call
     trial: int | None = None  # of a study
     earlier: bool = False  # ended in an earlier call of the same command
@@ -214,7 +214,7 @@ def sweep_name(jobs: Sequence[Job], choice: str | None, arguments: Sequence[str]
     return f"{plain[:80]}-{digest(identity)[:6]}"
 
 
-def apply_result(job: Job, run: Recorded | None) -> None:
+def apply_result(job: Job, run: StoredRun | None) -> None:
     """Lets `job` be as its run is."""
     if run is None:
         return

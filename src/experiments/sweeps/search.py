@@ -48,7 +48,7 @@ from experiments.sweeps.plan import (
 from experiments.sweeps.sweep import Sweep
 from experiments.tracking import runs
 from experiments.tracking.locks import close_stale_runs
-from experiments.tracking.runs import earlier_runs, recorded
+from experiments.tracking.runs import earlier_runs, get_run
 from experiments.tracking.store import StoreLost, StoreRefused, check_store, check_writable, home
 
 _NAME = "study"  # each journal holds one
@@ -241,7 +241,7 @@ class _Study:
             job.plan = Plan(job.configuration.variant, trial.user_attrs["fingerprint"], "", "", 0)
             job.state, job.reason = FAILED, trial.user_attrs.get("reason", "")
             if run_id := trial.user_attrs.get("run_id"):
-                apply_result(job, recorded(run_id))
+                apply_result(job, get_run(run_id))
         job.earlier = True
         return job
 

@@ -29,12 +29,12 @@ from experiments.sweeps.jobs import (  # fmt: skip
 )
 from experiments.sweeps.launcher import Ended, JobDied, Said, Started, as_job_died, deaf
 from experiments.tracking import ui
-from experiments.tracking.locks import Elsewhere, lock, lock_of_sweep, unlock
+from experiments.tracking.locks import AlreadyRunning, lock, lock_of_sweep, unlock
 from experiments.tracking.parent import Parent, end_run, open_parent
 from experiments.tracking.provenance import environment
 from experiments.tracking.run import open_run
-from experiments.tracking.runs import Recorded, earlier_runs
-from experiments.tracking.store import StoreLost, StoreRefused, be_patient, jobs_folder
+from experiments.tracking.runs import StoredRun, earlier_runs
+from experiments.tracking.store import StoreLost, StoreRefused, jobs_folder, set_store_timeout
 
 if TYPE_CHECKING:
     from experiments.compare.comparison import Comparison
@@ -79,7 +79,7 @@ class Sweep:
         error = result._return_value if result.status is JobStatus.FAILED else None
         unlock(job.fingerprint)  # if its process could not
         output = jobs_folder() / job_output(self.parent.run_id, job.number)
-        if isinstance(error, Elsewhere):
+        if isinstance(error, AlreadyRunning):
             job.state, job.reason = ELSEWHERE, str(error)
             output.unlink(missing_ok=True)
             return
@@ -134,7 +134,7 @@ class Sweep:
             elif job.state == WAITING and not job.twin:
                 job.state = NOT_STARTED
 
-    def _run_of(self, job: Job) -> Recorded | None:
+    def _run_of(self, job: Job) -> StoredRun | None:
         """The run that this call has made or gone on with; that may be one outside of this sweep."""
         earlier = earlier_runs(job.configuration.variant, job.configuration.cfg.seed)
         equal = [run for run in earlier if run.tags.get("fingerprint") == job.fingerprint]
@@ -247,7 +247,7 @@ def opened(jobs: list[Job], first: Configuration, experiment: str, name: str, di
         display: where to tell of it.
 
     Raises:
-        Elsewhere: another process runs it.
+        AlreadyRunning: another process runs it.
         JobsFailed: a job has no result.
     """
     with lock(lock_of_sweep(name), "This sweep is being run"):
@@ -266,7 +266,7 @@ def _opened(jobs: list[Job], first: Configuration, experiment: str, name: str, d
         sweep.settle_lost()
     except BaseException as error:
         with deaf():  # a second Ctrl-C would leave the record half-written
-            be_patient(0)
+            set_store_timeout(0)
             died = as_job_died(error)
             try:
                 sweep.salvage(error)

@@ -19,7 +19,7 @@ from experiments.errors import ExperimentError
 from experiments.tracking.delivery import REMEMBERED, is_waiting
 from experiments.tracking.parent import end_run
 from experiments.tracking.run import this_process
-from experiments.tracking.store import StoreLost, alone_in, ask, jobs_folder, open_store, shown_uri, store_uri
+from experiments.tracking.store import StoreLost, call_store, folder_lock, jobs_folder, open_store, shown_uri, store_uri
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ _ABANDONED_AFTER = 120  # seconds without a touch from another host
 _STALE = {"reason": "stale", "failure": "its process was gone"}
 
 
-class Elsewhere(ExperimentError):
+class AlreadyRunning(ExperimentError):
     """Another process is at the very same work just now."""
 
 
@@ -54,13 +54,13 @@ def lock(name: str, what: str = "This very run is being trained") -> Iterator[No
         what: is done, for the message.
 
     Raises:
-        Elsewhere: another process is at it.
+        AlreadyRunning: another process is at it.
     """
     file = _lock_file(name)
-    with alone_in(file.parent):
+    with folder_lock(file.parent):
         if _held(file):
             holder = _holder(file)
-            raise Elsewhere(
+            raise AlreadyRunning(
                 f"{what} by process {holder['pid']} on {holder['host']}.",
                 advice=f"Wait for it, or if that is not so, delete {file}",
             )
@@ -74,7 +74,7 @@ def lock(name: str, what: str = "This very run is being trained") -> Iterator[No
         done.set()
         keeper.join()
         # A lock that cannot be deleted holds nobody up once this process is gone.
-        with contextlib.suppress(OSError), alone_in(file.parent):
+        with contextlib.suppress(OSError), folder_lock(file.parent):
             if _is_ours(file):
                 file.unlink()
 
@@ -87,7 +87,7 @@ def lock_of_sweep(name: str) -> str:
 def unlock(name: str) -> None:
     """Removes the lock that a dead process has left."""
     file = _lock_file(name)
-    with alone_in(file.parent):
+    with folder_lock(file.parent):
         if not _held(file):
             file.unlink(missing_ok=True)
 
@@ -143,10 +143,10 @@ def _keep(file: Path, done: threading.Event) -> None:
 def close_stale_runs() -> None:
     """Closes the runs that a dead process of this host has left open."""
     client = open_store()
-    found = ask(client.search_experiments, view_type=ViewType.ACTIVE_ONLY)
+    found = call_store(client.search_experiments, view_type=ViewType.ACTIVE_ONLY)
     experiments = [experiment.experiment_id for experiment in found]
     running = f"attributes.status = 'RUNNING' and tags.host = '{socket.gethostname()}'"
-    for run in ask(client.search_runs, experiments, running):
+    for run in call_store(client.search_runs, experiments, running):
         if _lives(_process_of(run)):
             continue
         name = run.data.tags.get("sweep.name")
@@ -178,7 +178,7 @@ def sync(say: Callable[[str], None]) -> bool:
     for folder in idle:
         name = folder.name
         try:
-            name = ask(client.get_run, folder.name).info.run_name
+            name = call_store(client.get_run, folder.name).info.run_name
             _close(folder.name)
         except StoreLost:
             raise
@@ -193,7 +193,7 @@ def sync(say: Callable[[str], None]) -> bool:
                 "Correct that and run experiments sync again, or delete the folder if nobody needs what is in it."
             )
             continue
-        ended = ask(client.get_run, folder.name)
+        ended = call_store(client.get_run, folder.name)
         if ended.info.status == "FINISHED" or {"diverged", "sweep.name"} & set(ended.data.tags):
             shutil.rmtree(folder)
         say(f"Sent {name} ({folder.name}): {ended.info.status}")
@@ -207,7 +207,7 @@ def sync(say: Callable[[str], None]) -> bool:
 def _close(run_id: str) -> None:
     """Closes a run whose process is gone, unless another process has taken it up meanwhile."""
     folder = jobs_folder() / run_id
-    with alone_in(folder) if folder.exists() else contextlib.nullcontext():
+    with folder_lock(folder) if folder.exists() else contextlib.nullcontext():
         if not _is_at_work(folder):
             end_run(run_id, "KILLED", _STALE)
 

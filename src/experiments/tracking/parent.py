@@ -15,10 +15,10 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from experiments.tracking.delivery import send_before_reopening, send_missing
 from experiments.tracking.outbox import Outbox
 from experiments.tracking.provenance import provenance
-from experiments.tracking.run import leave, remember
-from experiments.tracking.runs import Recorded, search
+from experiments.tracking.run import release_owner, write_owner
+from experiments.tracking.runs import StoredRun, search
 from experiments.tracking.secrets import without_secrets
-from experiments.tracking.store import ask, be_patient, experiment_id, open_store, run_folder
+from experiments.tracking.store import call_store, experiment_id, open_store, run_folder, set_store_timeout
 
 _MOST_IN_A_LINK = 50
 
@@ -35,7 +35,7 @@ def end_run(run_id: str, status: str, tags: Mapping[str, object]) -> None:
         StoreLost: the store is gone.
     """
     client = open_store()
-    ask(send_missing, client, run_id, run_folder(run_id), (status, tags))
+    call_store(send_missing, client, run_id, run_folder(run_id), (status, tags))
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,14 @@ class Parent:
             f"&orderByKey=metrics.%60best%2F{metric}%60&orderByAsc={str(mode == 'min').lower()}"
         )
 
-    def runs(self, job: int | None = None) -> list[Recorded]:
+    def runs(self, job: int | None = None) -> list[StoredRun]:
         """The runs of its jobs, or of one of them, the newest first."""
         query = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self.run_id}'" + (
             f" and tags.job = '{job}'" if job is not None else ""
         )
         return list(search(self.client, query, [self.experiment_id]))
 
-    def others(self) -> list[Recorded]:
+    def others(self) -> list[StoredRun]:
         """The other parents in the same experiment, the newest first."""
         found = search(self.client, "tags.`sweep.name` LIKE '%'", [self.experiment_id])
         return [parent for parent in found if parent.run_id != self.run_id]
@@ -92,7 +92,7 @@ class Parent:
         if self.outbox.close(status, patience):
             shutil.rmtree(self.folder)
         else:
-            leave(self.folder)
+            release_owner(self.folder)
 
 
 def open_parent(experiment: str, name: str, tags: Mapping[str, object], patience: float) -> Parent:
@@ -112,20 +112,20 @@ def open_parent(experiment: str, name: str, tags: Mapping[str, object], patience
     own = {key: without_secrets(str(value)) for key, value in (provenance() | dict(tags)).items()}
     older = next(search(client, f"tags.`sweep.name` = '{name}'", [place]), None)
     if older is None:
-        run_id = ask(client.create_run, place, tags=own | {"sweep.name": name}, run_name=name).info.run_id
+        run_id = call_store(client.create_run, place, tags=own | {"sweep.name": name}, run_name=name).info.run_id
     else:
         run_id = older.run_id
     folder = run_folder(run_id)
     folder.mkdir(parents=True, exist_ok=True)
     if older:
-        ask(send_before_reopening, client, run_id, folder)
-    remember(folder, sweep=name)
+        call_store(send_before_reopening, client, run_id, folder)
+    write_owner(folder, sweep=name)
     if older:
         for key in {"reason", "failure"} & set(older.tags):
-            ask(client.delete_tag, run_id, key)
+            call_store(client.delete_tag, run_id, key)
         # Last, or the start of another command would close it as one of a dead process.
-        ask(client.update_run, run_id, status=RunStatus.to_string(RunStatus.RUNNING))
-    be_patient(patience)
+        call_store(client.update_run, run_id, status=RunStatus.to_string(RunStatus.RUNNING))
+    set_store_timeout(patience)
     outbox = Outbox(client, run_id, folder, unsure=older is not None)
     parent = Parent(client, run_id, place, name, folder, outbox)
     if older:

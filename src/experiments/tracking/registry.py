@@ -7,8 +7,8 @@ from pathlib import Path
 from mlflow.artifacts import download_artifacts
 
 from experiments.errors import ExperimentError
-from experiments.tracking.runs import Recorded, model_id, no_model, recorded
-from experiments.tracking.store import StoreRefused, ask, open_store, store_uri
+from experiments.tracking.runs import StoredRun, get_run, model_id, no_model
+from experiments.tracking.store import StoreRefused, call_store, open_store, store_uri
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 
@@ -23,7 +23,7 @@ class Version:
     tags: Mapping[str, str]
 
 
-def registered_model(name: str, folder: Path) -> tuple[Path, Recorded | None]:
+def registered_model(name: str, folder: Path) -> tuple[Path, StoredRun | None]:
     """A copy of the .keras file of a registered model in `folder`, and the run that has trained it, if it is known.
 
     Args:
@@ -38,31 +38,31 @@ def registered_model(name: str, folder: Path) -> tuple[Path, Recorded | None]:
     model, _, alias = model.partition("@")
     try:
         if alias:
-            found = ask(client.get_model_version_by_alias, model, alias)
+            found = call_store(client.get_model_version_by_alias, model, alias)
         else:
-            found = ask(client.get_model_version, model, version)
+            found = call_store(client.get_model_version, model, version)
     except StoreRefused as error:
-        known = [registered.name for registered in ask(client.search_registered_models)]
+        known = [registered.name for registered in call_store(client.search_registered_models)]
         problem = f"{name}: there is no such registered model."
         advice = "" if version or alias else f"Name a version or an alias, as in models:/{model}@champion."
         raise ExperimentError(problem, given=model, allowed=known, advice=advice) from error
-    copied = ask(download_artifacts, artifact_uri=name, dst_path=str(folder), tracking_uri=store_uri())
+    copied = call_store(download_artifacts, artifact_uri=name, dst_path=str(folder), tracking_uri=store_uri())
     file = next(Path(copied).rglob("*.keras"), None)
     if file is None:
         raise ExperimentError(f"{name} is no Keras model.")
-    return file, recorded(found.run_id) if found.run_id else None
+    return file, get_run(found.run_id) if found.run_id else None
 
 
 def champion(name: str) -> Version | None:
     """The version that has the alias `champion`, None when there is none yet."""
     try:
-        found = ask(open_store().get_model_version_by_alias, name, CHAMPION)
+        found = call_store(open_store().get_model_version_by_alias, name, CHAMPION)
     except StoreRefused:
         return None
     return Version(name, str(found.version), found.run_id, found.tags)
 
 
-def register(name: str, run: Recorded, tags: Mapping[str, str], description: str) -> str:
+def register(name: str, run: StoredRun, tags: Mapping[str, str], description: str) -> str:
     """Makes the model of a run the newest version of `name`, and says which number it has.
 
     Raises:
@@ -73,9 +73,9 @@ def register(name: str, run: Recorded, tags: Mapping[str, str], description: str
     if logged is None:
         raise no_model(run)
     try:
-        if name not in {found.name for found in ask(client.search_registered_models, f"name = '{name}'")}:
-            ask(client.create_registered_model, name)
-        made = ask(
+        if name not in {found.name for found in call_store(client.search_registered_models, f"name = '{name}'")}:
+            call_store(client.create_registered_model, name)
+        made = call_store(
             client.create_model_version,
             name,
             f"models:/{logged}",
@@ -91,4 +91,4 @@ def register(name: str, run: Recorded, tags: Mapping[str, str], description: str
 
 def set_alias(name: str, alias: str, version: str) -> None:
     """Lets `models:/name@alias` be that version from now on."""
-    ask(open_store().set_registered_model_alias, name, alias, version)
+    call_store(open_store().set_registered_model_alias, name, alias, version)

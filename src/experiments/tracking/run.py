@@ -27,7 +27,15 @@ from experiments.tracking.delivery import MODEL, NOT_RECORDED, REMEMBERED, is_wa
 from experiments.tracking.outbox import Outbox, full_disk_is_a_warning
 from experiments.tracking.provenance import environment, provenance
 from experiments.tracking.secrets import WithoutSecrets, without_secrets
-from experiments.tracking.store import alone_in, ask, experiment_id, jobs_folder, open_store, run_folder, shown_uri
+from experiments.tracking.store import (
+    call_store,
+    experiment_id,
+    folder_lock,
+    jobs_folder,
+    open_store,
+    run_folder,
+    shown_uri,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -213,16 +221,16 @@ def open_run(
     tags = provenance() | dict(tags)
     fingerprint = str(tags.get("fingerprint", ""))
     if attempt:
-        info = ask(_reopened, client, attempt, fingerprint)
+        info = call_store(_reopened, client, attempt, fingerprint)
     else:
         if parent:
-            sweep = ask(client.get_run, parent)
+            sweep = call_store(client.get_run, parent)
             place = sweep.info.experiment_id
             tags |= {"mlflow.parentRunId": parent, "sweep": sweep.data.tags["sweep.name"]}
         else:
-            place = ask(experiment_id, client, experiment)
+            place = call_store(experiment_id, client, experiment)
         texts = {key: without_secrets(str(value)) for key, value in tags.items()}
-        info = ask(client.create_run, place, tags=texts, run_name=without_secrets(name)).info
+        info = call_store(client.create_run, place, tags=texts, run_name=without_secrets(name)).info
     folder = _made_folder(client, info.run_id, fingerprint)
     if output and (jobs_folder() / output).exists():
         (jobs_folder() / output).rename(folder / "job.log")
@@ -241,15 +249,15 @@ def open_run(
             yield run
     if run.status == "FINISHED" or run.diverged:
         for run_id in (*outdated, run.id):
-            _forget(run_id)
+            _delete_run_folder(run_id)
 
 
 def _reopened(client: mlflow.MlflowClient, run_id: str, fingerprint: str) -> RunInfo:
     """A run that had ended, open again, with all that its folder still held."""
     folder = run_folder(run_id)
-    with alone_in(folder):  # or another command could be closing it as one of a dead process
+    with folder_lock(folder):  # or another command could be closing it as one of a dead process
         send_before_reopening(client, run_id, folder)
-        remember(folder, fingerprint=fingerprint)
+        write_owner(folder, fingerprint=fingerprint)
         for name in {"reason", "failure", "pruned"} & set(client.get_run(run_id).data.tags):
             client.delete_tag(run_id, name)
         client.update_run(run_id, status="RUNNING")
@@ -263,7 +271,7 @@ def _made_folder(client: mlflow.MlflowClient, run_id: str, fingerprint: str) -> 
     folder = run_folder(run_id)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        remember(folder, fingerprint=fingerprint)
+        write_owner(folder, fingerprint=fingerprint)
     except OSError as error:
         client.set_tag(run_id, "failure", f"its folder cannot be made: {error}")
         client.set_terminated(run_id, "FAILED")
@@ -271,7 +279,7 @@ def _made_folder(client: mlflow.MlflowClient, run_id: str, fingerprint: str) -> 
     return folder
 
 
-def _forget(run_id: str) -> None:
+def _delete_run_folder(run_id: str) -> None:
     """Deletes the folder of a run, unless it holds what the store lacks."""
     if not is_waiting(run_folder(run_id)):
         shutil.rmtree(run_folder(run_id), ignore_errors=True)
@@ -282,13 +290,13 @@ def this_process() -> dict[str, object]:
     return {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
 
 
-def remember(folder: Path, *, fingerprint: str = "", sweep: str = "") -> None:
+def write_owner(folder: Path, *, fingerprint: str = "", sweep: str = "") -> None:
     """Writes down in the folder of a run, or of a sweep's parent, whose it is and which process has it open."""
     written = {"store": shown_uri(), "fingerprint": fingerprint, "sweep": sweep, **this_process()}
     (folder / REMEMBERED).write_text(json.dumps(written))
 
 
-def leave(folder: Path) -> None:
+def release_owner(folder: Path) -> None:
     """Writes down that no process has the run open any more, so that `sync` may send what is left of it."""
     with contextlib.suppress(OSError, json.JSONDecodeError):
         written = json.loads((folder / REMEMBERED).read_text())
@@ -296,7 +304,7 @@ def leave(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def own_output(name: str) -> Iterator[TextIO]:
+def redirect_output(name: str) -> Iterator[TextIO]:
     """Sends everything that this process prints to a file, which becomes `job.log` of the next run.
 
     Args:
@@ -375,7 +383,7 @@ def _status(run: Run, patience: float) -> Iterator[None]:
             _log.error("%s: %s", status, tags["failure"])
         run.set_tags(tags)
         if not run.outbox.close(status, patience):
-            leave(run.folder)
+            release_owner(run.folder)
 
 
 def _shortened(value: str) -> str:

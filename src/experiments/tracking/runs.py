@@ -13,12 +13,12 @@ import mlflow
 import numpy as np
 from mlflow.artifacts import download_artifacts, list_artifacts
 from mlflow.entities import Metric
-from mlflow.entities import Run as StoredRun
+from mlflow.entities import Run as MlflowRun
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.uri import append_to_uri_path
 
 from experiments.errors import ExperimentError
-from experiments.tracking.store import StoreRefused, ask, open_store, store_uri
+from experiments.tracking.store import StoreRefused, call_store, open_store, store_uri
 
 _Kind = TypeVar("_Kind")
 
@@ -28,7 +28,7 @@ _JOBS = "jobs.json"
 
 
 @dataclass(frozen=True)
-class Recorded:
+class StoredRun:
     """A run as the store has it."""
 
     run_id: str
@@ -62,10 +62,10 @@ class Recorded:
         return "diverged" in self.tags
 
 
-def _recorded(run: StoredRun) -> Recorded:
+def _stored_run(run: MlflowRun) -> StoredRun:
     info = run.info
     seconds = (info.end_time - info.start_time) / 1000 if info.end_time else None
-    return Recorded(
+    return StoredRun(
         run_id=info.run_id,
         name=info.run_name,
         status=info.status,
@@ -78,13 +78,13 @@ def _recorded(run: StoredRun) -> Recorded:
     )
 
 
-def search(client: mlflow.MlflowClient, query: str, experiments: list[str] | None = None) -> Iterator[Recorded]:
+def search(client: mlflow.MlflowClient, query: str, experiments: list[str] | None = None) -> Iterator[StoredRun]:
     """The runs that `query` finds, the newest first, by default in all active experiments."""
     if experiments is None:
-        experiments = [found.experiment_id for found in ask(client.search_experiments)]
+        experiments = [found.experiment_id for found in call_store(client.search_experiments)]
     token = None
     while experiments:
-        page = ask(
+        page = call_store(
             client.search_runs,
             experiments,
             query,
@@ -92,28 +92,28 @@ def search(client: mlflow.MlflowClient, query: str, experiments: list[str] | Non
             order_by=["attributes.start_time DESC"],
             page_token=token,
         )
-        yield from map(_recorded, page)
+        yield from map(_stored_run, page)
         token = page.token
         if not token:
             return
 
 
-def earlier_runs(variant: str, seed: int) -> list[Recorded]:
+def earlier_runs(variant: str, seed: int) -> list[StoredRun]:
     """Every run of a configuration, the newest first, whatever its data and code were."""
     return list(search(open_store(), f"tags.variant = '{variant}' and params.seed = '{seed}'"))
 
 
-def parents(name: str) -> list[Recorded]:
+def parents(name: str) -> list[StoredRun]:
     """The parents of that name in all experiments, the newest first."""
     return list(search(open_store(), f"tags.`sweep.name` = '{name}'"))
 
 
-def sweeps() -> list[Recorded]:
+def sweeps() -> list[StoredRun]:
     """The parents of all sweeps in all experiments, the newest first."""
     return list(search(open_store(), "tags.`sweep.name` LIKE '%'"))
 
 
-def runs_of(parent: Recorded, query: str = "") -> list[Recorded]:
+def runs_of(parent: StoredRun, query: str = "") -> list[StoredRun]:
     """The runs of a sweep's jobs, wherever they were trained, in the order of the jobs.
 
     Args:
@@ -140,7 +140,7 @@ def runs_of(parent: Recorded, query: str = "") -> list[Recorded]:
     return [own[run_id] for run_id in ids if run_id in own]
 
 
-def matching(query: str) -> list[Recorded]:
+def search_runs(query: str) -> list[StoredRun]:
     """The runs that a user's filter finds, the newest first.
 
     Raises:
@@ -149,7 +149,7 @@ def matching(query: str) -> list[Recorded]:
     return list(_matching(open_store(), query))
 
 
-def _matching(client: mlflow.MlflowClient, query: str, experiments: list[str] | None = None) -> Iterator[Recorded]:
+def _matching(client: mlflow.MlflowClient, query: str, experiments: list[str] | None = None) -> Iterator[StoredRun]:
     """As `search`; what the store refuses is a user's filter."""
     try:
         yield from search(client, query, experiments)
@@ -159,12 +159,12 @@ def _matching(client: mlflow.MlflowClient, query: str, experiments: list[str] | 
         raise ExperimentError(f"MLflow refuses the filter: {reason}", advice=advice) from error
 
 
-def recorded(run_id: str) -> Recorded:
+def get_run(run_id: str) -> StoredRun:
     """A run by its id."""
-    return _recorded(ask(open_store().get_run, run_id))
+    return _stored_run(call_store(open_store().get_run, run_id))
 
 
-def existing(run: str) -> Recorded:
+def find_run(run: str) -> StoredRun:
     """A run that a user names, by its id or as `runs:/…`.
 
     Raises:
@@ -172,11 +172,13 @@ def existing(run: str) -> Recorded:
     """
     run_id = run.removeprefix("runs:/").partition("/")[0]
     try:
-        return recorded(run_id)
+        return get_run(run_id)
     except StoreRefused as error:
         client = open_store()
-        experiments = [experiment.experiment_id for experiment in ask(client.search_experiments)]
-        latest = ask(client.search_runs, experiments, order_by=["attributes.start_time DESC"]) if experiments else []
+        experiments = [experiment.experiment_id for experiment in call_store(client.search_experiments)]
+        latest = (
+            call_store(client.search_runs, experiments, order_by=["attributes.start_time DESC"]) if experiments else []
+        )
         ids = {found.info.run_name: found.info.run_id for found in reversed(latest)}
         ids |= {found.info.run_id: found.info.run_id for found in latest}
         near = [name for name in ids if name.startswith(run_id)] or get_close_matches(run_id, ids, n=1)
@@ -185,17 +187,17 @@ def existing(run: str) -> Recorded:
         raise ExperimentError(f"{run}: there is no such run in this store.", advice=question) from error
 
 
-def experiment_name(run: Recorded) -> str:
+def experiment_name(run: StoredRun) -> str:
     """The name of the MLflow experiment that a run is in."""
     client = open_store()
-    return ask(client.get_experiment, ask(client.get_run, run.run_id).info.experiment_id).name
+    return call_store(client.get_experiment, call_store(client.get_run, run.run_id).info.experiment_id).name
 
 
-def history(run: Recorded, *names: str) -> dict[str, list[float]]:
+def history(run: StoredRun, *names: str) -> dict[str, list[float]]:
     """Metric -> one value an epoch, of every metric that epochs have, or of those of `names` that the run has."""
     client = open_store()
     wanted = [name for name in names or run.metrics if name in run.metrics and "/" not in name]
-    series = {name: ask(client.get_metric_history, run.run_id, name) for name in wanted}
+    series = {name: call_store(client.get_metric_history, run.run_id, name) for name in wanted}
     return {name: [point.value for point in sorted(points, key=_step)] for name, points in series.items()}
 
 
@@ -203,14 +205,16 @@ def _step(point: Metric) -> int:
     return point.step
 
 
-def artifact(run: Recorded, name: str, folder: Path) -> Path | None:
+def artifact(run: StoredRun, name: str, folder: Path) -> Path | None:
     """A copy of an artifact of a run in `folder`, or None when the run has none of that name."""
     # By the run's id, MLflow would read all that the store has of it, three times.
     place, uri = run.artifact_uri, store_uri()
-    if name not in {Path(found.path).name for found in ask(list_artifacts, artifact_uri=place, tracking_uri=uri)}:
+    if name not in {
+        Path(found.path).name for found in call_store(list_artifacts, artifact_uri=place, tracking_uri=uri)
+    }:
         return None
     file = append_to_uri_path(place, name)
-    return Path(ask(download_artifacts, artifact_uri=file, dst_path=str(folder), tracking_uri=uri))
+    return Path(call_store(download_artifacts, artifact_uri=file, dst_path=str(folder), tracking_uri=uri))
 
 
 @dataclass(frozen=True)
@@ -221,7 +225,7 @@ class Predictions:
     probabilities: np.ndarray  # float32 (images, classes)
 
 
-def predictions(run: Recorded, part: str) -> Predictions | None:
+def predictions(run: StoredRun, part: str) -> Predictions | None:
     """The recorded predictions for the `validation` or `test` images, None when a run has none."""
     return _arrays(run, f"{part}_predictions.npz", Predictions)
 
@@ -236,12 +240,12 @@ class Mistakes:
     predicted: np.ndarray  # str (mistakes,)
 
 
-def mistakes(run: Recorded) -> Mistakes | None:
+def mistakes(run: StoredRun) -> Mistakes | None:
     """The recorded mistakes on the test set, None when a run has none."""
     return _arrays(run, "mistakes.npz", Mistakes)
 
 
-def _arrays(run: Recorded, name: str, kind: type[_Kind]) -> _Kind | None:
+def _arrays(run: StoredRun, name: str, kind: type[_Kind]) -> _Kind | None:
     """The arrays of an .npz file of a run, None when it has none that is whole."""
     wanted = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder:
@@ -255,7 +259,7 @@ def _arrays(run: Recorded, name: str, kind: type[_Kind]) -> _Kind | None:
             return None
 
 
-def class_names(run: Recorded) -> tuple[str, ...]:
+def class_names(run: StoredRun) -> tuple[str, ...]:
     """The names of the classes in their order, empty when the run has not been evaluated."""
     with tempfile.TemporaryDirectory() as folder:
         file = artifact(run, "classification_report.json", Path(folder))
@@ -263,22 +267,24 @@ def class_names(run: Recorded) -> tuple[str, ...]:
     return tuple(names[: names.index("accuracy")]) if "accuracy" in names else ()
 
 
-def model_id(run: Recorded) -> str | None:
+def model_id(run: StoredRun) -> str | None:
     """The id of the model that a run has logged, None when it has logged none."""
-    outputs = ask(open_store().get_run, run.run_id).outputs
+    outputs = call_store(open_store().get_run, run.run_id).outputs
     return outputs.model_outputs[-1].model_id if outputs and outputs.model_outputs else None
 
 
-def model_file(run: Recorded, folder: Path) -> Path | None:
+def model_file(run: StoredRun, folder: Path) -> Path | None:
     """A copy of the .keras file that a run has logged in `folder`, or None when it has logged none."""
     logged = model_id(run)
     if logged is None:
         return None
-    copied = ask(download_artifacts, artifact_uri=f"models:/{logged}", dst_path=str(folder), tracking_uri=store_uri())
+    copied = call_store(
+        download_artifacts, artifact_uri=f"models:/{logged}", dst_path=str(folder), tracking_uri=store_uri()
+    )
     return next(Path(copied).rglob("*.keras"), None)
 
 
-def no_model(run: Recorded) -> ExperimentError:
+def no_model(run: StoredRun) -> ExperimentError:
     """Why a run has none, and what to do."""
     if "sweep.name" in run.tags:
         return ExperimentError(f"{run.run_id} is a sweep.", advice=f"Name its best run: best:{run.tags['sweep.name']}")

@@ -153,7 +153,7 @@ def _reach(question: Callable[[], T]) -> T:
         except Exception as error:  # every kind of store has its own
             raise store_error(uri, error) from error
 
-    return ask(translated)
+    return call_store(translated)
 
 
 def _once_made(question: Callable[[], T], file: Path | None) -> T:
@@ -164,7 +164,7 @@ def _once_made(question: Callable[[], T], file: Path | None) -> T:
     deadline = monotonic() + 20
     while True:
         try:
-            with alone_in(file.parent) if file else contextlib.nullcontext():
+            with folder_lock(file.parent) if file else contextlib.nullcontext():
                 if file and not file.exists():
                     _make_tables(file)
                 return question()
@@ -197,7 +197,7 @@ def _make_tables(file: Path) -> None:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def folder_lock(folder: Path) -> Iterator[None]:
     """Keeps other processes that ask for the same folder waiting."""
     folder.mkdir(parents=True, exist_ok=True)
     if sys.platform == "win32":  # no locks on folders
@@ -213,13 +213,13 @@ def alone_in(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def be_patient(seconds: float) -> None:
+def set_store_timeout(seconds: float) -> None:
     """Sets how long this process waits for a lost store before it gives a question up."""
     global _patience, _waited_in_vain
     _patience, _waited_in_vain = seconds, False
 
 
-def ask(question: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+def call_store(question: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """The answer of the store; waited for, once, as long as patience lasts.
 
     Raises:
