@@ -15,8 +15,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from experiments import data
-from experiments.dataset import arrays_sha256
+from experiments import data, run
+from experiments.dataset import Dataset, are_probabilities, arrays_sha256
 from experiments.errors import ExperimentError
 
 CONF = Path(__file__).resolve().parents[1] / "conf" / "data"
@@ -311,16 +311,12 @@ def test_npz_takes_grey_and_colour(tmp_path, shape, expected):
             "(n, height, width, 3) in colour.",
         ),
         (
-            {"x_test": np.zeros((6, 5, 5), np.uint8)},
-            "the images of x_train have the shape (4, 4, 1), those of x_test (5, 5, 1); they must be equal.",
-        ),
-        (
             {"y_train": np.zeros(39, np.int64)},
-            "y_train has the shape (39,), but x_train has 40 images. Give one integer an image.",
+            "y_train has the shape (39,), but there are 40 images. Give one integer per image.",
         ),
         (
             {"y_test": np.eye(6, dtype=np.int64)},
-            "y_test has the shape (6, 6), but x_test has 6 images. Give one integer an image.",
+            "y_test has the shape (6, 6), but there are 6 images. Give one integer per image.",
         ),
         (
             {"y_test": np.arange(6) / 2},
@@ -336,16 +332,23 @@ def test_npz_takes_grey_and_colour(tmp_path, shape, expected):
             "y_test holds int64 from -1 to 2; labels must be integers from 0 on. "
             "Number the classes 0, 1, 2, ... without gaps.",
         ),
-        (
-            {"y_test": np.array([0, 1, 2, 0, 1, 10**9])},
-            "the label 1000000000 makes 1000000001 classes, but x_train has 40 images. "
-            "Number the classes 0, 1, 2, ... without gaps.",
-        ),
     ],
 )
 def test_npz_refuses(tmp_path, changed, message):
     path = save(tmp_path / "mine.npz", **changed)
     assert refusal(data.npz, path=path, **KNOBS) == f"data.path={path}: {message}"
+
+
+def test_npz_refuses_images_of_two_sizes_and_a_label_far_too_high(tmp_path):
+    path = save(tmp_path / "mine.npz", x_test=np.zeros((6, 5, 5), np.uint8))
+    assert refusal(data.npz, path=path, **KNOBS) == (
+        "The training images have the shape (4, 4, 1), the test images (5, 5, 1); they must be equal."
+    )
+    path = save(tmp_path / "mine.npz", y_test=np.array([0, 1, 2, 0, 1, 10**9]))
+    assert refusal(data.npz, path=path, **KNOBS) == (
+        "The label 1000000000 makes 1000000001 classes, but there are 40 training images. "
+        "Number the classes 0, 1, 2, ... without gaps."
+    )
 
 
 def test_npz_refuses_a_class_without_training_images(tmp_path):
@@ -358,7 +361,7 @@ def test_npz_refuses_a_class_without_training_images(tmp_path):
 
 def test_npz_refuses_one_class(tmp_path):
     path = save(tmp_path / "mine.npz", y_train=np.zeros(40, int), y_test=np.zeros(6, int))
-    assert refusal(data.npz, path=path, **KNOBS) == "data.path: mine has only the class 0; at least 2 are needed."
+    assert refusal(data.npz, path=path, **KNOBS) == ("The data set mine has only the class 0; at least 2 are needed.")
 
 
 def test_npz_without_path_says_what_to_type():
@@ -489,39 +492,6 @@ def test_folder_with_its_own_test_folder(photos, tmp_path):
     )
 
 
-def read(file, image_size=(2, 3), color_mode="grayscale"):
-    return data._read_image(file, image_size, color_mode)
-
-
-def test_images_are_turned_upright_by_exif(tmp_path):
-    sideways = Image.fromarray(np.array([[10, 20], [30, 40], [50, 60]], np.uint8))
-    exif = sideways.getexif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    sideways.save(tmp_path / "turned.png", exif=exif)
-    assert read(tmp_path / "turned.png")[..., 0].tolist() == [[50, 30, 10], [60, 40, 20]]
-
-
-def test_transparency_becomes_white(tmp_path):
-    pixels = np.zeros((2, 3, 4), np.uint8)
-    pixels[0, :, 3] = 255
-    save_image(tmp_path / "clear.png", pixels)
-    assert read(tmp_path / "clear.png")[..., 0].tolist() == [[0, 0, 0], [255, 255, 255]]
-    palette = Image.new("P", (3, 2))
-    palette.save(tmp_path / "palette.png", transparency=0)
-    assert read(tmp_path / "palette.png", color_mode="rgb").tolist() == np.full((2, 3, 3), 255).tolist()
-
-
-def test_colour_is_kept_or_weighed(tmp_path):
-    save_image(tmp_path / "red.png", np.full((2, 3, 3), (255, 0, 0)))
-    assert read(tmp_path / "red.png", color_mode="rgb")[0, 0].tolist() == [255, 0, 0]
-    assert read(tmp_path / "red.png")[0, 0].tolist() == [76]  # 0.299 of red
-
-
-def test_16_bit_pixels_are_scaled(tmp_path):
-    Image.fromarray(np.array([[0, 256, 32768], [65535, 65535, 0]], np.uint16)).save(tmp_path / "deep.png")
-    assert read(tmp_path / "deep.png")[..., 0].tolist() == [[0, 1, 128], [255, 255, 0]]
-
-
 def test_images_of_any_size_are_resized_and_inverted(photos):
     save_image(photos / "cat" / "wide.png", np.full((50, 9), 200))
     plain = data.folder(path=str(photos), **{**FOLDER, "image_size": [3, 5]})
@@ -534,27 +504,28 @@ def test_folder_refuses_what_is_no_image(photos):
     bad = photos / "dog" / "notes.txt"
     bad.write_text("no image")
     message = refusal(data.folder, path=str(photos), **FOLDER)
-    assert message.startswith(f"data.path: {bad} cannot be read as an image (UnidentifiedImageError: ")
-    assert message.endswith("). Delete it or move it out of the class folder.")
+    assert message == (
+        f"data.path: {bad} is none of PNG, JPEG, BMP, GIF, WebP and TIFF. Delete it or move it out of the class folder."
+    )
 
     bad.unlink()
     cut = photos / "cat" / "0.png"
     cut.write_bytes(cut.read_bytes()[:-20])
-    assert f"{cut} cannot be read as an image (" in refusal(data.folder, path=str(photos), **FOLDER)
+    assert f"{cut} cannot be read: " in refusal(data.folder, path=str(photos), **FOLDER)
 
     Image.fromarray(np.zeros((2, 2), np.float32)).save(photos / "cat" / "0.tif")
     cut.unlink()
-    assert "pixels of 32 bits, Pillow's mode F" in refusal(data.folder, path=str(photos), **FOLDER)
+    assert "pixels of 32 bits (Pillow's mode F)" in refusal(data.folder, path=str(photos), **FOLDER)
 
 
 def test_folder_refuses_missing_and_empty_folders(photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert refusal(data.folder, path=None, **FOLDER) == (
         "data.path is null, but data=folder needs a folder of images. "
-        "Type: experiments train data=folder data.path=my_images (one sub-folder a class)."
+        "Type: experiments train data=folder data.path=my_images (one sub-folder per class)."
     )
     assert refusal(data.folder, path="no", **FOLDER) == (
-        f"data.path: there is no folder {tmp_path}/no. Give a folder with one sub-folder a class."
+        f"data.path: there is no folder {tmp_path}/no. Give a folder with one sub-folder per class."
     )
     assert refusal(data.folder, path="photos/cat", **FOLDER) == (
         f"data.path: {photos}/cat has no sub-folders. Give each class a sub-folder of its name."
@@ -564,7 +535,7 @@ def test_folder_refuses_missing_and_empty_folders(photos, tmp_path, monkeypatch)
         f"data.path: the class folder {photos}/eel has no images. Fill it or delete it."
     )
     assert refusal(data.folder, path="photos/..", **{**FOLDER, "test_path": "no"}).startswith(
-        f"data.path: {photos}/cat cannot be read as an image (IsADirectoryError: "
+        f"data.path: {photos}/cat cannot be read: [Errno 21] Is a directory: "
     )
 
 
@@ -584,5 +555,93 @@ def test_folder_refuses_few_classes_and_few_images(photos):
     shutil.rmtree(photos / "dog")
     shutil.rmtree(photos / "eel")
     assert refusal(data.folder, path=str(photos), **FOLDER) == (
-        "data.path: photos has only the class cat; at least 2 are needed."
+        "The data set photos has only the class cat; at least 2 are needed."
     )
+
+
+# Data of one's own
+
+
+def test_arrays_are_split_by_the_documented_defaults():
+    made = arrays()
+    first = Dataset.from_arrays(made["x_train"], made["y_train"], name="mine")
+    assert (first.name, first.class_names, first.image_shape, first.num_images) == (
+        "mine",
+        ("0", "1", "2"),
+        (4, 4, 1),
+        40,
+    )
+    assert [len(part) for part in (first.train_labels, first.validation_labels, first.test_labels)] == [29, 3, 8]
+    other = Dataset.from_arrays(made["x_train"].tolist(), made["y_train"].tolist(), name="mine", split_seed=1)
+    assert (other.sha256, other.test_sha256) == (first.sha256, first.test_sha256)
+    assert other.validation_sha256 != first.validation_sha256
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"train_images": np.zeros((40, 4, 4))},
+            "train_images holds float64 from 0.0 to 0.0; pixels must be integers ",
+        ),
+        ({"test_labels": None}, "test_images and test_labels belong together. Give both or none."),
+        ({"class_names": ["cat", "dog"]}, "The label 2 has no name: class_names has 2 entries. Give 3 names, "),
+        ({"test_labels": np.zeros(5, int)}, "test_labels has the shape (5,), but there are 6 images. "),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(changed, message):
+    made = arrays()
+    given = {
+        "train_images": made["x_train"],
+        "train_labels": made["y_train"],
+        "test_images": made["x_test"],
+        "test_labels": made["y_test"],
+    }
+    assert refusal(Dataset.from_arrays, **{**given, **changed}, name="mine").startswith(message)
+
+
+MY_DATA = """import numpy as np
+from experiments.dataset import Dataset
+
+
+def stripes(*, images: int, split_seed: int) -> Dataset:
+    pixels = np.random.default_rng(0).integers(0, 50, (images, 28, 28), dtype=np.uint8)
+    labels = np.arange(images) % 2
+    pixels[labels == 0, 3, :] = 200
+    pixels[labels == 1, :, 3] = 200
+    return Dataset.from_arrays(pixels, labels, name="stripes", class_names=["row", "column"], split_seed=split_seed)
+"""
+
+
+def test_a_function_of_the_users_is_a_choice_of_data(store, tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "my_data.py").write_text(MY_DATA)
+    (tmp_path / "data" / "stripes.yaml").write_text("_target_: my_data.stripes\nimages: 100\nsplit_seed: 0\n")
+    overrides = ["data=stripes", "epochs=1", "tracking.model=false"]
+    with pytest.raises(ExperimentError, match=r"export EXPERIMENTS_ALLOW_TARGETS=my_data\.stripes$"):
+        run(overrides, config_dir=str(tmp_path))
+    monkeypatch.setenv("EXPERIMENTS_ALLOW_TARGETS", "my_data")
+    monkeypatch.syspath_prepend(tmp_path)
+    recorded = store.get_run(run(overrides, config_dir=str(tmp_path)).run_id)
+    (used,) = recorded.inputs.dataset_inputs
+    assert used.dataset.name == "stripes"
+    assert recorded.data.params["data.images"] == "100"
+
+
+# Probabilities
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ([0.25, 0.75], True),
+        ([0.999, 0.006], True),  # in half precision
+        ([1.5, -0.5], False),
+        ([np.nan, 1.0], False),
+        ([0.5, 0.6], False),
+        ([0.0, 0.0], False),
+    ],
+)
+def test_probabilities_are_not_negative_and_add_up_to_1(row, expected):
+    assert are_probabilities(np.array([row], np.float32)) is expected
+    assert are_probabilities(np.array([[1, 0], row], np.float32)) is expected

@@ -20,7 +20,7 @@ ALLOWED = {
     "errors": set(),
     "config": set(),
     "dataset": set(),
-    "data": {"dataset"},
+    "data": {"dataset", "images"},
     "images": set(),
     "models": set(),
     "schedules": set(),

@@ -1,4 +1,4 @@
-"""What each picture of a run says, read from its Figure; every one is also drawn, since a warning is an error."""
+"""What each figure of a run says, read from its Figure; every one is also drawn, since a warning is an error."""
 
 import io
 import math
@@ -45,6 +45,13 @@ def history(epochs: int, learning_rate=None) -> dict[str, list[float]]:
         "learning_rate": learning_rate or [0.001] * epochs,
         "epoch_seconds": [2.0] * epochs,
     }
+
+
+def probabilities_of(predicted, confidences, classes=10) -> np.ndarray:
+    """Probabilities of shape (images, classes) whose largest are the given ones."""
+    rows = np.zeros((len(predicted), classes), np.float32)
+    rows[np.arange(len(predicted)), predicted] = confidences
+    return rows
 
 
 def random_images(number: int, height=28, width=28, channels=1) -> np.ndarray:
@@ -190,8 +197,7 @@ def test_empty_rows_and_an_empty_matrix_are_drawn():
 
 def reliability(counts, confidences, accuracies, lowest, highest) -> Figure:
     counts, confidences, accuracies = map(np.array, (counts, confidences, accuracies))
-    error = float((counts * abs(accuracies - confidences)).sum() / counts.sum())
-    return drawn(plots.reliability(counts, confidences, accuracies, np.array([lowest, highest]), error))
+    return drawn(plots.reliability(counts, confidences, accuracies, np.array([lowest, highest])))
 
 
 def test_what_the_bars_show_adds_up_to_the_error():
@@ -201,7 +207,7 @@ def test_what_the_bars_show_adds_up_to_the_error():
     # (0.1 + 0.04 + 0 + 0.01) / 4
     assert heading(figure) == [
         "Calibration error 0.0375",
-        "4 bins of 50 test images; below the line: too sure; red: beyond the 95 % intervals",
+        "4 bins of 50 test images; below the line: overconfident; red: beyond the 95 % intervals",
     ]
     odds, gaps = figure.axes
     assert odds.get_title(loc="left") == "accuracy over confidence"
@@ -214,7 +220,7 @@ def test_what_the_bars_show_adds_up_to_the_error():
     assert [label.get_text() for label in gaps.get_xticklabels()] == ["60.0%", "90.0%", "99.0%"]
 
 
-def test_points_lie_on_the_diagonal_when_the_net_is_right_as_often_as_it_says():
+def test_points_lie_on_the_diagonal_when_the_model_is_calibrated():
     shares = [0.5, 0.7, 0.9, 0.99]
     figure = reliability([100] * 4, shares, shares, [0.4, 0.6, 0.8, 0.9], [0.6, 0.8, 0.95, 0.999])
     odds = figure.axes[0]
@@ -237,7 +243,7 @@ def test_only_what_is_off_beyond_chance_is_red():
 
 
 @pytest.mark.parametrize("confidence", [1.0, 1 + 2.0**-23, 1 - 1e-12])
-def test_nets_that_are_sure_of_everything(confidence):
+def test_models_that_are_sure_of_everything(confidence):
     figure = reliability([7, 7, 6], [confidence] * 3, [1.0, 0.5, 0.0], [0.6, 0.1, 0.0], [1.0, 0.9, 0.4])
     assert heading(figure)[1].startswith("3 bins of 6 or 7 test images; ")
     odds, gaps = figure.axes
@@ -248,7 +254,7 @@ def test_nets_that_are_sure_of_everything(confidence):
     assert [label.get_text() for label in gaps.get_xticklabels()] == ["> 99.9%"] * 3
 
 
-def test_nets_that_have_learnt_nothing():
+def test_models_that_have_learnt_nothing():
     figure = reliability([20] * 3, [0.004, 0.005, 0.3], [0.0, 0.0, 0.1], [0.0, 0.0, 0.01], [0.2, 0.2, 0.3])
     odds = figure.axes[0]
     assert [label.get_text() for label in odds.get_xticklabels()] == ["1%", "10%", "50%", "90%"]
@@ -284,7 +290,7 @@ def test_samples_have_their_labels_and_say_their_range():
     images = np.linspace(-1, 1, 16 * 28 * 28, dtype=np.float32).reshape(16, 28, 28, 1)
     figure = drawn(plots.samples(images, ["Ankle boot", "$1 or $2", "cat + a very long name of a dog"] + ["7"] * 13))
     assert heading(figure) == [
-        "Training images as the net sees them",
+        "Training images as the model sees them",
         "after augmentation and scaling; black is -1, white is 1",
     ]
     assert captions(figure)[:4] == ["Ankle boot", "$1 or $2", "cat + a very long\nname of a dog", "7"]
@@ -294,8 +300,8 @@ def test_samples_have_their_labels_and_say_their_range():
 def test_predictions_are_green_when_right_and_red_when_wrong():
     labels = np.array([4, 4, 2] + [0] * 27)
     predicted = np.array([4, 9, 2] + [0] * 27)
-    probabilities = np.array([0.987, 0.5, 1.0] + [0.9] * 27, np.float32)
-    figure = drawn(plots.predictions(random_images(30), labels, predicted, probabilities, DIGITS))
+    probabilities = probabilities_of(predicted, [0.987, 0.5, 1.0] + [0.9] * 27)
+    figure = drawn(plots.predictions(random_images(30), labels, probabilities, DIGITS))
     assert heading(figure) == [
         "23 of the first 24 test images right",
         "green: right; red: wrong, true → predicted; below, the probability of the predicted class",
@@ -310,7 +316,7 @@ def test_predictions_are_green_when_right_and_red_when_wrong():
 
 def test_long_names_never_hide_what_was_predicted():
     names = ["End of no passing by vehicles over 3.5 metric tons", "Right-of-way at the next intersection"]
-    figure = plots.predictions(random_images(1), np.array([0]), np.array([1]), np.array([0.5]), names)
+    figure = plots.predictions(random_images(1), np.array([0]), probabilities_of([1], [0.5], 2), names)
     assert captions(drawn(figure)) == [
         "End of no passing\nby vehicles over…\n→ Right-of-way at\nthe next…\n50.0%",
     ]
@@ -318,25 +324,27 @@ def test_long_names_never_hide_what_was_predicted():
 
 def test_mistakes_are_sorted_and_at_most_forty():
     number = 83
-    probabilities = np.random.default_rng(1).permutation(np.linspace(0.2, 0.95, number))
-    labels = np.arange(number) % 10
-    figure = drawn(plots.mistakes(random_images(number), labels, (labels + 1) % 10, probabilities, DIGITS, 10_000))
+    confidences = np.random.default_rng(1).permutation(np.linspace(0.2, 0.95, number))
+    labels = np.arange(number + 17) % 10  # the last 17 are right
+    predicted = np.where(np.arange(number + 17) < number, (labels + 1) % 10, labels)
+    probabilities = probabilities_of(predicted, [*confidences, *[0.99] * 17])
+    figure = drawn(plots.mistakes(random_images(number + 17), labels, probabilities, DIGITS))
     assert heading(figure) == [
-        "83 of 10,000 wrong; the surest first",
+        "83 of 100 wrong; the most confident first",
         "true → predicted; below, the probability of the predicted class; 40 are shown",
     ]
-    surest = sorted(range(number), key=lambda index: -probabilities[index])[:40]
+    surest = sorted(range(number), key=lambda index: -confidences[index])[:40]
     assert captions(figure) == [
-        f"{labels[index]} → {(labels[index] + 1) % 10}\n{probabilities[index]:.1%}" for index in surest
+        f"{labels[index]} → {(labels[index] + 1) % 10}\n{confidences[index]:.1%}" for index in surest
     ]
     assert caption_colors(figure) == [plots.WRONG] * 40
     assert len(figure.axes) == 1
 
 
 def test_mistakes_show_the_image_their_caption_speaks_of():
-    images = np.zeros((3, 2, 2, 1), np.uint8) + np.array([0, 100, 255], np.uint8).reshape(3, 1, 1, 1)
-    labels, probabilities = np.array([0, 1, 2]), np.array([0.5, 0.9, 0.7])
-    figure = drawn(plots.mistakes(images, labels, labels + 1, probabilities, DIGITS, 3))
+    images = np.zeros((4, 2, 2, 1), np.uint8) + np.array([0, 7, 100, 255], np.uint8).reshape(4, 1, 1, 1)
+    labels, probabilities = np.array([0, 5, 1, 2]), probabilities_of([1, 5, 2, 3], [0.5, 1, 0.9, 0.7])
+    figure = drawn(plots.mistakes(images, labels, probabilities, DIGITS))
     assert captions(figure) == ["1 → 2\n90.0%", "2 → 3\n70.0%", "0 → 1\n50.0%"]
     mosaic = figure.axes[0].images[0].get_array()
     centers = [text.get_position()[0] for text in figure.axes[0].texts]
@@ -344,9 +352,9 @@ def test_mistakes_show_the_image_their_caption_speaks_of():
 
 
 def test_no_mistakes_is_good_news():
-    none = np.array([], int)
-    figure = drawn(plots.mistakes(random_images(0), none, none, none.astype(float), DIGITS, 10_000))
-    assert heading(figure) == ["0 of 10,000 wrong", "Nothing to show here: the net got every test image right."]
+    labels = np.array([3, 1])
+    figure = drawn(plots.mistakes(random_images(2), labels, probabilities_of(labels, [0.9, 0.8]), DIGITS))
+    assert heading(figure) == ["0 of 2 wrong", "Nothing to show here: the model got every test image right."]
     assert figure.axes == []
 
 
@@ -355,10 +363,8 @@ def test_no_mistakes_is_good_news():
     ("height", "width"), [(8, 8), (28, 28), (32, 32), (128, 128), (32, 128), (128, 32), (600, 400)]
 )
 def test_tiles_keep_their_shape_at_any_size(height, width, channels):
-    labels = np.zeros(9, int)
-    figure = drawn(
-        plots.predictions(random_images(9, height, width, channels), labels, labels, np.ones(9), ["automobile"])
-    )
+    labels, probabilities = np.zeros(9, int), np.ones((9, 1))
+    figure = drawn(plots.predictions(random_images(9, height, width, channels), labels, probabilities, ["automobile"]))
     axes = figure.axes[0]
     frame = axes.collections[0].get_paths()[0].get_extents().transformed(axes.transData)
     frame_height = abs(frame.height)  # the vertical axis of an image points down
@@ -374,15 +380,16 @@ def test_tiles_keep_their_shape_at_any_size(height, width, channels):
 
 def test_arrays_are_not_changed():
     images = random_images(12)
-    labels, predicted, probabilities = np.arange(12) % 10, np.arange(1, 13) % 10, np.linspace(0.1, 0.9, 12)
+    labels = np.arange(12) % 10
+    probabilities = probabilities_of(np.arange(1, 13) % 10, np.linspace(0.1, 0.9, 12))
     matrix = np.arange(100).reshape(10, 10)
-    arrays = [images, labels, predicted, probabilities, matrix]
+    arrays = [images, labels, probabilities, matrix]
     for array in arrays:
         array.flags.writeable = False
     before = [array.copy() for array in arrays]
     drawn(plots.samples(images, DIGITS + DIGITS[:2]))
-    drawn(plots.predictions(images, labels, predicted, probabilities, DIGITS))
-    drawn(plots.mistakes(images, labels, predicted, probabilities, DIGITS, 100))
+    drawn(plots.predictions(images, labels, probabilities, DIGITS))
+    drawn(plots.mistakes(images, labels, probabilities, DIGITS))
     drawn(plots.confusion_matrix(matrix, DIGITS))
     assert all(np.array_equal(array, copy) for array, copy in zip(arrays, before, strict=True))
 

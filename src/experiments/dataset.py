@@ -1,6 +1,7 @@
 """A data set: training, validation and test images with their labels and digests."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -36,6 +37,88 @@ class Dataset:
     test_sha256: str  # of the test images and labels used
     num_images: int  # as loaded, before splits and limit
 
+    @classmethod
+    def from_arrays(
+        cls,
+        train_images: np.ndarray,
+        train_labels: np.ndarray,
+        test_images: np.ndarray | None = None,
+        test_labels: np.ndarray | None = None,
+        *,
+        name: str,
+        class_names: Sequence[str] | None = None,
+        test_fraction: float = 0.2,
+        validation_fraction: float = 0.1,
+        split_seed: int = 0,
+        limit: int | None = None,
+    ) -> "Dataset":
+        """Builds a data set from arrays: checks them, splits the validation images off and computes the digests.
+
+        A function of your own that returns it is a choice of `data`.
+
+        Args:
+            train_images: integers from 0 to 255 of shape (n, height, width), (n, height, width, 1) or
+                (n, height, width, 3).
+            train_labels: integers from 0 to classes - 1, of shape (n,) or (n, 1).
+            test_images: likewise, of the same height, width and channels; None splits `test_fraction` off.
+            test_labels: likewise; None if `test_images` is None.
+            name: shown in the record of the run.
+            class_names: in the order of the labels; None takes the numbers 0 to the highest label.
+            test_fraction: share of the images to test on, without `test_images`; always the same images.
+            validation_fraction: share of the images left for training to validate on.
+            split_seed: another seed draws other validation images.
+            limit: at most so many images in each of the three sets, stratified; None takes all.
+
+        Raises:
+            ExperimentError: an array has a wrong shape, type or range, or a class has too few images to split.
+
+        Example:
+            >>> Dataset.from_arrays(images, labels, name="flowers", class_names=["daisy", "rose"])
+        """
+        train = labelled(train_images, train_labels, "train_images", "train_labels")
+        if (test_images is None) != (test_labels is None):
+            raise ExperimentError("test_images and test_labels belong together.", advice="Give both or none.")
+        test = None
+        if test_images is not None and test_labels is not None:
+            test = labelled(test_images, test_labels, "test_images", "test_labels")
+            if train.images.shape[1:] != test.images.shape[1:]:
+                raise ExperimentError(
+                    f"The training images have the shape {train.images.shape[1:]}, the test images "
+                    f"{test.images.shape[1:]}; they must be equal."
+                )
+        loaded = [train] if test is None else [train, test]
+        highest = max(int(part.labels.max()) for part in loaded)
+        names = _class_names(class_names, highest, len(train.labels))
+        if len(names) < 2:
+            raise ExperimentError(f"The data set {name} has only the class {names[0]}; at least 2 are needed.")
+        if limit is not None and limit < len(names):
+            raise ExperimentError(
+                f"data.limit={limit} is fewer than the {len(names)} classes.",
+                advice=f"Give data.limit={len(names)} or more, or null for all images.",
+            )
+        sha256 = arrays_sha256(*(array for part in loaded for array in part))
+        if test is None:
+            train, test = _split(train, names, "data.test_fraction", test_fraction, _TEST_SEED, keep=2)
+        train, validation = _split(train, names, "data.validation_fraction", validation_fraction, split_seed, keep=1)
+        train, validation = (part.at(_limited(part.labels, limit)) for part in (train, validation))
+        test_index = _limited(test.labels, limit)
+        test = test.at(test_index)
+        return cls(
+            name=name,
+            class_names=names,
+            train_images=train.images,
+            train_labels=train.labels,
+            validation_images=validation.images,
+            validation_labels=validation.labels,
+            test_images=test.images,
+            test_labels=test.labels,
+            test_index=test_index,
+            sha256=sha256,
+            validation_sha256=arrays_sha256(*validation),
+            test_sha256=arrays_sha256(*test),
+            num_images=sum(len(part.labels) for part in loaded),
+        )
+
     @property
     def num_classes(self) -> int:
         """Number of classes, also of those without test images."""
@@ -64,34 +147,55 @@ class Labelled(NamedTuple):
         return Labelled(self.images[positions], self.labels[positions])
 
 
-def dataset(
-    name: str,
-    class_names: tuple[str, ...],
-    train: Labelled,
-    test: Labelled | float,
-    validation_fraction: float,
-    split_seed: int,
-    limit: int | None,
-) -> Dataset:
-    """The data set of all loaded images; a number for `test` is the fraction of `train` to split off for it."""
-    if len(class_names) < 2:
-        raise ExperimentError(f"data.path: {name} has only the class {class_names[0]}; at least 2 are needed.")
-    if limit is not None and limit < len(class_names):
+def labelled(images: np.ndarray, labels: np.ndarray, images_name: str, labels_name: str) -> Labelled:
+    """Checks a user's arrays and brings them into the form of `Labelled`; the names are for messages.
+
+    Raises:
+        ExperimentError: the shape, type or range of an array is wrong.
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.size == 0 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[-1] in (1, 3))):
         raise ExperimentError(
-            f"data.limit={limit} is fewer than the {len(class_names)} classes.",
-            advice=f"Give data.limit={len(class_names)} or more, or null for all images.",
+            f"{images_name} has the shape {images.shape}.",
+            advice="Images are (n, height, width) or (n, height, width, 1) when grey, (n, height, width, 3) in colour.",
         )
-    sha256 = arrays_sha256(*train, *(test if isinstance(test, Labelled) else ()))
-    num_images = len(train.labels) + (len(test.labels) if isinstance(test, Labelled) else 0)
-    if not isinstance(test, Labelled):
-        train, test = _split(train, class_names, "data.test_fraction", test, _TEST_SEED, keep=2)
-    train, validation = _split(train, class_names, "data.validation_fraction", validation_fraction, split_seed, keep=1)
-    train = train.at(_limited(train.labels, limit))
-    validation = validation.at(_limited(validation.labels, limit))
-    test_index = _limited(test.labels, limit)
-    test = test.at(test_index)
-    digests = sha256, arrays_sha256(*validation), arrays_sha256(*test)
-    return Dataset(name, class_names, *train, *validation, *test, test_index, *digests, num_images)
+    if images.dtype.kind not in "iu" or images.min() < 0 or images.max() > 255:
+        raise ExperimentError(
+            f"{images_name} holds {_values(images)}; pixels must be integers from 0 to 255.",
+            advice="Save the unscaled images as uint8: the model itself scales them.",
+        )
+    if labels.shape not in ((len(images),), (len(images), 1)):
+        raise ExperimentError(
+            f"{labels_name} has the shape {labels.shape}, but there are {len(images)} images.",
+            advice="Give one integer per image.",
+        )
+    if labels.dtype.kind not in "iu" or labels.min() < 0:
+        raise ExperimentError(
+            f"{labels_name} holds {_values(labels)}; labels must be integers from 0 on.",
+            advice="Number the classes 0, 1, 2, ... without gaps.",
+        )
+    channels = images if images.ndim == 4 else images[..., np.newaxis]
+    return Labelled(channels.astype(np.uint8, copy=False), labels.reshape(-1).astype(np.int64))
+
+
+def _values(array: np.ndarray) -> str:
+    return f"{array.dtype} from {array.min()} to {array.max()}" if array.dtype.kind in "iuf" else str(array.dtype)
+
+
+def _class_names(class_names: Sequence[str] | None, highest: int, total: int) -> tuple[str, ...]:
+    """The given names, or one number per class, held against the highest label."""
+    if class_names is None and highest >= total:
+        raise ExperimentError(
+            f"The label {highest} makes {highest + 1} classes, but there are {total} training images.",
+            advice="Number the classes 0, 1, 2, ... without gaps.",
+        )
+    names = tuple(map(str, range(highest + 1) if class_names is None else class_names))
+    if highest >= len(names):
+        raise ExperimentError(
+            f"The label {highest} has no name: class_names has {len(names)} entries.",
+            advice=f"Give {highest + 1} names, in the order of the labels.",
+        )
+    return names
 
 
 def _split(
@@ -136,3 +240,8 @@ def arrays_sha256(*arrays: np.ndarray) -> str:
         digest.update(f"{array.dtype.name}{array.shape}".encode())
         digest.update(little_endian.tobytes())
     return digest.hexdigest()
+
+
+def are_probabilities(outputs: np.ndarray) -> bool:
+    """Whether every row of a classifier's outputs is 0 or more and adds up to 1, as far as half precision can."""
+    return bool((outputs >= 0).all() and (abs(outputs.sum(axis=-1) - 1) <= 0.01).all())  # NaN is neither

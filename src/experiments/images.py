@@ -1,4 +1,4 @@
-"""Pictures of any kind -> the raw pixels that a model takes."""
+"""The one reader of image files: from a file of any kind to the raw pixels that a model takes."""
 
 import base64
 import io
@@ -13,7 +13,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from experiments.errors import ExperimentError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-MOST_PIXELS = 50_000_000
 _BOX = 20  # pixels that a digit of MNIST may be wide or high, of 28
 _FAINTEST = 25  # grey levels between paper and ink; less is no ink
 _NOISE = 0.15  # of the strongest ink: grain of paper, traces of compression
@@ -57,42 +56,46 @@ def _neighbours(path: Path) -> list[str]:
 
 
 def read(file: Path) -> Image.Image:
-    """An image as a person sees it: turned as its EXIF says, without transparency, in grey or in colour.
+    """Reads an image file as a person sees it: rotated as its EXIF data says, with at most 8 bits per channel.
+
+    Training, prediction and the page to draw on all read images here, so that a model always sees the same pixels.
 
     Raises:
-        NotAnImage: the file is none, is cut short, or has more than 50 million pixels.
+        NotAnImage: the file is not an image, is cut short, is too large, or has 32 bits per channel.
     """
     try:
         with (
             warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
-            Image.open(file) as image,
+            Image.open(file) as opened,
         ):
-            width, height = image.size
-            if width * height > MOST_PIXELS:
-                raise NotAnImage(f"has {width:,} x {height:,} pixels, more than the {MOST_PIXELS:,} that are read")
-            return opaque(ImageOps.exif_transpose(image))
+            image = ImageOps.exif_transpose(opened)
     except UnidentifiedImageError as error:
         reason = "is empty" if file.stat().st_size == 0 else f"is none of {_KINDS}"
         raise NotAnImage(reason) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise NotAnImage(f"has more than the {MOST_PIXELS:,} pixels that are read") from error
-    except (OSError, SyntaxError, ValueError) as error:  # as Pillow tells of files that are cut short or damaged
+        raise NotAnImage(f"has more than {Image.MAX_IMAGE_PIXELS:,} pixels, the most that are read") from error
+    except Exception as error:  # damaged images can make Pillow raise almost anything
         raise NotAnImage(f"cannot be read: {error}") from error
+    if image.mode.startswith("I;16"):  # Pillow would cut 16-bit pixels at 255 instead of scaling them
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise NotAnImage(f"has pixels of 32 bits (Pillow's mode {image.mode}), which have no range to scale from")
+    return image
 
 
-def opaque(image: Image.Image) -> Image.Image:
-    """In grey or colour; what is transparent becomes paper, dark below light ink and white below any other."""
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):  # 16 bits a pixel
-        values = np.asarray(image, np.float64)
-        image = Image.fromarray((values / max(values.max(), 1) * 255).astype(np.uint8))
+def on_paper(image: Image.Image, paper: str = "white") -> Image.Image:
+    """Composites what is transparent onto a colour; an opaque image stays as it is."""
     if not image.has_transparency_data:
-        return image.convert("L" if image.mode in ("1", "L") else "RGB")
+        return image
     image = image.convert("RGBA")
-    pixels = np.asarray(image)
+    return Image.alpha_composite(Image.new("RGBA", image.size, paper), image).convert("RGB")
+
+
+def _contrasting_paper(image: Image.Image) -> str:
+    """Black below light ink on transparent ground, else white."""
+    pixels = np.asarray(image.convert("RGBA"))
     ink = pixels[pixels[..., 3] > 127]
-    paper = "black" if ink.size and ink[:, :3].mean() > 127 else "white"
-    ground = Image.new("RGBA", image.size, paper)
-    return Image.alpha_composite(ground, image).convert("RGB")
+    return "black" if ink.size and ink[:, :3].mean() > 127 else "white"
 
 
 def as_mnist(image: Image.Image) -> np.ndarray:
@@ -110,7 +113,7 @@ def as_mnist(image: Image.Image) -> np.ndarray:
     Raises:
         NotAnImage: there is nothing on it.
     """
-    grey = np.asarray(image.convert("L"), np.float64)
+    grey = np.asarray(on_paper(image, _contrasting_paper(image)).convert("L"), np.float64)
     edge = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     difference = grey - np.median(edge)
     ink = np.abs(np.clip(difference, 0, None) if difference.max() > -difference.min() else np.clip(difference, None, 0))
@@ -134,16 +137,25 @@ def as_mnist(image: Image.Image) -> np.ndarray:
     return np.rint(255 * placed).astype(np.uint8)[..., None]
 
 
-def resized(image: Image.Image, shape: tuple[int, ...]) -> np.ndarray:
-    """All of an image, its proportions not kept; uint8 of `shape`, which is height, width and channels."""
+def resized(image: Image.Image, shape: tuple[int, ...], *, invert: bool = False) -> np.ndarray:
+    """Converts an image to the pixels of `data=folder`: on white paper, its proportions not kept.
+
+    Args:
+        image: of any size and colour mode.
+        shape: height, width and channels; 1 channel is grey, 3 are colour.
+        invert: exchange dark and light.
+
+    Returns:
+        uint8 of `shape`.
+    """
     height, width, channels = shape
-    image = image.convert("L" if channels == 1 else "RGB")
-    pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3))
-    return pixels.reshape(shape)
+    image = on_paper(image).convert("L" if channels == 1 else "RGB")
+    pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)).reshape(shape)
+    return 255 - pixels if invert else pixels
 
 
-def as_it_is(image: Image.Image, shape: tuple[int, ...]) -> np.ndarray:
-    """An image that has the right size already; uint8 of `shape`.
+def as_it_is(image: Image.Image, shape: tuple[int, ...], *, invert: bool = False) -> np.ndarray:
+    """Converts an image that has the right size already, as `resized` does.
 
     Raises:
         NotAnImage: it has another size.
@@ -151,7 +163,7 @@ def as_it_is(image: Image.Image, shape: tuple[int, ...]) -> np.ndarray:
     height, width, _ = shape
     if image.size != (width, height):
         raise NotAnImage(f"has {image.size[0]} x {image.size[1]} pixels, and the model takes {width} x {height}")
-    return resized(image, shape)
+    return resized(image, shape, invert=invert)
 
 
 def data_uri(pixels: np.ndarray) -> str:

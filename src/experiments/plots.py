@@ -1,4 +1,4 @@
-"""The pictures of a run: numbers in, a matplotlib `Figure` out.
+"""The figures of a run: numbers in, a matplotlib `Figure` out.
 
 Pure: no files, no pyplot, no change of matplotlib's settings; whoever wants a file calls `figure.savefig`. One look
 for all: dark grey text on white, and colours after Okabe and Ito (https://jfly.uni-koeln.de/color/) that colour-blind
@@ -39,7 +39,7 @@ def curves(history: Mapping[str, Sequence[float]], best_epoch: int, objective: s
     The learning rate has a panel of its own when it changes, logarithmic when it spans more than a decade.
 
     Args:
-        history: one value an epoch of `loss`, `accuracy`, `val_loss`, `val_accuracy` and `learning_rate`.
+        history: one value per epoch of `loss`, `accuracy`, `val_loss`, `val_accuracy` and `learning_rate`.
         best_epoch: the epoch whose weights were kept, counted from 1.
         objective: `val_accuracy` or `val_loss`, what the best epoch was chosen by.
     """
@@ -97,7 +97,7 @@ def _quiet(axes: Axes) -> None:
 
 
 def _line(axes: Axes, values: Sequence[float], color: str) -> Line2D:
-    """Draw one value an epoch; with dots while they can be told apart, so that a single epoch is seen too."""
+    """Draw one value per epoch; with dots while they can be told apart, so that a single epoch is seen too."""
     marker = "o" if len(values) <= 20 else ""
     return axes.plot(range(1, len(values) + 1), values, color=color, linewidth=1.8, marker=marker, markersize=3.5)[0]
 
@@ -177,10 +177,8 @@ def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
     return figure
 
 
-def reliability(
-    counts: np.ndarray, confidences: np.ndarray, accuracies: np.ndarray, intervals: np.ndarray, error: float
-) -> Figure:
-    """Whether a net is right as often as it says, in bins of rising confidence.
+def reliability(counts: np.ndarray, confidences: np.ndarray, accuracies: np.ndarray, intervals: np.ndarray) -> Figure:
+    """Whether a model is calibrated, in bins of rising confidence.
 
     At the left accuracy over confidence, both by their log odds, which spread 99 % and 99.9 % apart; at the right the
     gaps whose mean size is the calibration error.
@@ -190,13 +188,13 @@ def reliability(
         confidences: (bins,) mean probability of the predicted class, 0 to 1.
         accuracies: (bins,) share of right images, 0 to 1.
         intervals: (2, bins) lower and upper ends of the intervals of the accuracies.
-        error: the calibration error.
     """
+    error = float(np.average(abs(accuracies - confidences), weights=counts))
     off = (intervals[0] > confidences + 1e-6) | (intervals[1] < confidences - 1e-6)  # float32 probabilities exceed 1
     colors = np.where(off, WRONG, VALIDATION)
     each = " or ".join(f"{count:,}" for count in np.unique(counts))
     height, right = 3.9, 1 - MARGIN / WIDTH
-    note = f"{len(counts)} bins of {each} test images; below the line: too sure; red: beyond the 95 % intervals"
+    note = f"{len(counts)} bins of {each} test images; below the line: overconfident; red: beyond the 95 % intervals"
     figure = _figure(WIDTH, height, f"Calibration error {error:.4f}", note)
     figure.subplots_adjust(0.72 / WIDTH, 0.52 / height, right, 1 - 0.95 / height, wspace=0.2)
     odds, gaps = figure.subplots(1, 2, width_ratios=[1, 1.2])
@@ -235,7 +233,7 @@ def _log_odds(shares: np.ndarray) -> np.ndarray:
 
 
 def samples(images: np.ndarray, labels: Sequence[str]) -> Figure:
-    """Training images as the net sees them, after augmentation and scaling, with their labels.
+    """Training images as the model sees them, after augmentation and scaling, with their labels.
 
     Args:
         images: (images, height, width, channels) in any range; stretched together to black and white.
@@ -243,64 +241,46 @@ def samples(images: np.ndarray, labels: Sequence[str]) -> Figure:
     """
     darkest, brightest = float(images.min()), float(images.max())
     note = f"after augmentation and scaling; black is {darkest:.3g}, white is {brightest:.3g}"
-    return _gallery("Training images as the net sees them", note, images, [_wrap(label) for label in labels])
+    return _gallery("Training images as the model sees them", note, images, [_wrap(label) for label in labels])
 
 
 def predictions(
-    images: np.ndarray, labels: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]
+    images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]
 ) -> Figure:
     """The first test images: right in green and wrong in red, with the predicted class and its probability.
 
     Args:
         images: (images, height, width, channels); the first 24 are shown.
         labels: (images,) true classes, as positions in `class_names`.
-        predicted: (images,) predicted classes, likewise.
-        probabilities: (images,) what the net gave to the predicted class, 0 to 1.
+        probabilities: (images, classes), 0 to 1.
         class_names: (classes,) names.
     """
     first = slice(PREDICTIONS_SHOWN)
-    right = labels[first] == predicted[first]
+    right = labels[first] == probabilities[first].argmax(axis=1)
     title = f"{right.sum()} of the first {len(right)} test images right"
     note = "green: right; red: wrong, true → predicted; below, the probability of the predicted class"
-    captions = _captions(labels[first], predicted[first], probabilities[first], class_names)
+    captions = _captions(labels[first], probabilities[first], class_names)
     return _gallery(title, note, images[first], captions, np.where(right, RIGHT, WRONG).tolist())
 
 
-def mistakes(
-    images: np.ndarray,
-    labels: np.ndarray,
-    predicted: np.ndarray,
-    probabilities: np.ndarray,
-    class_names: Sequence[str],
-    total: int,
-) -> Figure:
-    """The wrong test images, the surest mistake first; at most 40 of them.
-
-    Args:
-        images: (mistakes, height, width, channels); all wrong ones and no others, in any order.
-        labels: (mistakes,) true classes, as positions in `class_names`.
-        predicted: (mistakes,) predicted classes, likewise.
-        probabilities: (mistakes,) what the net gave to the predicted class, 0 to 1.
-        class_names: (classes,) names.
-        total: the number of test images, right and wrong.
-    """
-    title = f"{len(images):,} of {total:,} wrong"
-    if len(images) == 0:
-        return _figure(WIDTH, HEADING, title, "Nothing to show here: the net got every test image right.")
-    surest = np.argsort(-probabilities, kind="stable")[:MISTAKES_SHOWN]
+def mistakes(images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]) -> Figure:
+    """The wrongly predicted test images, the most confident first; at most 40. Arguments as of `predictions`."""
+    wrong = np.flatnonzero(labels != probabilities.argmax(axis=1))
+    title = f"{len(wrong):,} of {len(labels):,} wrong"
+    if len(wrong) == 0:
+        return _figure(WIDTH, HEADING, title, "Nothing to show here: the model got every test image right.")
+    shown = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:MISTAKES_SHOWN]
     note = "true → predicted; below, the probability of the predicted class"
-    if len(surest) < len(images):
-        note += f"; {len(surest)} are shown"
-    captions = _captions(labels[surest], predicted[surest], probabilities[surest], class_names)
-    return _gallery(f"{title}; the surest first", note, images[surest], captions, [WRONG] * len(surest))
+    if len(shown) < len(wrong):
+        note += f"; {len(shown)} are shown"
+    captions = _captions(labels[shown], probabilities[shown], class_names)
+    return _gallery(f"{title}; the most confident first", note, images[shown], captions, [WRONG] * len(shown))
 
 
-def _captions(
-    labels: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]
-) -> list[str]:
-    """Say what each image was taken for: `class` or `true → predicted`, and the probability below."""
+def _captions(labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]) -> list[str]:
+    """The prediction for each image: `class` or `true → predicted`, and the probability below."""
     captions = []
-    for label, guess, probability in zip(labels, predicted, probabilities, strict=True):
+    for label, guess, probability in zip(labels, probabilities.argmax(axis=1), probabilities.max(axis=1), strict=True):
         names = [_wrap(class_names[label])]
         if guess != label:
             names.append(_wrap(f"→ {class_names[guess]}"))
@@ -315,7 +295,7 @@ def _wrap(name: str) -> str:
 
 
 def _gallery(title: str, note: str, images: np.ndarray, captions: Sequence[str], colors: Sequence[str] = ()) -> Figure:
-    """Rows of eight images with their captions; `colors`, one an image, give it a frame and its text the colour."""
+    """Rows of eight images with their captions; `colors`, one per image, give it a frame and its text the colour."""
     step = max(1, max(images.shape[1:3]) // 100)  # more pixels than the screen has only cost time
     images = images[:, ::step, ::step]
     height, width = images.shape[1:3]
@@ -343,7 +323,7 @@ def _gallery(title: str, note: str, images: np.ndarray, captions: Sequence[str],
 
 
 def _mosaic(images: np.ndarray, below: int, beside: int) -> np.ndarray:
-    """Lay images out in rows of eight on white: one picture, drawn at once, where axes for each take ten times as long.
+    """Lay images out in rows of eight on white: one image, drawn at once, where axes for each take ten times as long.
 
     All are stretched together until the smallest value is black and the largest white. What is not RGB is shown as the
     grey mean of its channels.
@@ -375,18 +355,18 @@ def classified(
     class_names: Sequence[str],
     unsure: float,
 ) -> Figure:
-    """A row for each image: as it is given, as the net sees it, and its probabilities as bars.
+    """A row for each image: as it is given, as the model sees it, and its probabilities as bars.
 
     Args:
         given: images of shape (height, width, channels), of any size.
         seen: images of shape (height, width, channels).
         probabilities: (images, classes); of more than 10 classes the most probable are shown.
-        captions: one an image.
+        captions: one per image.
         class_names: (classes,) names.
         unsure: a highest probability below it is shown as unsure.
     """
     height = HEADING + len(given) * (TILE + 0.45)
-    figure = _figure(WIDTH, height, f"{len(given)} images", "as given, as the net sees it, probabilities")
+    figure = _figure(WIDTH, height, f"{len(given)} images", "as given, as the model sees it, probabilities")
     bars = WIDTH - 2 * TILE - 5 * MARGIN
     for place, (image, pixels, row) in enumerate(zip(given, seen, probabilities, strict=True)):
         bottom = height - HEADING - (place + 1) * (TILE + 0.45) + 0.3

@@ -152,7 +152,7 @@ def _trained(
         artifacts.log_model(record, parts.model, data, result.best_epoch)
     record.log_metrics(metrics)  # at step 0 the UI draws single values as bars beside each other
     record.set_tags(artifacts.digests(parts.model, validation, test))
-    artifacts.summarise(record, data, result, metrics, cfg.objective.metric, cfg.tracking.note)
+    artifacts.summarise(record, data, result, test, metrics, cfg.objective.metric, cfg.tracking.note)
     objective = result.best[cfg.objective.metric]
     return RunResult(record.id, record.name, "FINISHED", objective, metrics, result.history, record.artifacts)
 

@@ -49,10 +49,10 @@ def command(*words):
 @pytest.mark.slow
 def test_digits_of_other_hands_and_fonts_are_read(classifier):
     given, labels = examples.collection()
-    prepared = np.stack([images.as_mnist(images.opaque(image)) for image in given])
+    prepared = np.stack([images.as_mnist(image) for image in given])
     right = classifier.predict(prepared).argmax(axis=1) == labels
     assert right.mean() >= 0.85
-    resized = np.stack([images.resized(images.opaque(image), (28, 28, 1)) for image in given])
+    resized = np.stack([images.resized(image, (28, 28, 1)) for image in given])
     assert (classifier.predict(resized).argmax(axis=1) == labels).mean() < 0.5
 
 
@@ -93,11 +93,14 @@ def test_names_that_are_none_are_refused(trained, tmp_path):
         load(str(tmp_path / "broken.keras"))
     logits = keras.Sequential([keras.Input((28, 28, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
     logits.save(tmp_path / "logits.keras")
-    with pytest.raises(ExperimentError, match=r"its outputs sum to 0\. Save it again with keras\.layers\.Softmax\(\)"):
+    with pytest.raises(
+        ExperimentError,
+        match=r"its outputs are from 0 to 0 and sum to 0\. Save it again with keras\.layers\.Softmax\(\)",
+    ):
         load(str(tmp_path / "logits.keras"))
     logits.set_weights([np.full_like(weight, np.nan) for weight in logits.get_weights()])
     logits.save(tmp_path / "nan.keras")
-    with pytest.raises(ExperimentError, match=r"its outputs sum to nan\."):
+    with pytest.raises(ExperimentError, match=r"its outputs are from nan to nan and sum to nan\."):
         load(str(tmp_path / "nan.keras"))
     any_size = keras.Sequential([keras.Input((None, None, 1)), keras.layers.GlobalMaxPooling2D()])
     any_size.add(keras.layers.Dense(2, "softmax"))
@@ -118,11 +121,68 @@ def test_the_preparation_fits_the_data_unless_it_is_chosen(classifier):
     assert predict.preparation(classifier, None) is images.as_mnist
     image = examples.drawn(1, "white", "black", size=40, canvas=(60, 60), place=(0.5, 0.5), width=4)
     assert (predict.preparation(classifier, "resize")(image) == images.resized(image, (28, 28, 1))).all()
-    unknown = SimpleNamespace(name="mine.keras", image_shape=(28, 28, 1), run=None)
+    unknown = SimpleNamespace(name="mine.keras", image_shape=(28, 28, 1), run=None, inverts=False)
     assert (predict.preparation(unknown, None)(image) == images.resized(image, (28, 28, 1))).all()
     colour = SimpleNamespace(name="mine.keras", image_shape=(32, 32, 3), run=None)
     with pytest.raises(ExperimentError, match=r"Try: --prepare resize$"):
         predict.preparation(colour, "mnist")
+
+
+def of_every_kind(folder, random):
+    """Image files of every kind, three of each in each of two classes: dark bars on light paper, across or upright."""
+    for label in ("across", "upright"):
+        (folder / label).mkdir(parents=True)
+        for number in range(3):
+            pixels = random.integers(180, 256, (37, 45, 3), dtype=np.uint8)
+            place = random.integers(5, 25)
+            bar = (
+                (slice(place, place + 6), slice(4, 40))
+                if label == "across"
+                else (slice(4, 34), slice(place, place + 6))
+            )
+            pixels[bar] //= 6
+            grey = pixels[..., 0]
+            alpha = np.zeros_like(grey)
+            alpha[bar] = 255
+            image = Image.fromarray(pixels)
+            exif = Image.Exif()
+            exif[0x0112] = 6
+            made = {
+                "rgb.png": (image, {}),
+                "grey.png": (Image.fromarray(grey), {}),
+                "bits.png": (image.convert("1"), {}),
+                "sixteen.png": (Image.fromarray(grey.astype(np.uint16) * 16), {}),
+                "palette.gif": (image.quantize(16), {}),
+                "palette_transparent.png": (image.quantize(16), {"transparency": 3}),
+                "dark_on_nothing.png": (Image.fromarray(np.dstack([pixels, alpha])), {}),
+                "light_on_nothing.png": (Image.fromarray(np.dstack([255 - pixels // 9, alpha])), {}),
+                "grey_transparent.png": (Image.fromarray(np.dstack([grey, alpha])), {}),
+                "print.jpg": (image.convert("CMYK"), {}),
+                "turned.jpg": (image, {"exif": exif}),
+                "photo.webp": (image, {}),
+                "scan.tif": (Image.fromarray(grey.astype(np.uint16) * 257), {}),
+            }
+            for name, (picture, options) in made.items():
+                picture.save(folder / label / f"{number}_{name}", **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [["data.invert=true"], ["data.color_mode=rgb", "data.image_size=[20,24]"]])
+def test_the_files_of_the_test_set_are_predicted_as_the_run_has_recorded(shared_store, tmp_path, settings):
+    random = np.random.default_rng(0)
+    of_every_kind(tmp_path / "bars", random)
+    of_every_kind(tmp_path / "tests", random)
+    paths = [f"data.path={tmp_path / 'bars'}", f"data.test_path={tmp_path / 'tests'}"]
+    result = run(["data=folder", *paths, "data.validation_fraction=0.3", "epochs=2", *settings])
+    recorded = predictions(runs.recorded(result.run_id), "test")
+    trained = load(result.run_id)
+    prepare = predict.preparation(trained, None)
+    found, refused = predict.predict(trained, images.files([str(tmp_path / "tests")]), prepare)
+    assert refused == [] and len(found) == 78
+    said = np.stack([prediction.probabilities for prediction in found])
+    assert said == pytest.approx(recorded.probabilities, abs=1e-6)
+    assert len(np.unique(said[:, 0].round(4))) > 20  # not one answer for all
+    predict.draw(found, prepare, tmp_path / "all.png")
 
 
 def test_files_are_read_group_by_group_and_keep_their_order(tmp_path, monkeypatch):
@@ -231,7 +291,7 @@ def test_a_digit_drawn_on_the_page_is_read(drawing_page):
         side = 0.7 * box["height"]
         left, top = box["x"] + (box["width"] - 0.7 * side) / 2, box["y"] + 0.15 * box["height"]
         says = page.get_by_test_id("label-output-value")
-        sees = page.get_by_alt_text("What the net sees")
+        sees = page.get_by_alt_text("Model input")
         for stroke in examples.STROKES[4]:
             points = [(left + 0.7 * side * x, top + side * y) for x, y in stroke]
             page.mouse.move(*points[0])

@@ -35,15 +35,13 @@ def test_predictions_and_confidences(small):
 
 def test_metrics_by_hand(small):
     values = small.metrics()
-    assert set(values) == {"accuracy", "loss", "macro_f1", "weighted_f1", "calibration_error"}
+    assert set(values) == {"accuracy", "loss", "macro_f1", "weighted_f1"}
     assert all(type(value) is float for value in values.values())
     assert values["accuracy"] == 0.75
     assert values["loss"] == pytest.approx(-math.log(0.7 * 0.6 * 0.2 * 0.4) / 4, abs=1e-7)
     # F1 by class: 2*1/(2*1+1) with one false alarm; 1; 0.
     assert values["macro_f1"] == pytest.approx((2 / 3 + 1 + 0) / 3)
     assert values["weighted_f1"] == pytest.approx((1 * 2 / 3 + 2 * 1 + 1 * 0) / 4)
-    # One image a bin.
-    assert values["calibration_error"] == pytest.approx((0.3 + 0.4 + 0.5 + 0.6) / 4)
 
 
 def test_confusion_matrix_has_true_classes_as_rows(small):
@@ -106,11 +104,27 @@ def test_a_class_without_test_images():
     assert "accuracy" in said.report(["a", "b", "c", "d"])
 
 
+# How far an accuracy can be trusted
+
+
+@pytest.mark.parametrize(("right", "total"), [(12, 27), (100, 100), (0, 30), (9_800, 10_000)])
+def test_the_interval_of_the_accuracy_is_that_of_wilson(right, total):
+    share, z = right / total, 1.959963984540054
+    middle = (share + z**2 / (2 * total)) / (1 + z**2 / total)
+    reach = z * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2)) / (1 + z**2 / total)
+    said = evaluation([0] * total, [[1, 0]] * right + [[0, 1]] * (total - right))
+    assert said.accuracy_interval == pytest.approx((middle - reach, middle + reach), abs=1e-12)
+
+
+def test_the_share_of_the_largest_class(small):
+    assert small.largest_class_share == 0.5
+
+
 # Calibration
 
 
-def calibration_error(right, confidences, **options):
-    return calibration_bins(right, confidences, **options).error
+def calibration_error(right, confidences, bins=15):
+    return calibration_bins(right, confidences, bins).error
 
 
 def test_calibration_error_by_hand():
@@ -142,9 +156,9 @@ def test_intervals_of_bins_are_those_of_wilson_for_all_of_them():
     for bin_, share in enumerate((0.9, 1.0)):
         middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
         reach = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
-        assert bins.lowest[bin_] == pytest.approx(middle - reach, abs=1e-9)
-        assert bins.highest[bin_] == pytest.approx(middle + reach, abs=1e-9)
-    assert bins.highest[1] == pytest.approx(1, abs=1e-12)
+        assert bins.intervals[0][bin_] == pytest.approx(middle - reach, abs=1e-9)
+        assert bins.intervals[1][bin_] == pytest.approx(middle + reach, abs=1e-9)
+    assert bins.intervals[1][1] == pytest.approx(1, abs=1e-12)
 
 
 def test_the_bins_of_a_run_are_those_of_its_metric():
@@ -154,6 +168,19 @@ def test_the_bins_of_a_run_are_those_of_its_metric():
     assert sorted(set(bins.counts)) == [33, 34] and len(bins.counts) == 15
     assert (np.diff(bins.confidences) > 0).all()
     assert said.metrics()["calibration_error"] == bins.error > 0.1
+
+
+@pytest.mark.parametrize(("images", "bins"), [(100, 5), (139, 6), (299, 14), (300, 15), (10_000, 15)])
+def test_a_bin_has_at_least_20_images(images, bins):
+    rng = np.random.default_rng(0)
+    found = evaluation(rng.integers(0, 3, images), rng.dirichlet(np.ones(3), images)).calibration
+    assert len(found.counts) == bins and found.counts.sum() == images and found.counts.min() >= 20
+
+
+def test_fewer_than_100_images_have_no_calibration_error():
+    said = evaluation([0, 1, 1] * 33, [[0.7, 0.3]] * 99)
+    assert said.calibration is None
+    assert "calibration_error" not in said.metrics()
 
 
 def test_gaps_of_one_bin_cancel_and_those_of_two_do_not():

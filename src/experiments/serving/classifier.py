@@ -7,13 +7,13 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from experiments.dataset import are_probabilities
 from experiments.errors import ExperimentError
 from experiments.tracking import runs
 from experiments.tracking.registry import registered_model
 from experiments.tracking.runs import StoredRun, find_run, model_file, no_model
 
 _BATCH_SIZE = 256
-_SUM_TO_ONE = 1e-2  # how far off probabilities in half precision may be
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,16 @@ class Classifier:
     model: keras.Model
     run: StoredRun | None  # that has trained it; None where nobody knows
     class_names: tuple[str, ...]
+
+    @property
+    def reads_image_files(self) -> bool:
+        """Whether it was trained on image files, as `data=folder` is."""
+        return self.run is not None and "data.invert" in self.run.params
+
+    @property
+    def inverts(self) -> bool:
+        """Whether it was trained on image files with dark and light exchanged."""
+        return self.run is not None and self.run.params.get("data.invert") == "true"
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -96,10 +106,11 @@ def _classifier(name: str, file: Path, run: StoredRun | None) -> Classifier:
     given, answer = model.input_shape, model.output_shape
     if len(given) != 4 or None in given[1:] or len(answer) != 2 or answer[-1] < 2:
         raise ExperimentError(f"{name} takes {given} to {answer}, and is no classifier of images of one size.")
-    said = np.asarray(model(np.zeros((1, *given[1:]), np.float32)))[0]
-    if not ((said >= 0).all() and abs(said.sum() - 1) <= _SUM_TO_ONE):  # NaN is none either
+    outputs = np.asarray(model(np.zeros((1, *given[1:]), np.float32)))
+    if not are_probabilities(outputs):
         raise ExperimentError(
-            f"{name} says no probabilities: on a black image its outputs sum to {said.sum():.3g}.",
+            f"{name} does not output probabilities: on a black image its outputs are from {outputs.min():.3g} to "
+            f"{outputs.max():.3g} and sum to {outputs.sum():.3g}.",
             advice="Save it again with keras.layers.Softmax() behind its last layer.",
         )
     names = runs.class_names(run) if run else ()

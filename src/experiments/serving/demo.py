@@ -1,4 +1,4 @@
-"""A page on which a digit is drawn, and a model says while it is drawn what it is."""
+"""A page to draw a digit on, with the prediction of a model while it is drawn."""
 
 import base64
 import io
@@ -47,21 +47,22 @@ clear();
 
 
 def page(classifier: Classifier) -> gr.Blocks:
-    """A canvas, the probabilities, and the pixels that the net sees.
+    """A canvas, the probabilities, and the pixels that the model takes.
 
     Raises:
         ExperimentError: the model takes images that cannot be drawn so.
     """
-    prepare = predict.preparation(classifier, "mnist" if classifier.image_shape == predict.MNIST_SHAPE else "resize")
+    like_mnist = classifier.image_shape == predict.MNIST_SHAPE and not classifier.reads_image_files
+    prepare = predict.preparation(classifier, "mnist" if like_mnist else "resize")
 
     def answer(drawing: str) -> tuple[dict[str, float] | None, str]:
         image = Image.open(io.BytesIO(base64.b64decode(drawing.partition(",")[2])))
         try:
-            pixels = prepare(images.opaque(image))
+            pixels = prepare(image)
         except images.NotAnImage:  # nothing is drawn yet
             return None, ""
         said = classifier.predict(pixels[None])[0]
-        seen = f'<img alt="What the net sees" src="{images.data_uri(pixels)}" style="{_SEEN}">'
+        seen = f'<img alt="Model input" src="{images.data_uri(pixels)}" style="{_SEEN}">'
         return dict(zip(classifier.class_names, map(float, said), strict=True)), seen
 
     with gr.Blocks(title=f"Draw for {classifier.name}") as blocks:
@@ -70,9 +71,9 @@ def page(classifier: Classifier) -> gr.Blocks:
             with gr.Column():
                 canvas = gr.HTML(html_template=_CANVAS, css_template=_STYLE, js_on_load=_SCRIPT)
             with gr.Column():
-                said = gr.Label(label="It says", num_top_classes=len(classifier.class_names))
+                said = gr.Label(label="Prediction", num_top_classes=len(classifier.class_names))
             with gr.Column():
-                seen = gr.HTML(label="It sees", show_label=True, container=True, min_height=320)
+                seen = gr.HTML(label="Model input", show_label=True, container=True, min_height=320)
         canvas.input(answer, canvas, [said, seen], show_progress="hidden", trigger_mode="always_last")
     return blocks
 

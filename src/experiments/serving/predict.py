@@ -1,9 +1,10 @@
-"""What a model says of image files: as a table, JSON, CSV and a picture."""
+"""Predictions for image files: as a table, JSON, CSV and a figure."""
 
 import csv
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -56,7 +57,10 @@ class Prediction:
 
 
 def preparation(classifier: Classifier, chosen: str | None) -> Callable[[Image.Image], np.ndarray]:
-    """How images become what the model takes: as it is chosen, or as fits what the model was trained on.
+    """How images become the pixels that the model takes: as chosen, or as fits the data it was trained on.
+
+    A model of `data=folder` gets exactly the pixels of its training: the model's own input has the size and colour
+    mode, its run has recorded `data.invert`.
 
     Raises:
         ExperimentError: the choice does not fit the model.
@@ -71,7 +75,8 @@ def preparation(classifier: Classifier, chosen: str | None) -> Callable[[Image.I
         return images.as_mnist
     if shape[-1] not in (1, 3):
         raise ExperimentError(f"{classifier.name} takes {shape[-1]} channels: no image file has them.")
-    return lambda image: (images.resized if kind == "resize" else images.as_it_is)(image, shape)
+    convert = images.resized if kind == "resize" else images.as_it_is
+    return partial(convert, shape=shape, invert=classifier.inverts)
 
 
 def predict(
@@ -154,6 +159,6 @@ def draw(predictions: Sequence[Prediction], prepare: Callable[[Image.Image], np.
 
 
 def _thumbnail(image: Image.Image) -> np.ndarray:
-    image = image.convert("RGB")
+    image = images.on_paper(image).convert("RGB")
     image.thumbnail((224, 224))
     return np.asarray(image)

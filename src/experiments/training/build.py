@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from experiments import models
 from experiments.config.targets import instantiate
-from experiments.dataset import Dataset
+from experiments.dataset import Dataset, are_probabilities
 from experiments.errors import ExperimentError
 
 
@@ -34,8 +34,8 @@ def build(cfg: Any, data: Dataset) -> Components:
     input_shape, num_classes = data.image_shape, data.num_classes
     steps_per_epoch = -(-len(data.train_images) // cfg.batch_size)
     scaling = build_part(cfg, "scale", keras.Layer, train_images=data.train_images)
-    net = instantiate(cfg, "model", input_shape=input_shape, num_classes=num_classes)
-    _check_net(net, cfg.model._target_, input_shape, num_classes)
+    model = instantiate(cfg, "model", input_shape=input_shape, num_classes=num_classes)
+    _check_model(model, cfg.model._target_, input_shape, num_classes)
     schedule = instantiate(
         cfg,
         "schedule",
@@ -45,7 +45,7 @@ def build(cfg: Any, data: Dataset) -> Components:
     )
     return Components(
         scaling=scaling,
-        model=models.with_scaling(net, scaling, input_shape),
+        model=models.with_scaling(model, scaling, input_shape),
         optimizer=build_part(cfg, "optimizer", keras.Optimizer, learning_rate=schedule),
         schedule=schedule,
         callbacks=[
@@ -56,19 +56,27 @@ def build(cfg: Any, data: Dataset) -> Components:
     )
 
 
-def _check_net(net: Any, builder: str, input_shape: tuple[int, ...], num_classes: int) -> None:
-    """Holds a builder of the user's to what the run expects of its net."""
-    shape = getattr(net, "output_shape", None) if isinstance(net, keras.Model) else None
+def _check_model(model: Any, builder: str, input_shape: tuple[int, ...], num_classes: int) -> None:
+    """Refuses what a user's builder returns if it is not a plain Keras model that outputs probabilities."""
+    if isinstance(model, keras.Model) and not type(model).__module__.startswith("keras."):
+        # The scaling layer makes a new model of its layers, and the saved model must load without the user's code.
+        raise ExperimentError(
+            f"model: {builder} returned a {type(model).__name__}, a subclass of keras.Model, whose own methods "
+            "(train_step, compute_loss, ...) the run would not call.",
+            advice="Return a keras.Sequential or keras.Model(inputs, outputs); layers of your own are fine.",
+        )
+    shape = getattr(model, "output_shape", None) if isinstance(model, keras.Model) else None
     if shape != (None, num_classes):
         raise ExperimentError(
-            f"model: {builder} gave {net!r} with the output {shape}.",
+            f"model: {builder} returned {model!r} with the output {shape}.",
             advice=f"A Sequential or functional keras.Model that ends in {num_classes} probabilities is needed.",
         )
-    total = float(np.sum(net(np.zeros((1, *input_shape), "float32"))))
-    if abs(total - 1) > 0.01:
+    outputs = np.asarray(model(np.zeros((1, *input_shape), "float32")))
+    if not are_probabilities(outputs):
         raise ExperimentError(
-            f"model: what {builder} gave for an image adds up to {total:.3g}, and probabilities add up to 1.",
-            advice="End the net in a softmax.",
+            f"model: {builder} does not output probabilities: on a black image its outputs are from "
+            f"{outputs.min():.3g} to {outputs.max():.3g} and sum to {outputs.sum():.3g}.",
+            advice="End the model in a softmax.",
         )
 
 

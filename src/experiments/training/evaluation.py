@@ -9,10 +9,12 @@ from sklearn import metrics
 
 from experiments.training.fit import PREDICTION_BATCH_SIZE
 
+_FEWEST_TO_CALIBRATE = 100  # images; with fewer, chance alone makes a large calibration error
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model says of labelled images."""
+    """A model's predictions for labelled images."""
 
     labels: np.ndarray  # int64 (images,)
     probabilities: np.ndarray  # float32 (images, classes)
@@ -34,16 +36,34 @@ class Evaluation:
         return wrong[np.argsort(-self.confidences[wrong], kind="stable")]
 
     @property
-    def calibration(self) -> "CalibrationBins":
-        """The bins that the calibration error is made of."""
-        return calibration_bins(self.predicted == self.labels, self.confidences)
+    def calibration(self) -> "CalibrationBins | None":
+        """The bins of the calibration error: up to 15, of at least 20 images each; None for fewer than 100 images."""
+        number = len(self.labels)
+        if number < _FEWEST_TO_CALIBRATE:
+            return None
+        return calibration_bins(self.predicted == self.labels, self.confidences, min(15, number // 20))
+
+    @property
+    def accuracy_interval(self) -> tuple[float, float]:
+        """The 95 % confidence interval of the accuracy (Wilson)."""
+        from statsmodels.stats.proportion import proportion_confint  # here, because it takes a while to import
+
+        right = int((self.predicted == self.labels).sum())
+        low, high = proportion_confint(right, len(self.labels), method="wilson")
+        return float(low), float(high)
+
+    @property
+    def largest_class_share(self) -> float:
+        """The accuracy of predicting the most frequent class for every image."""
+        return float(np.bincount(self.labels).max() / len(self.labels))
 
     def accuracy_without(self, positions: Sequence[int]) -> float:
         """The share of right ones among the other images."""
         return float(np.delete(self.predicted == self.labels, positions).mean())
 
     def metrics(self) -> dict[str, float]:
-        """Accuracy, cross-entropy (without label smoothing), F1 scores and calibration error."""
+        """Accuracy, cross-entropy (without label smoothing), F1 scores and, from 100 images on, calibration error."""
+        calibration = self.calibration
         classes = range(self.probabilities.shape[1])
         macro, weighted = (
             metrics.f1_score(self.labels, self.predicted, labels=classes, average=average, zero_division=0)
@@ -56,7 +76,7 @@ class Evaluation:
             "loss": float(-np.log(likelihoods.clip(min=np.finfo(np.float32).tiny)).mean()),
             "macro_f1": float(macro),
             "weighted_f1": float(weighted),
-            "calibration_error": self.calibration.error,
+            **({"calibration_error": calibration.error} if calibration else {}),
         }
 
     def confusion_matrix(self) -> np.ndarray:
@@ -87,19 +107,18 @@ class Evaluation:
 
 
 def evaluate(model: keras.Model, images: np.ndarray, labels: np.ndarray) -> Evaluation:
-    """What `model` says of raw pixels of shape (images, height, width, channels)."""
+    """Predicts raw pixels of shape (images, height, width, channels)."""
     return Evaluation(labels, model.predict(images, batch_size=PREDICTION_BATCH_SIZE, verbose=0))
 
 
 @dataclass(frozen=True)
 class CalibrationBins:
-    """Images in bins of rising confidence, each with as many as the others, give or take one; one entry a bin."""
+    """Images in bins of rising confidence, each with as many as the others, give or take one; one entry per bin."""
 
     counts: np.ndarray  # int64, images
     confidences: np.ndarray  # float64, the mean probability of the likeliest class
     accuracies: np.ndarray  # float64, the share of images whose likeliest class was the true one
-    lowest: np.ndarray  # float64, lower ends of intervals that hold all the true accuracies with 95 % probability
-    highest: np.ndarray  # float64, upper ends of them
+    intervals: np.ndarray  # float64 (2, bins), ends of intervals that hold all true accuracies with 95 % probability
 
     @property
     def error(self) -> float:
@@ -107,7 +126,7 @@ class CalibrationBins:
         return float((self.counts * abs(self.accuracies - self.confidences)).sum() / self.counts.sum())
 
 
-def calibration_bins(right: np.ndarray, confidences: np.ndarray, bins: int = 15) -> CalibrationBins:
+def calibration_bins(right: np.ndarray, confidences: np.ndarray, bins: int) -> CalibrationBins:
     """How often answers of about equal confidence are right, with intervals (Wilson, corrected after Bonferroni).
 
     Bins of equal mass are those of Nguyen and O'Connor 2015, https://arxiv.org/abs/1508.05154.
@@ -115,7 +134,7 @@ def calibration_bins(right: np.ndarray, confidences: np.ndarray, bins: int = 15)
     Args:
         right: whether the likeliest class was the true one, of shape (images,).
         confidences: the probability of the likeliest class, of shape (images,).
-        bins: how many, or one an image where there are fewer images.
+        bins: how many, or one per image where there are fewer images.
     """
     from statsmodels.stats.proportion import proportion_confint  # here, because it takes a while to import
 
@@ -127,5 +146,5 @@ def calibration_bins(right: np.ndarray, confidences: np.ndarray, bins: int = 15)
     ]
     mean_confidences, accuracies = (np.array([part.mean() for part in parts]) for parts in in_bins)
     sizes = np.array([len(part) for part in in_bins[0]])
-    lowest, highest = proportion_confint(accuracies * sizes, sizes, alpha=0.05 / len(sizes), method="wilson")
-    return CalibrationBins(sizes, mean_confidences, accuracies, lowest, highest)
+    intervals = proportion_confint(accuracies * sizes, sizes, alpha=0.05 / len(sizes), method="wilson")
+    return CalibrationBins(sizes, mean_confidences, accuracies, np.stack(intervals))
