@@ -1,4 +1,4 @@
-"""What runs and sweeps record, on its way from their folders to the store.
+"""Sends what runs and sweeps record from the journals in their folders to the store.
 
 A folder's journal has one entry a line, in the order in which the store gets them. Entries are written down before
 they are sent, and sending the same entry twice is harmless. While the store does not answer, entries wait in their
@@ -67,12 +67,12 @@ class Delivery:
         self._files: dict[str, int] = {}  # sent -> when they were written
 
     def add(self, kind: str, **entry: Any) -> dict[str, Any]:
-        """Puts an entry at the end."""
+        """Appends an entry."""
         self.waiting.append({"kind": kind, "at": int(time() * 1000), **entry})
         return self.waiting[-1]
 
     def add_files(self) -> None:
-        """Puts what is new in the folder at the end."""
+        """Appends the files of the folder that are new or have changed."""
         waiting = {entry["name"] for entry in self.waiting if entry["kind"] == "file"}
         for file in sorted(self.folder.glob("*")):
             is_new = file.is_file() and self._files.get(file.name) != file.stat().st_mtime_ns
@@ -80,7 +80,7 @@ class Delivery:
                 self.add("file", name=file.name)
 
     def go(self) -> None:
-        """Sends what is waiting.
+        """Sends the waiting entries.
 
         Raises:
             Exception: whatever the store, or the disk of its artifacts, has raised.
@@ -168,7 +168,7 @@ class Delivery:
             self._steps[name].add(step)
 
     def _metric(self, name: str, value: float, at: int, step: int, model_id: str | None) -> Metric:
-        """A point; that of a model says which data it speaks of."""
+        """One point of a metric; that of a model names the data that it was measured on."""
         data = (self._dataset.name, self._dataset.digest) if self._dataset and model_id else (None, None)
         return Metric(name, value, at, step, model_id, *data, run_id=self.run_id)
 
@@ -228,7 +228,7 @@ class Delivery:
         self._files[file.name] = written
 
     def _logged_model(self) -> LoggedModel:
-        """The model of this run as the store has it, made if need be."""
+        """The logged model of this run in the store, created if necessary."""
         if self._model is None:
             run = self.client.get_run(self.run_id)
             used = run.inputs.dataset_inputs if run.inputs else []
@@ -245,7 +245,7 @@ class Delivery:
 def send_missing(
     client: mlflow.MlflowClient, run_id: str, folder: Path, end: tuple[str, Mapping[str, object]] | None = None
 ) -> None:
-    """Sends what stands in the journal of a process that is gone, and the files beside it.
+    """Sends the journal of a process that has ended, and the files beside it.
 
     Args:
         client: of the store.

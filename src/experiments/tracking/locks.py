@@ -1,4 +1,4 @@
-"""Who is at work: one process a fingerprint, and no run left open by a dead process."""
+"""Locks: one process per fingerprint or sweep, and no run left RUNNING by a process that has died."""
 
 import contextlib
 import json
@@ -30,11 +30,11 @@ _STALE = {"reason": "stale", "failure": "its process was gone"}
 
 
 class AlreadyRunning(ExperimentError):
-    """Another process is at the very same work just now."""
+    """Another process is running the same training or sweep."""
 
 
 def _lives(process: dict[str, object]) -> bool:
-    """Whether a process of this host is alive; a process id alone may have gone to another one since."""
+    """Whether a process of this host is alive; its id alone may belong to a newer process by now."""
     if process["pid"] is None:  # it has left its run
         return False
     with contextlib.suppress(psutil.NoSuchProcess):
@@ -47,14 +47,14 @@ def _lives(process: dict[str, object]) -> bool:
 
 @contextlib.contextmanager
 def lock(name: str, what: str = "This very run is being trained") -> Iterator[None]:
-    """Keeps every other process off the same work in the same store.
+    """Holds a lock, so that no other process does the same work in the same store.
 
     Args:
-        name: a fingerprint, or of a sweep.
-        what: is done, for the message.
+        name: a fingerprint, or what `lock_of_sweep` returns.
+        what: what is being done, for the error message.
 
     Raises:
-        AlreadyRunning: another process is at it.
+        AlreadyRunning: another process holds the lock.
     """
     file = _lock_file(name)
     with folder_lock(file.parent):
@@ -80,12 +80,12 @@ def lock(name: str, what: str = "This very run is being trained") -> Iterator[No
 
 
 def lock_of_sweep(name: str) -> str:
-    """The name under which a sweep is locked: its own may hold what no file name can."""
+    """The name of a sweep's lock; the sweep's own name may contain what a file name cannot."""
     return sha256(name.encode()).hexdigest()[:16]
 
 
 def unlock(name: str) -> None:
-    """Removes the lock that a dead process has left."""
+    """Deletes a lock whose process has died."""
     file = _lock_file(name)
     with folder_lock(file.parent):
         if not _held(file):
@@ -141,7 +141,7 @@ def _keep(file: Path, done: threading.Event) -> None:
 
 
 def close_stale_runs() -> None:
-    """Closes the runs that a dead process of this host has left open."""
+    """Ends the runs that are RUNNING although their process on this host has died."""
     client = open_store()
     found = call_store(client.search_experiments, view_type=ViewType.ACTIVE_ONLY)
     experiments = [experiment.experiment_id for experiment in found]
@@ -152,7 +152,7 @@ def close_stale_runs() -> None:
         name = run.data.tags.get("sweep.name")
         try:
             _close(run.info.run_id)
-        except Exception as error:  # its own trouble, of whatever kind, is no reason to refuse another run
+        except Exception as error:  # whatever is wrong with it must not keep another run from starting
             _log.warning(
                 "%s (%s), whose process is gone, cannot be closed: %s", run.info.run_name, run.info.run_id, error
             )
@@ -160,16 +160,16 @@ def close_stale_runs() -> None:
 
 
 def sync(say: Callable[[str], None]) -> bool:
-    """Sends what the folders of ended runs still hold, and closes those that their processes could not close.
+    """Sends what the folders of ended runs still hold, and ends the runs whose process has died.
 
     Args:
-        say: takes a line about each of them.
+        say: called with one line about each run.
 
     Returns:
         Whether the store has everything that was meant for it.
 
     Raises:
-        StoreLost: the store is gone.
+        StoreLost: the store does not answer.
     """
     client = open_store()
     folders = [folder for folder in sorted(jobs_folder().glob("*/")) if is_waiting(folder)]
@@ -182,7 +182,7 @@ def sync(say: Callable[[str], None]) -> bool:
             _close(folder.name)
         except StoreLost:
             raise
-        except Exception as error:  # the next one may be better off
+        except Exception as error:  # the next run may be fine
             recorded_in = _remembered(folder).get("store")
             if name == folder.name and recorded_in != shown_uri():
                 say(f"{name} is not in this store; it was recorded in {recorded_in}.")
@@ -205,7 +205,7 @@ def sync(say: Callable[[str], None]) -> bool:
 
 
 def _close(run_id: str) -> None:
-    """Closes a run whose process is gone, unless another process has taken it up meanwhile."""
+    """Ends a run whose process has died, unless another process has resumed it meanwhile."""
     folder = jobs_folder() / run_id
     with folder_lock(folder) if folder.exists() else contextlib.nullcontext():
         if not _is_at_work(folder):
@@ -213,7 +213,7 @@ def _close(run_id: str) -> None:
 
 
 def _is_at_work(folder: Path) -> bool:
-    """Whether the process that has a run open is alive, here or on another host."""
+    """Whether the process that has a run open is alive, on this or another host."""
     holder = _remembered(folder)
     if not holder:
         return False
@@ -230,6 +230,6 @@ def _remembered(folder: Path) -> dict[str, object]:
 
 
 def _process_of(run: Run) -> dict[str, object]:
-    """The process that has a run open: as its folder has it, or else as its tags; a run of others is left alone."""
+    """The process that has a run open, from its folder or its tags; runs of other programs count as alive."""
     written = _remembered(jobs_folder() / run.info.run_id)
     return written if written.get("store") == shown_uri() else {"pid": run.data.tags.get("pid", os.getpid())}

@@ -1,4 +1,4 @@
-"""A sweep in the store: its parent, and the end of jobs that could not end themselves."""
+"""A sweep in the store: its parent run, and the end of jobs whose process has died."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ _MOST_IN_A_LINK = 50
 
 
 def end_run(run_id: str, status: str, tags: Mapping[str, object]) -> None:
-    """Closes a run that its own process could not close, and sends what lies in its folder.
+    """Ends a run whose process has died, and sends what is left in its folder.
 
     Args:
         run_id: of the run.

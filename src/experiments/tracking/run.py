@@ -1,4 +1,4 @@
-"""One run in the store: opened, written and closed with the truth about how it ended."""
+"""One run in the store: opened, recorded, and ended with its true status."""
 
 import contextlib
 import json
@@ -55,7 +55,7 @@ TAGS = {
 
 @dataclass
 class Run:
-    """A run that is open in the store. What it records is sent while the training goes on."""
+    """A run that is open in the store; what it records is sent in the background of the training."""
 
     id: str
     name: str
@@ -198,7 +198,7 @@ def open_run(
     output: str = "",
     patience: float,
 ) -> Iterator[Run]:
-    """A run in the store, new or open again, closed with the truth about how it ended.
+    """Opens a run in the store, new or again, and ends it with its true status.
 
     Args:
         experiment: name of the MLflow experiment, made if need be; with a parent the run goes to the parent's.
@@ -286,18 +286,18 @@ def _delete_run_folder(run_id: str) -> None:
 
 
 def this_process() -> dict[str, object]:
-    """What tells this process from every other, as long as it lives."""
+    """What identifies this process: host, process id and start time."""
     return {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
 
 
 def write_owner(folder: Path, *, fingerprint: str = "", sweep: str = "") -> None:
-    """Writes down in the folder of a run, or of a sweep's parent, whose it is and which process has it open."""
+    """Writes into the folder of a run or sweep which store it belongs to and which process has it open."""
     written = {"store": shown_uri(), "fingerprint": fingerprint, "sweep": sweep, **this_process()}
     (folder / REMEMBERED).write_text(json.dumps(written))
 
 
 def release_owner(folder: Path) -> None:
-    """Writes down that no process has the run open any more, so that `sync` may send what is left of it."""
+    """Writes into the folder of a run that no process has it open, so that `sync` may send what is left."""
     with contextlib.suppress(OSError, json.JSONDecodeError):
         written = json.loads((folder / REMEMBERED).read_text())
         (folder / REMEMBERED).write_text(json.dumps(written | {"pid": None}))

@@ -1,4 +1,4 @@
-"""What the store has of runs that are not open here."""
+"""Reads runs from the store: parameters, metrics, predictions, models."""
 
 import json
 import tempfile
@@ -29,7 +29,7 @@ _JOBS = "jobs.json"
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A run as the store has it."""
+    """A run that was read from the store."""
 
     run_id: str
     name: str

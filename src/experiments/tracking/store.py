@@ -1,4 +1,4 @@
-"""The store that runs are recorded in: where it is, whether it answers, and who may write."""
+"""The MLflow tracking store: where it is, whether it answers, and what its errors mean."""
 
 import contextlib
 import errno
@@ -107,10 +107,10 @@ def without_password(uri: str) -> str:
 
 
 def check_store() -> None:
-    """Makes sure that a run can be recorded, and makes nothing yet.
+    """Checks that a run can be recorded, without creating anything.
 
     Raises:
-        ExperimentError: a store that cannot be reached or written, or that an older MLflow has made.
+        ExperimentError: the store cannot be reached or written, or another version of MLflow has made it.
     """
     uri = store_uri()
     file = sqlite_file(uri)
@@ -127,16 +127,16 @@ def check_store() -> None:
 
 
 def nothing_recorded() -> bool:
-    """Whether the store is still to be made."""
+    """Whether the store does not exist yet."""
     file = sqlite_file(store_uri())
     return file is not None and (not file.exists() or file.stat().st_size == 0)
 
 
 def check_writable(folder: Path, what: str) -> None:
-    """Makes sure that a folder is there or can be made, and makes nothing.
+    """Checks that a folder exists or can be created, without creating it.
 
     Raises:
-        ExperimentError: it cannot; `what` says of what it speaks.
+        ExperimentError: it cannot; `what` is the subject of the message.
     """
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
@@ -144,7 +144,7 @@ def check_writable(folder: Path, what: str) -> None:
 
 
 def _reach(question: Callable[[], T]) -> T:
-    """The answer of a store that may not be there, or be of the wrong kind."""
+    """Calls a store that may be down, or no store at all, and translates its errors."""
     uri = store_uri()
 
     def translated() -> T:
@@ -157,9 +157,9 @@ def _reach(question: Callable[[], T]) -> T:
 
 
 def _once_made(question: Callable[[], T], file: Path | None) -> T:
-    """The answer of a store whose tables may be being made just now.
+    """Calls a store whose tables another process may be creating just now.
 
-    Those of ours take turns, and another program that is making it gets 20 s.
+    Our own processes take turns; any other program gets 20 s.
     """
     deadline = monotonic() + 20
     while True:
@@ -176,7 +176,7 @@ def _once_made(question: Callable[[], T], file: Path | None) -> T:
 
 
 def _make_tables(file: Path) -> None:
-    """Makes a SQLite store aside, so that another program sees all of its tables or no file.
+    """Creates a SQLite store under another name first, so that other programs see all of its tables or no file.
 
     MLflow makes them in 60 steps; a second program that meets them half made goes on with them itself, and leaves
     tables behind on which every later try fails.
@@ -198,7 +198,7 @@ def _make_tables(file: Path) -> None:
 
 @contextlib.contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Keeps other processes that ask for the same folder waiting."""
+    """Locks a folder; other processes that lock it wait."""
     folder.mkdir(parents=True, exist_ok=True)
     if sys.platform == "win32":  # no locks on folders
         yield
@@ -214,17 +214,19 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
 
 def set_store_timeout(seconds: float) -> None:
-    """Sets how long this process waits for a lost store before it gives a question up."""
+    """Sets how many seconds `call_store` waits for a store that does not answer."""
     global _patience, _waited_in_vain
     _patience, _waited_in_vain = seconds, False
 
 
 def call_store(question: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """The answer of the store; waited for, once, as long as patience lasts.
+    """Calls the store, again and again while it does not answer, until the timeout.
+
+    After one timeout, later calls are tried once only, until the store answers again.
 
     Raises:
         StoreLost: it does not answer.
-        StoreRefused: it answers that this cannot be.
+        StoreRefused: it refuses the request.
     """
     global _waited_in_vain
     deadline = monotonic() + (0 if _waited_in_vain else _patience)
@@ -276,7 +278,7 @@ def _http_status(error: Exception) -> int | None:
 
 
 def store_error(uri: str, error: Exception) -> ExperimentError:
-    """What is wrong with a store, and what to do, from whatever it has raised."""
+    """Translates whatever a store has raised into an error that says what is wrong and what to do."""
     shown = without_password(uri)
     if isinstance(error, StoreLost | StoreRefused):
         return error
@@ -299,10 +301,10 @@ def store_error(uri: str, error: Exception) -> ExperimentError:
 
 
 def open_store() -> mlflow.MlflowClient:
-    """A client of the store, whose tables are made if need be.
+    """An MLflow client of the store, whose tables are created if necessary.
 
     Raises:
-        ExperimentError: the store is gone.
+        ExperimentError: the store does not answer or refuses.
     """
     uri = store_uri()
     mlflow.set_tracking_uri(uri)
@@ -310,7 +312,7 @@ def open_store() -> mlflow.MlflowClient:
 
 
 def experiment_id(client: mlflow.MlflowClient, name: str) -> str:
-    """The id of the MLflow experiment `name`, which is made if need be.
+    """The id of the MLflow experiment `name`, which is created if necessary.
 
     Raises:
         ExperimentError: it was deleted.
