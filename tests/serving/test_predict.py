@@ -174,7 +174,7 @@ def test_the_files_of_the_test_set_are_predicted_as_the_run_has_recorded(shared_
     of_every_kind(tmp_path / "tests", random)
     paths = [f"data.path={tmp_path / 'bars'}", f"data.test_path={tmp_path / 'tests'}"]
     result = run(["data=folder", *paths, "data.validation_fraction=0.3", "epochs=2", *settings])
-    recorded = predictions(runs.recorded(result.run_id), "test")
+    recorded = predictions(runs.get_run(result.run_id), "test")
     trained = load(result.run_id)
     prepare = predict.preparation(trained, None)
     found, refused = predict.predict(trained, images.files([str(tmp_path / "tests")]), prepare)
