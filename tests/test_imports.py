@@ -111,3 +111,11 @@ def test_a_sweep_is_launched_without_what_only_its_jobs_need():
     program = "import sys, experiments.sweeps.grid; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert {"tensorflow", "keras", "matplotlib", "optuna", "plotly", "statsmodels"} & set(loaded) == set()
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_text_files_are_read_and_written_as_utf_8(file):
+    for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(call, ast.Call) and getattr(call.func, "attr", "") in ("read_text", "write_text"):
+            is_metadata = ast.unparse(call).startswith("dist.")  # of an installed package, which takes no encoding
+            assert is_metadata or "encoding" in {keyword.arg for keyword in call.keywords}, ast.unparse(call)

@@ -43,6 +43,10 @@ def test_a_run_is_had_again_to_the_last_bit(store, small, capsys):
     assert again.data.tags["command"] == f"experiments reproduce {original.run_id}"
     assert again.info.run_name == first.info.run_name
     assert again.info.experiment_id == first.info.experiment_id
+    for values in (first.data.params, again.data.params):
+        assert values["label_smoothing"] == "0.0"
+    points = store.get_metric_history(first.info.run_id, "val_accuracy")
+    assert all(len(str(point.value)) <= 10 for point in points)  # float32 and not 0.9459999799728394
     for tag in ("variant", "fingerprint", "weights.sha256", "predictions.sha256"):
         assert again.data.tags[tag] == first.data.tags[tag]
     assert "reproduces" not in first.data.tags and "superseded" not in first.data.tags
@@ -76,11 +80,15 @@ def test_another_number_of_test_images_is_no_matter_of_tolerance(store, small, t
     assert table(capsys.readouterr().out)["predictions"] == "different"
 
 
-def test_a_pruned_run_is_had_again_as_far_as_it_came(store, small):
+def test_a_pruned_run_is_had_again_as_far_as_it_came(store, small, capsys):
     original = train.run(compose(small), stop=lambda epoch, _: epoch == 2)
     assert reproduce(original.run_id)
     again = runs(store)[0]
     assert [point.step for point in store.get_metric_history(again.info.run_id, "loss")] == [1, 2]
+    assert "pruned" not in again.data.tags
+    output = capsys.readouterr().out
+    assert output.count("Pruned after epoch 2") == 1  # the original
+    assert output.count("Stopped after epoch 2, the last one of the original run") == 1
 
 
 def test_a_diverged_run_diverges_again(store, small, capsys):

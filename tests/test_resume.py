@@ -143,6 +143,8 @@ def test_a_run_that_was_interrupted_or_has_failed_goes_on(store, capsys):
     for epoch, error in ((2, KeyboardInterrupt), (3, RuntimeError)):
         with pytest.raises(error):
             train.run(compose(overrides), stop=raising(error, epoch))
+    output = capsys.readouterr().out
+    assert "Interrupted. Run the same command again to resume after epoch 2." in output and "SIGINT" not in output
     (run,) = runs(store)
     assert (run.info.status, run.data.tags["reason"]) == ("FAILED", "error")
     result = train.run(compose(overrides))

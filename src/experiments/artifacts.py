@@ -77,9 +77,9 @@ def write_tables(record: Run, data: Dataset, validation: Evaluation, test: Evalu
     with record.file("mistakes.npz") as file:
         np.savez_compressed(file, **{name: values[worst] for name, values in mistakes.items()})
     with record.file("classification_report.txt") as file:
-        file.write_text(test.report(data.class_names))
+        file.write_text(test.report(data.class_names), encoding="utf-8")
     with record.file("classification_report.json") as file:
-        file.write_text(json.dumps(test.report_values(data.class_names), indent=2))
+        file.write_text(json.dumps(test.report_values(data.class_names), indent=2), encoding="utf-8")
 
 
 def draw(record: Run, data: Dataset, result: TrainingResult, test: Evaluation, metric: str) -> None:

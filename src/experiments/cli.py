@@ -40,11 +40,16 @@ def main() -> None:
     ui.add_argument("--port", type=int, default=5000, choices=range(1, 65536), metavar="PORT")
     ui.set_defaults(function=_ui)
     again = commands.add_parser("reproduce", help="train a recorded run again and compare every number")
-    again.add_argument("run", metavar="RUN", help="its id, or runs:/ and the id")
+    again.add_argument("run", metavar="RUN", help="id of a run or a unique prefix of it, or last")
     again.add_argument("--tolerance", type=float, default=0.0, help="largest difference that counts as equal")
     again.set_defaults(function=_reproduce)
     ranking = commands.add_parser("compare", help="rank variants over their seeds, with intervals and tests")
-    ranking.add_argument("sweeps", nargs="*", metavar="SWEEP", help="its name or part of it; by default the latest")
+    ranking.add_argument(
+        "sweeps",
+        nargs="*",
+        metavar="SWEEP",
+        help="its name, with or without the six digits; the id of its run, or a unique prefix of it; last (default)",
+    )
     ranking.add_argument("--filter", default="", help="only runs that match it, in the grammar of MLflow's search")
     ranking.add_argument("--metric", default="", help="what to rank by, by default the objective")
     ranking.add_argument("--across-data", action="store_true", help="compare runs on different data all the same")
@@ -52,9 +57,7 @@ def main() -> None:
     ranking.add_argument("--html", metavar="FILE", help="write a page with charts, mistakes and links to every run")
     ranking.set_defaults(function=_compare)
     saying = commands.add_parser("predict", help="say what is on images")
-    saying.add_argument(
-        "model", metavar="MODEL", help="RUN_ID, runs:/…, models:/name@alias, best:SWEEP or a .keras file"
-    )
+    saying.add_argument("model", metavar="MODEL", help="RUN, runs:/…, models:/name@alias, best:SWEEP or a .keras file")
     saying.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or patterns")
     saying.add_argument("--prepare", choices=["none", "resize", "mnist"], help="by default what fits the model's data")
     form = saying.add_mutually_exclusive_group()
@@ -244,7 +247,9 @@ def _list(arguments: argparse.Namespace) -> int:
         print(group)
         for file in files:
             if file.parent.name == group:
-                comments = (line[1:].strip() for line in file.read_text().splitlines() if line.startswith("#"))
+                comments = (
+                    line[1:].strip() for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#")
+                )
                 print(f"  {file.stem:{width}}  {next((c for c in comments if not c.startswith('@')), '')}")
     return 0
 

@@ -57,7 +57,7 @@ def reproduce(run: str, tolerance: float = 0.0) -> bool:
     """Trains the configuration of a run again, as a new run, and prints what is equal and what is not.
 
     Args:
-        run: its id, or `runs:/` and the id.
+        run: its id or a unique prefix of it, or `last`.
         tolerance: the largest difference of two numbers that still counts as equal.
 
     Returns:
@@ -96,7 +96,7 @@ def configuration_of(run: StoredRun) -> Configuration:
         file = artifact(run, "config.yaml", Path(folder)) if "fingerprint" in run.tags else None
         if file is None:
             raise ExperimentError(f"{run.run_id} ({run.name}) was not recorded by this project.")
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8")
     if not run.diverged and not history(run):
         raise ExperimentError(f"{run.run_id} ({run.name}) has no number to compare: {run.tags.get('failure', '')}")
     typed: list[str] = []
@@ -150,7 +150,8 @@ def _compared(
 def _series(name: str, then: np.ndarray, now: np.ndarray, tolerance: float) -> _Compared:
     if then.shape != now.shape or not then.size:
         return _Compared(name, False)
-    difference = float(np.abs(then - now).max())
+    # Epochs' metrics are float32; version 0.1 has recorded them in more digits.
+    difference = float(np.abs(then.astype("float32") - now.astype("float32")).max())
     return _Compared(name, difference <= tolerance, difference)
 
 

@@ -16,6 +16,7 @@ from experiments.config.compose import CHECKOUT
 from experiments.config.configuration import Configuration, Plan
 from experiments.config.identity import code_sha256, read_own_code
 from experiments.config.schema import EPOCH_METRICS
+from experiments.config.targets import typed
 from experiments.dataset import Dataset
 from experiments.errors import ExperimentError
 from experiments.tracking.locks import close_stale_runs, lock
@@ -69,7 +70,7 @@ def run(configuration: Configuration, stop: EpochFunction | None = None, reprodu
 
     Args:
         configuration: the run.
-        stop: asked at every epoch's end whether to go on is hopeless.
+        stop: called at every epoch's end; returns true to end the training there.
         reproduces: id of the run whose numbers this one is to have again, from the first epoch on.
 
     Raises:
@@ -79,6 +80,7 @@ def run(configuration: Configuration, stop: EpochFunction | None = None, reprodu
     cfg = configuration.cfg
     with _console(of_a_job=bool(cfg.tracking.parent)):
         _start_runtime(cfg)
+        configuration = typed(configuration)
         _check_custom_tags(cfg)
         if CHECKOUT is None:
             _log.info("Recording in %s", shown_uri())
@@ -96,7 +98,11 @@ def run(configuration: Configuration, stop: EpochFunction | None = None, reprodu
             with _opened(configuration, tags, resume) as record:
                 if _has_changed(cfg, tags, record):
                     return RunResult(record.id, record.name, "FAILED", None, {}, {}, record.artifacts)
-                return _trained(cfg, data, parts, record, stop, resume.checkpoint)
+                try:
+                    return _trained(cfg, data, parts, record, stop, resume.checkpoint, reproduces)
+                except KeyboardInterrupt:
+                    _tell_how_to_resume(cfg, checkpoints.newest(record.folder), reproduces)
+                    raise
 
 
 def identify(configuration: Configuration) -> dict[str, str]:
@@ -121,7 +127,14 @@ def plan(configuration: Configuration) -> Plan:
     data: Dataset = build_part(cfg, "data", Dataset)
     tags = _identify(configuration, data)
     num_parameters = build(cfg, data).model.count_params()
-    return Plan(tags["variant"], tags["fingerprint"], tags["data.sha256"], tags["code.sha256"], num_parameters)
+    return Plan(
+        variant=tags["variant"],
+        fingerprint=tags["fingerprint"],
+        data_sha256=tags["data.sha256"],
+        code_sha256=tags["code.sha256"],
+        num_parameters=num_parameters,
+        parameters=typed(configuration).parameters,
+    )
 
 
 def _trained(
@@ -131,6 +144,7 @@ def _trained(
     record: Run,
     stop: EpochFunction | None,
     checkpoint: Checkpoint | None,
+    reproduces: str | None,
 ) -> RunResult:
     """Fills an open run."""
     _log.info("%s (%s)", record.name, record.id)
@@ -140,7 +154,7 @@ def _trained(
     artifacts.link_data(record, data, cfg.data._target_)
     artifacts.draw_samples(record, data, _training_batches(cfg, data, parts), parts.scaling)
     try:
-        result = _fit(cfg, data, parts, record, stop, checkpoint)
+        result = _fit(cfg, data, parts, record, stop, checkpoint, reproduces)
     except Diverged as diverged:
         return _diverged(record, diverged)
     validation = evaluate(parts.model, data.validation_images, data.validation_labels)
@@ -275,7 +289,14 @@ def _log_resuming(cfg: Any, checkpoint: Checkpoint | None) -> None:
             _log.info("With deterministic=false the result is not bit-identical to that of an uninterrupted run.")
 
 
-def _warn_if_badly_scaled(scaling: keras.Layer, data: Dataset) -> None:
+def _tell_how_to_resume(cfg: Any, checkpoint: Checkpoint | None, reproduces: str | None) -> None:
+    if reproduces or not (cfg.resume and checkpoint):
+        _log.info("Interrupted. The same command starts again from the first epoch.")
+    else:
+        _log.info("Interrupted. Run the same command again to resume after epoch %d.", checkpoint.epoch)
+
+
+def _warn_of_scale(scaling: keras.Layer, data: Dataset) -> None:
     scaled = np.abs(np.asarray(scaling(data.train_images[:256].astype("float32"))))
     largest = float(scaled.max())
     if not 0.01 <= largest <= 100:
@@ -317,6 +338,7 @@ def _fit(
     record: Run,
     stop: EpochFunction | None,
     checkpoint: Checkpoint | None,
+    reproduces: str | None,
 ) -> TrainingResult:
     terminal = sys.stdout.isatty()
     trained = checkpoint.epoch if checkpoint else 0
@@ -327,11 +349,13 @@ def _fit(
         # On a terminal Keras's progress bar says the same; job.log has the line in any case.
         level = logging.DEBUG if terminal or epoch <= trained else logging.INFO
         _log.log(level, "Epoch %d/%d  %s  %.1f s", epoch, cfg.epochs, values, metrics["epoch_seconds"])
-        hopeless = stop is not None and stop(epoch, metrics) and epoch < cfg.epochs
-        if hopeless:
+        stopped = stop is not None and stop(epoch, metrics) and epoch < cfg.epochs
+        if stopped and reproduces:
+            _log.info("Stopped after epoch %d, the last one of the original run", epoch)
+        elif stopped:
             _log.info("Pruned after epoch %d", epoch)
             record.set_tags({"pruned": "true"})
-        return hopeless
+        return stopped
 
     recipe = Recipe(
         epochs=cfg.epochs,

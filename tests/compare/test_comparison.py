@@ -113,6 +113,19 @@ def in_store(client, parent, run, fingerprint):
     return run_id
 
 
+def test_numbers_that_an_older_version_has_spelled_otherwise_are_equal():
+    older = [replace(run, params={**run.params, "label_smoothing": "0"}) for run in two_variants()[:3]]
+    newer = [replace(run, params={**run.params, "label_smoothing": "0.0"}) for run in two_variants()[3:]]
+    assert comparison(older + newer, "mine").swept == ("model.dropout",)
+
+
+def test_the_first_part_of_the_table_has_the_verdict():
+    console = Console(width=100, record=True, file=io.StringIO())
+    tables.show(comparison(two_variants(), "mine"), console)
+    first = console.export_text().strip().splitlines()[0].split()
+    assert first[:5] == ["rank", "variant", "seeds", "val_accuracy", "verdict"]
+
+
 @pytest.mark.parametrize("width", [60, 100, 200])
 def test_a_narrow_console_gets_the_table_in_parts_with_every_number_whole(width):
     console = Console(width=width, record=True, file=io.StringIO())

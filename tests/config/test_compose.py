@@ -8,7 +8,9 @@ import pytest
 
 from experiments.config.compose import CONF_DIR
 from experiments.config.compose import compose as composed
+from experiments.config.configuration import digest
 from experiments.config.schema import GROUPS
+from experiments.config.targets import typed
 from experiments.errors import ExperimentError
 
 ROOT = (
@@ -353,6 +355,21 @@ def test_parameters_of_the_default_run():
 def test_parameters_hold_no_path_and_nothing_of_the_tracking():
     chosen = composed(["data=npz", "data.path=/home/me/digits.npz", "tracking.note=secret", "+tracking.tags.a=b"])
     assert set(chosen.parameters) == set(DEFAULT_PARAMETERS)
+
+
+@pytest.mark.parametrize("zero", ["0", "0.0", ".0", "0e0"])
+def test_a_value_is_recorded_in_one_spelling(zero):
+    floats = ("label_smoothing", "model.dropout", "optimizer.weight_decay")
+    chosen = composed(["optimizer=adamw", *(f"{key}={zero}" for key in floats), "model.batch_norm=False"])
+    parameters = typed(chosen).parameters
+    assert [parameters[key] for key in floats] == ["0.0"] * 3
+    assert parameters["model.batch_norm"] == "false" and parameters["batch_size"] == "32"
+    assert typed(chosen).variant == chosen.variant
+
+
+def test_a_number_and_its_text_have_different_digests():
+    assert digest(0.1) != digest("0.1") and digest(1e-05) != digest("1e-05")
+    assert digest([0, {"a": 2}]) == digest([0.0, {"a": 2.0}])
 
 
 # Identity

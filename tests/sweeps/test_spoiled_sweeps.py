@@ -526,7 +526,7 @@ def test_a_sweep_that_is_stopped_closes_its_runs_and_goes_on_later(place, number
     assert f"Best run: {finished.info.run_id}" in lines
     assert parent.data.tags["best_run_id"] == finished.info.run_id
     assert {"jobs.json", "leaderboard.csv", "leaderboard.md"} <= place.artifacts(parent)
-    assert lines[-1] == f"Go on with: {place.command(*words)}"
+    assert lines[-1] == f"Resume with: {place.command(*words)}"
     assert "Traceback" not in done.output
     assert not [name for name in place.leftovers() if name.endswith(".lock")]
 

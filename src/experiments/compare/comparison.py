@@ -62,7 +62,7 @@ def find(sweeps: Sequence[str], query: str) -> tuple[str, list[StoredRun]]:
     """A title, and the runs of some sweeps; without names those that match `query`, or without it the latest sweep's.
 
     Args:
-        sweeps: each by its name, its name without the six digits at the end, or the id of its parent run.
+        sweeps: each by its name, its name without the six digits at the end, a unique prefix of its run id, or `last`.
         query: a filter in MLflow's grammar; empty for none.
 
     Raises:
@@ -87,7 +87,10 @@ def _chosen(names: Sequence[str], parents: Sequence[StoredRun]) -> list[StoredRu
     for parent in reversed(parents):  # the newest wins
         name = parent.tags["sweep.name"]
         by_name |= {name.rpartition("-")[0]: parent, name: parent, parent.run_id: parent}
+    by_name["last"] = parents[0]
     for name in names:
+        if name not in by_name and (begin := [parent for parent in parents if parent.run_id.startswith(name)]):
+            by_name[name] = runs.only_one(name, begin)
         if name not in by_name:
             known = {parent.tags["sweep.name"] for parent in parents}
             raise ExperimentError(f"{name}: there is no such sweep in this store.", given=name, allowed=known)

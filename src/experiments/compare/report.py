@@ -63,7 +63,7 @@ def page(comparison: Comparison) -> str:
         run_page=lambda run: ui.page(f"#/experiments/{run.experiment_id}/runs/{run.run_id}"),
         plotly=get_plotlyjs(),
         datatables=base64.b64encode((files("itables") / "html" / "dt_bundle.js").read_bytes()).decode(),
-        datatables_style=(files("itables") / "html" / "dt_bundle.css").read_text(),
+        datatables_style=(files("itables") / "html" / "dt_bundle.css").read_text(encoding="utf-8"),
     )
 
 

@@ -152,9 +152,9 @@ def columns(comparison: Comparison, rows: Sequence[Row]) -> list[Column]:
         Column("variant", [row.label for row in rows], words=True),
         _numbers("seeds", "{:.0f}", [len(row.runs) for row in rows]),
         _estimates(comparison.metric.removeprefix("best/"), "", [row.mean for row in rows]),
+        Column("verdict", [row.verdict for row in rows], words=True),
         _estimates("difference from best", "+", [row.difference for row in rows]),
         Column("p", [_p(row.p) for row in rows], _sortable(row.p for row in rows)),
-        Column("verdict", [row.verdict for row in rows], words=True),
         _numbers("test", "{:.4f}", [row.test_accuracy for row in rows]),
         *(
             Column(name, [_cost(row, cost) for row in rows], _sortable(row.costs.get(cost) for row in rows))

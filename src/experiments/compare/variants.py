@@ -34,7 +34,7 @@ def variants_of(runs: Iterable[StoredRun]) -> list[Variant]:
         key = (run.tags["variant"], *(run.tags.get(name, "") for name in DIGESTS))
         groups.setdefault(key, {}).setdefault(int(run.params["seed"]), run)
     seeds = [tuple(group[seed] for seed in sorted(group)) for group in groups.values()]
-    differing = _differing([_described(group[0]) for group in seeds])
+    differing = _differing(_one_spelling([_described(group[0]) for group in seeds]))
     labels = _labels(differing, seeds)
     return [Variant(*parts) for parts in zip(labels, differing, seeds, strict=True)]
 
@@ -43,6 +43,23 @@ def _described(run: StoredRun) -> dict[str, str]:
     """All that can tell a variant from others."""
     more = {"experiment": run.tags.get("experiment", "none"), "data.sha256": run.tags.get("data.sha256", "")[:8]}
     return {**more, **{key: _short(value) for key, value in run.params.items() if key != "seed"}}
+
+
+def _one_spelling(described: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """The same with one text for one number: version 0.1 has recorded 0.0 as 0, too."""
+    texts: dict[tuple[str, float | str], str] = {}
+    for words in described:
+        for key, value in words.items():
+            first = texts.setdefault((key, _number(value)), value)
+            texts[key, _number(value)] = max(first, value, key=len)
+    return [{key: texts[key, _number(value)] for key, value in words.items()} for words in described]
+
+
+def _number(value: str) -> float | str:
+    try:
+        return float(value)
+    except ValueError:
+        return value
 
 
 def _differing(described: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
@@ -89,8 +106,7 @@ def _labels(differing: Sequence[Mapping[str, str]], seeds: Sequence[Sequence[Sto
 
 def _short(value: str) -> str:
     """A value as it stands in a label: numbers with four digits, long texts cut."""
-    try:
-        number = float(value)
-    except ValueError:
+    number = _number(value)
+    if isinstance(number, str):
         return value if len(value) <= _LONGEST_VALUE else f"{value[: _LONGEST_VALUE - 1]}…"
     return value if len(value) <= 6 else f"{number:.4g}"

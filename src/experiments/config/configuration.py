@@ -12,10 +12,11 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.config.overrides import DATA_PATHS, absolute, absolute_paths, first_line
+from experiments.config.overrides import absolute, absolute_paths, first_line, is_data_path
 from experiments.config.schema import GROUPS, OF_A_JOB
 from experiments.errors import ExperimentError, did_you_mean
 
+_FRACTION = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?|-?inf|nan")
 SELECTABLE = (*GROUPS, "experiment", "sweep")
 #: Root keys that cannot change a result.
 NO_IDENTITY = ("tracking", "force", "resume", "dry_run")
@@ -41,13 +42,13 @@ class Configuration:
     def identity(self) -> dict[str, Any]:
         """All that can change a result, seed included: no tracking, no path of a data set."""
         values = plain_values(self.cfg)
-        values["data"] = {key: value for key, value in values["data"].items() if not key.endswith("path")}
+        values["data"] = {key: value for key, value in values["data"].items() if key not in self.paths}
         return {key: value for key, value in values.items() if key not in NO_IDENTITY}
 
     @property
     def paths(self) -> dict[str, str | None]:
         """Where its data lies, which is no part of its identity."""
-        return {key: value for key, value in plain_values(self.cfg)["data"].items() if key.endswith("path")}
+        return {key: value for key, value in plain_values(self.cfg)["data"].items() if is_data_path(f"data.{key}")}
 
     @property
     def variant(self) -> str:
@@ -99,10 +100,9 @@ class Configuration:
     @property
     def title(self) -> str:
         """Model, what the user changed, seed: at most 80 characters."""
-        places = tuple(f"{key}=" for key in DATA_PATHS)
-        told = ("model=", "seed=", "tracking.", "+tracking.", "hydra.", "sweep=", "force=", "resume=", *places)
+        told = ("model=", "seed=", "tracking.", "+tracking.", "hydra.", "sweep=", "force=", "resume=")
         last = {override.partition("=")[0]: override for override in self.overrides}  # of two for a key
-        changed = [override for override in last.values() if not override.startswith(told)]
+        changed = [text for key, text in last.items() if not (text.startswith(told) or is_data_path(key))]
         if self.cfg.tracking.parent:
             changed.reverse()  # what a sweep varies stands last, and must not be cut
         seed = f" seed={self.cfg.seed}"
@@ -120,6 +120,7 @@ class Plan:
     data_sha256: str
     code_sha256: str
     num_parameters: int
+    parameters: Mapping[str, str]  # as they will be recorded
 
 
 def known_keys(known: Configuration) -> set[str]:
@@ -146,11 +147,20 @@ def unknown_key(key: str, known: Configuration, advice: str = "") -> ExperimentE
 
 
 def digest(values: Any) -> str:
-    """The SHA-256 of `values` in canonical JSON, in hex; 0.0 is the same as 0."""
-    canonical = json.loads(
-        json.dumps(values), parse_float=lambda text: int(float(text)) if float(text) % 1 == 0 else text
-    )
+    """The SHA-256 of `values` in canonical JSON, in hex; 0.0 is the same as 0, and "0.1" is not the same as 0.1."""
+    canonical = _canonical(json.loads(json.dumps(values)))
     return hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).hexdigest()
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _canonical(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_canonical(inner) for inner in value]
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else str(value)
+    # Fractions have always been digested as text, so it is the rare text of a fraction that is marked.
+    return {"text": value} if isinstance(value, str) and _FRACTION.fullmatch(value) else value
 
 
 def plain_values(cfg: DictConfig) -> Any:

@@ -11,7 +11,6 @@ from hydra.errors import HydraException
 
 from experiments.errors import ExperimentError
 
-DATA_PATHS = ("data.path", "data.test_path")
 _FOLDER_OPTIONS = ("--config-dir", "-cd")
 
 
@@ -48,13 +47,18 @@ def absolute_paths(words: Sequence[str]) -> list[str]:
             word = absolute(word)
         elif key in _FOLDER_OPTIONS and value:
             word = f"{key}={absolute(value)}"
-        elif key in DATA_PATHS:
+        elif is_data_path(key):
             (override,) = parse([word])
             if not override.is_sweep_override() and isinstance(path := override.value(), str):
                 quoted = absolute(path).replace("'", r"\'")
                 word = f"{key}='{quoted}'" if not os.path.isabs(path) else word
         found.append(word)
     return found
+
+
+def is_data_path(key: str) -> bool:
+    """Whether a dotted key says where data lie, which cannot change a result."""
+    return key.startswith("data.") and key.endswith("path")
 
 
 def pairs(overrides: Sequence[str]) -> Iterator[tuple[str, Override]]:

@@ -49,7 +49,7 @@ def check_run(values: Mapping[str, Any], options: Mapping[str, str]) -> None:
     """Holds a composed run to everything that can be told without building it.
 
     Args:
-        values: plain values of the whole configuration.
+        values: plain values of the whole configuration; each number gets the type of its key, so that 0 becomes 0.0.
         options: group -> choice.
 
     Raises:
@@ -62,8 +62,8 @@ def check_run(values: Mapping[str, Any], options: Mapping[str, str]) -> None:
             if not isinstance(value, dict) or part not in value:
                 must_be = _in_words(TypeAdapter(annotation).json_schema())
                 raise ExperimentError(f"{key} is missing: it must be {must_be}.")
-            value = value[part]
-        check_value(key, value, annotation)
+            inside, value = value, value[part]
+        inside[part] = check_value(key, value, annotation)
     _check_mode("objective.mode", values["objective"]["mode"], "objective.metric", values["objective"]["metric"])
     _check_parts(values)
     _check_callbacks(values, options["schedule"])
@@ -132,15 +132,15 @@ def _check_callbacks(values: Mapping[str, Any], schedule: str) -> None:
             )
 
 
-def check_value(key: str, value: Any, annotation: Any) -> None:
-    """Holds a value to a type annotation and its bounds.
+def check_value(key: str, value: Any, annotation: Any) -> Any:
+    """The value in the type of an annotation, held to its bounds: 0 becomes 0.0 where a float is wanted.
 
     Raises:
         ExperimentError: says what is allowed, in words.
     """
     adapter = TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
     try:
-        adapter.validate_python(value, strict=True)
+        return adapter.validate_python(value, strict=True)
     except ValidationError as error:
         schema = adapter.json_schema()
         if "enum" not in schema:

@@ -5,14 +5,15 @@ import inspect
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import hydra.utils
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.config.configuration import plain_values
-from experiments.config.schema import check_value, refused_value
+from experiments.config.configuration import Configuration, plain_values
+from experiments.config.schema import check_run, check_value, refused_value
 from experiments.errors import ExperimentError
 
 _KERAS_CLASS = re.compile(
@@ -124,7 +125,7 @@ def check_arguments(key: str, node: Mapping[str, Any], run_values: Mapping[str, 
     given = {argument: value for argument, value in node.items() if not re.fullmatch(r"_.*_", argument)}
     known = _argument_names(target)
     for argument in given:
-        if known and argument not in known:
+        if known is not None and argument not in known:
             raise ExperimentError(
                 f"{key}.{argument}: {name} has no such argument.", given=argument, allowed=known - set(run_values)
             )
@@ -149,13 +150,13 @@ def _check_text(key: str, value: str, default: Any) -> None:
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-def _argument_names(target: Callable[..., Any]) -> set[str]:
-    """The names that `target` takes, empty for any; a class of Keras passes **kwargs on to its bases."""
+def _argument_names(target: Callable[..., Any]) -> set[str] | None:
+    """The names that `target` takes, None for any; a class of Keras passes **kwargs on to its bases."""
     if inspect.isclass(target):
         constructors = [vars(base)["__init__"] for base in inspect.getmro(target)[:-1] if "__init__" in vars(base)]
         return {name for constructor in constructors for name in _named(constructor)} - {"self"}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(target).parameters.values())
-    return set() if takes_any else _named(target)
+    return None if takes_any else _named(target)
 
 
 def _named(function: Callable[..., Any]) -> set[str]:
@@ -171,6 +172,33 @@ def mappings(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
     elif isinstance(node, list):
         for position, value in enumerate(node):
             yield from mappings(value, f"{key}[{position}]")
+
+
+def typed(configuration: Configuration) -> Configuration:
+    """The same configuration with one spelling for one value: 0 becomes 0.0 where a float belongs.
+
+    Raises:
+        ExperimentError: a value of the wrong type.
+    """
+    values = plain_values(configuration.cfg)
+    check_run(values, configuration.options)
+    for key, node in mappings(values, ""):
+        if "_target_" in node:
+            parameters = inspect.signature(locate(key, node["_target_"])).parameters
+            own = node["_target_"].startswith("experiments.")
+            node |= {
+                name: _typed(f"{key}.{name}", node[name], parameter, own=own)
+                for name, parameter in parameters.items()
+                if name in node
+            }
+    return replace(configuration, cfg=OmegaConf.create(values))
+
+
+def _typed(key: str, value: Any, parameter: inspect.Parameter, *, own: bool) -> Any:
+    if own:
+        return check_value(key, value, parameter.annotation)
+    is_float = parameter.annotation is float or isinstance(parameter.default, float)
+    return float(value) if is_float and type(value) is int else value
 
 
 # Building what the configuration describes

@@ -261,5 +261,5 @@ def _compared(classifier: Classifier, images: Images, said: np.ndarray, file: Pa
 def _report(folder: Path, checked: Checked) -> None:
     """Adds a file to `export.json`."""
     file = folder / _REPORT
-    known = json.loads(file.read_text()) if file.exists() else {}
-    file.write_text(json.dumps({**known, checked.file: asdict(checked)}, indent=1) + "\n")
+    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    file.write_text(json.dumps({**known, checked.file: asdict(checked)}, indent=1) + "\n", encoding="utf-8")

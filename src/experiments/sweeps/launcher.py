@@ -215,7 +215,8 @@ class Pool:
             return
         sources = {job.connection: job for job in self.running.values() if not job.connection.closed}
         ends = {job.process.sentinel: job for job in self.running.values()}
-        left = min(job.deadline for job in self.running.values()) - time.monotonic()
+        deadlines = [job.deadline for job in self.running.values() if not job.timed_out]  # others only need reaping
+        left = min(deadlines, default=float("inf")) - time.monotonic()
         ready = wait([*sources, *ends], timeout=max(0, left) if left < float("inf") else None)
         for connection in [handle for handle in ready if handle in sources]:
             yield from self._read(sources[connection])
@@ -308,7 +309,7 @@ def as_job_died(error: BaseException | None) -> JobDied:
 def _out_of_memory_kills() -> int:
     """How often the kernel has ended a process for want of memory; 0 where it does not tell."""
     with contextlib.suppress(OSError, StopIteration):
-        lines = _KERNEL_COUNTS.read_text().splitlines()
+        lines = _KERNEL_COUNTS.read_text(encoding="utf-8").splitlines()
         return int(next(line for line in lines if line.startswith("oom_kill ")).split()[1])
     return 0
 

@@ -136,10 +136,9 @@ def _identity(corners: Sequence[Job], distributions: Mapping[str, BaseDistributi
     """What makes a study the same as or another than an earlier one."""
     first = corners[0].plan
     assert first  # noqa: S101 - a space has corners
-    parameters = corners[0].configuration.parameters
     return {
         "space": space.described(distributions),
-        "parameters": {key: value for key, value in parameters.items() if key not in distributions},
+        "parameters": {key: value for key, value in first.parameters.items() if key not in distributions},
         "data": first.data_sha256,
         "code": first.code_sha256,
         # What the options mean that are chosen from, whichever file they are in.
@@ -186,12 +185,18 @@ class _Study:
             else:
                 self._run_in_batches(launcher)
         finally:
-            from experiments.compare import tables  # what only the end needs
-
-            file = self.opened.parent.folder / "history.png"
-            tables.write_search_history(file, self.values(), self.objective.metric, self.objective.mode)
+            self._draw_history()
         if not any(trial.state is TrialState.COMPLETE for trial in self.study.trials):
             say("No trial has a result: all have failed or were pruned.")
+
+    def _draw_history(self) -> None:
+        from experiments.compare import tables  # what only the end needs
+
+        file = self.opened.parent.folder / "history.png"
+        try:
+            tables.write_search_history(file, self.values(), self.objective.metric, self.objective.mode)
+        except Exception as error:  # a figure must neither fail a search nor hide why one has failed
+            self.opened.display.say(f"history.png cannot be drawn: {type(error).__name__}: {error}")
 
     def values(self) -> list[tuple[int, float, bool]]:
         """Number, value and whether it was pruned, of every trial that has a value."""
@@ -231,14 +236,18 @@ class _Study:
                 self.study.tell(trial.number, state=TrialState.FAIL)
                 self.study.enqueue_trial(trial.params)
             elif trial.state.is_finished() and _INTERRUPTED not in trial.user_attrs:
-                self.opened.jobs.append(self._earlier_job(trial))
+                try:
+                    self.opened.jobs.append(self._earlier_job(trial))
+                except StoreRefused:
+                    gone = f"Trial {trial.number}: its run is no longer in the store; the study keeps its result."
+                    self.opened.display.say(gone)
 
     def _earlier_job(self, trial: FrozenTrial) -> Job:
         if "fingerprint" not in trial.user_attrs:
             job = self._refused_job(trial.number, trial.params, trial.user_attrs.get("reason", ""))
         else:
             job = self._job(trial.number, trial.params)
-            job.plan = Plan(job.configuration.variant, trial.user_attrs["fingerprint"], "", "", 0)
+            job.plan = Plan(job.configuration.variant, trial.user_attrs["fingerprint"], "", "", 0, {})
             job.state, job.reason = FAILED, trial.user_attrs.get("reason", "")
             if run_id := trial.user_attrs.get("run_id"):
                 apply_result(job, get_run(run_id))

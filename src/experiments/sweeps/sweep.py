@@ -158,7 +158,7 @@ class Sweep:
         with open_run(
             experiment="",
             name=configuration.title,
-            params=configuration.parameters,
+            params=job.plan.parameters,
             tags=tags,
             files={"config.yaml": configuration.as_yaml, "environment.txt": environment()},
             parent=self.parent.run_id,
@@ -272,7 +272,7 @@ def _opened(jobs: list[Job], first: Configuration, experiment: str, name: str, d
                 sweep.salvage(error)
             finally:
                 sweep.close(died.status, {"reason": died.reason, "failure": died.failure}, patience=0)
-        display.say(f"Go on with: {command}")
+        display.say(f"Resume with: {command}")
         raise
     failed = [job for job in sweep.jobs if job.state in (FAILED, KILLED, ELSEWHERE, NOT_RECORDED, NOT_STARTED, WAITING)]
     sweep.close("FAILED" if failed else "FINISHED", {}, patience=first.cfg.tracking.patience, page=True)

@@ -225,7 +225,7 @@ def _is_at_work(folder: Path) -> bool:
 
 def _remembered(folder: Path) -> dict[str, object]:
     with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-        return json.loads((folder / REMEMBERED).read_text())
+        return json.loads((folder / REMEMBERED).read_text(encoding="utf-8"))
     return {}
 
 

@@ -62,7 +62,7 @@ class Outbox:
 
     def _write_down(self, entry: Mapping[str, Any]) -> None:
         try:
-            with self._journal.open("a") as journal:
+            with self._journal.open("a", encoding="utf-8") as journal:
                 journal.write(json.dumps(entry) + "\n")
         except OSError as error:  # it is sent from memory all the same
             if not self._disk_is_full:

@@ -263,7 +263,9 @@ def _reopened(client: mlflow.MlflowClient, run_id: str, fingerprint: str) -> Run
         client.update_run(run_id, status="RUNNING")
     failure = folder / "traceback.txt"
     if failure.exists():
-        failure.write_text(f"The run has gone on after this.\n\n{failure.read_text()}")
+        failure.write_text(
+            f"The run has gone on after this.\n\n{failure.read_text(encoding='utf-8')}", encoding="utf-8"
+        )
     return client.get_run(run_id).info
 
 
@@ -293,14 +295,14 @@ def this_process() -> dict[str, object]:
 def write_owner(folder: Path, *, fingerprint: str = "", sweep: str = "") -> None:
     """Writes into the folder of a run or sweep which store it belongs to and which process has it open."""
     written = {"store": shown_uri(), "fingerprint": fingerprint, "sweep": sweep, **this_process()}
-    (folder / REMEMBERED).write_text(json.dumps(written))
+    (folder / REMEMBERED).write_text(json.dumps(written), encoding="utf-8")
 
 
 def release_owner(folder: Path) -> None:
     """Writes into the folder of a run that no process has it open, so that `sync` may send what is left."""
     with contextlib.suppress(OSError, json.JSONDecodeError):
-        written = json.loads((folder / REMEMBERED).read_text())
-        (folder / REMEMBERED).write_text(json.dumps(written | {"pid": None}))
+        written = json.loads((folder / REMEMBERED).read_text(encoding="utf-8"))
+        (folder / REMEMBERED).write_text(json.dumps(written | {"pid": None}), encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -318,7 +320,7 @@ def redirect_output(name: str) -> Iterator[TextIO]:
     _own_output = jobs_folder() / name
     sys.stdout.flush()
     sys.stderr.flush()
-    with contextlib.ExitStack() as restore, open(os.dup(1), "w", buffering=1) as console:
+    with contextlib.ExitStack() as restore, open(os.dup(1), "w", encoding="utf-8", buffering=1) as console:
         for descriptor in (1, 2):
             before = os.dup(descriptor)
             restore.callback(os.close, before)
@@ -375,12 +377,13 @@ def _status(run: Run, patience: float) -> Iterator[None]:
         short = isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"
         tags = {"reason": "memory" if short else "error", "failure": last_line}
         with contextlib.suppress(OSError), run.file("traceback.txt") as file:  # the error itself is what matters
-            file.write_text(without_secrets(traceback.format_exc()))
+            file.write_text(without_secrets(traceback.format_exc()), encoding="utf-8")
         raise
     finally:
         run.status = status
         if tags:
-            _log.error("%s: %s", status, tags["failure"])
+            interrupted = tags["reason"] == "interrupted"  # by the user, who knows
+            _log.log(logging.DEBUG if interrupted else logging.ERROR, "%s: %s", status, tags["failure"])
         run.set_tags(tags)
         if not run.outbox.close(status, patience):
             release_owner(run.folder)

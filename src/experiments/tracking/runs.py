@@ -1,8 +1,9 @@
 """Reads runs from the store: parameters, metrics, predictions, models."""
 
 import json
+import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -130,7 +131,7 @@ def runs_of(parent: StoredRun, query: str = "") -> list[StoredRun]:
     by_fingerprint = {run.tags.get("fingerprint"): run.run_id for run in reversed(own.values())}
     with tempfile.TemporaryDirectory() as folder:
         file = artifact(parent, _JOBS, Path(folder))
-        jobs = json.loads(file.read_text()) if file else []
+        jobs = json.loads(file.read_text(encoding="utf-8")) if file else []
     # While a sweep is under way its list does not name the runs yet.
     ids = [job["run_id"] or by_fingerprint.get(job["fingerprint"]) for job in jobs] or list(own)
     elsewhere = sorted({run_id for run_id in ids if run_id} - set(own))
@@ -165,16 +166,21 @@ def get_run(run_id: str) -> StoredRun:
 
 
 def find_run(run: str) -> StoredRun:
-    """A run that a user names, by its id or as `runs:/…`.
+    """A run that a user names: by its id or a unique prefix of it, alone or as `runs:/…`, or as `last`.
 
     Raises:
-        ExperimentError: there is none; the nearest name is said.
+        ExperimentError: there is none, and the nearest name is said; or there are several.
     """
     run_id = run.removeprefix("runs:/").partition("/")[0]
+    client = open_store()
+    if run == "last" and (newest := next((each for each in search(client, "") if "sweep.name" not in each.tags), None)):
+        return newest
     try:
         return get_run(run_id)
     except StoreRefused as error:
-        client = open_store()
+        is_prefix = re.fullmatch("[0-9a-f]+", run_id)
+        if is_prefix and (found := list(search(client, f"attributes.run_id LIKE '{run_id}%'"))):
+            return only_one(run, found)
         experiments = [experiment.experiment_id for experiment in call_store(client.search_experiments)]
         latest = (
             call_store(client.search_runs, experiments, order_by=["attributes.start_time DESC"]) if experiments else []
@@ -185,6 +191,20 @@ def find_run(run: str) -> StoredRun:
         said = [f"{ids[name]} ({name})" if name != ids[name] else name for name in near[:1]]
         question = f"Did you mean {said[0]}?" if said else ""
         raise ExperimentError(f"{run}: there is no such run in this store.", advice=question) from error
+
+
+def only_one(prefix: str, found: Sequence[StoredRun]) -> StoredRun:
+    """The one run whose id begins with `prefix`.
+
+    Raises:
+        ExperimentError: there are several.
+    """
+    if len(found) == 1:
+        return found[0]
+    ids = [run.run_id for run in found]
+    raise ExperimentError(
+        f"{prefix}: the ids of {len(ids)} runs begin with it.", allowed=ids, advice="Type more of it."
+    )
 
 
 def experiment_name(run: StoredRun) -> str:
@@ -263,8 +283,14 @@ def class_names(run: StoredRun) -> tuple[str, ...]:
     """The names of the classes in their order, empty when the run has not been evaluated."""
     with tempfile.TemporaryDirectory() as folder:
         file = artifact(run, "classification_report.json", Path(folder))
-        names = list(json.loads(file.read_text())) if file else []
-    return tuple(names[: names.index("accuracy")]) if "accuracy" in names else ()
+        report = json.loads(file.read_text(encoding="utf-8")) if file else {}
+    *names, average = [name for name, values in report.items() if isinstance(values, dict)][:-1] or [""]
+    if average != "macro avg":
+        return ()
+    # A class of that name has lost its place to the total, and its images are missing in the sum.
+    if sum(report[name]["support"] for name in names) < report[average]["support"]:
+        names.insert(list(report).index("accuracy"), "accuracy")
+    return tuple(names)
 
 
 def model_id(run: StoredRun) -> str | None:

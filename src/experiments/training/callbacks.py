@@ -64,7 +64,7 @@ class HistoryCallback(keras.callbacks.Callback):
         Raises:
             Diverged: a metric is NaN or infinite.
         """
-        metrics = {name: float(value) for name, value in (logs or {}).items()}
+        metrics = {name: _shortest(value) for name, value in (logs or {}).items()}
         if not all(math.isfinite(value) for value in metrics.values()):
             raise Diverged(epoch + 1, self.history)
         metrics["learning_rate"] = self._last_learning_rate()
@@ -84,8 +84,8 @@ class HistoryCallback(keras.callbacks.Callback):
         optimizer = self.model.optimizer
         if callable(self.schedule):
             # Half precision may have skipped every step so far, as it does when a gradient overflows.
-            return float(self.schedule(max(int(optimizer.iterations) - 1, 0)))
-        return float(optimizer.learning_rate)
+            return _shortest(self.schedule(max(int(optimizer.iterations) - 1, 0)))
+        return _shortest(optimizer.learning_rate)
 
 
 class CheckpointCallback(keras.callbacks.Callback):
@@ -174,6 +174,11 @@ class CheckpointCallback(keras.callbacks.Callback):
             _log.warning("%s is no plain value, so a checkpoint does not hold it", name)
             self.lost.add(name)
         return {name: value for name, value in found.items() if name not in lost and not callable(value)}
+
+
+def _shortest(value: Any) -> float:
+    """A float32 number in as few digits as tell it from others: 0.946 and not 0.9459999799728394."""
+    return float(str(np.float32(value)))
 
 
 def _in_type_of(variable: keras.Variable, value: np.ndarray) -> np.ndarray:
