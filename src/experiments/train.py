@@ -296,7 +296,7 @@ def _tell_how_to_resume(cfg: Any, checkpoint: Checkpoint | None, reproduces: str
         _log.info("Interrupted. Run the same command again to resume after epoch %d.", checkpoint.epoch)
 
 
-def _warn_of_scale(scaling: keras.Layer, data: Dataset) -> None:
+def _warn_if_badly_scaled(scaling: keras.Layer, data: Dataset) -> None:
     scaled = np.abs(np.asarray(scaling(data.train_images[:256].astype("float32"))))
     largest = float(scaled.max())
     if not 0.01 <= largest <= 100:
