@@ -1,6 +1,7 @@
 """The page of a comparison: its numbers, and how it behaves in a real browser."""
 
 import os
+import re
 import stat
 from dataclasses import replace
 from types import SimpleNamespace
@@ -107,7 +108,7 @@ def opened(browser, compared):
 
 
 def column(page, number):
-    return page.locator(f"#variants tbody tr td:nth-child({number})").all_inner_texts()
+    return page.locator(f"#variants tbody tr td:nth-child({number})")
 
 
 def chart_titled(comparison, title, read=(), histories=None):
@@ -186,15 +187,16 @@ def test_a_tracking_server_is_read_likewise_and_linked_to(server, tmp_path):
 @pytest.mark.slow
 def test_the_table_is_sorted_by_mouse_and_by_keyboard(opened):
     page = opened()
-    assert column(page, 1) == ["1", "2", "3", "4"]
+    expect(column(page, 1)).to_have_text(["1", "2", "3", "4"])
     header = page.locator("#variants th", has_text="parameters")
     header.click()
-    assert [cell.rstrip("*") for cell in column(page, 9)] == ["100", "100", "300", "300"]
+    expect(column(page, 9)).to_have_text([re.compile(rf"^{number}\W?$") for number in (100, 100, 300, 300)])
     page.locator("#variants th", has_text="rank").focus()
     page.locator("#variants th", has_text="rank").get_by_role("button").focus()
     page.keyboard.press("Enter")
+    expect(column(page, 1)).to_have_text(["1", "2", "3", "4"])
     page.keyboard.press("Enter")
-    assert column(page, 1) == ["4", "3", "2", "1"]
+    expect(column(page, 1)).to_have_text(["4", "3", "2", "1"])
 
 
 @pytest.mark.slow
@@ -203,11 +205,12 @@ def test_the_filter_chooses_in_the_table_and_in_the_charts(opened):
     page.get_by_role("searchbox").first.focus()
     page.keyboard.type("dropout=0.3")
     expect(page.locator("#variants tbody tr")).to_have_count(2)
-    assert column(page, 2) == ["model=conv3 model.dropout=0.3", "model=conv2 model.dropout=0.3"]
+    expect(column(page, 2)).to_have_text(["model=conv3 model.dropout=0.3", "model=conv2 model.dropout=0.3"])
     visible = (
         "[...document.querySelectorAll('.chart')].map(d => d.data.filter(t => t.visible !== false && t.meta).length)"
     )
-    assert page.evaluate(visible)[:4] == [2, 1, 4, 4]  # means, differences, and curves with their bands
+    # Means, differences, and curves with their bands.
+    page.wait_for_function(f"String({visible}.slice(0, 4)) === '2,1,4,4'")
     page.get_by_role("searchbox").first.fill("nothing")
     expect(page.locator("#variants tbody")).to_have_text("No match")
 
@@ -217,12 +220,12 @@ def test_the_theme_follows_the_system_and_the_button(opened):
     page = opened(theme="dark")
     ground = "getComputedStyle(document.body).backgroundColor"
     chart = "document.querySelector('.chart')._fullLayout.paper_bgcolor"
-    assert (page.evaluate(ground), page.evaluate(chart)) == ("rgb(22, 25, 29)", "#16191d")
+    page.wait_for_function(f"{ground} === 'rgb(22, 25, 29)' && {chart} === '#16191d'")
     button = page.get_by_role("button", name="Light", exact=True)
     button.focus()
     page.keyboard.press("Enter")
     expect(page.get_by_role("button", name="Dark", exact=True)).to_be_focused()
-    assert (page.evaluate(ground), page.evaluate(chart)) == ("rgb(255, 255, 255)", "#fff")
+    page.wait_for_function(f"{ground} === 'rgb(255, 255, 255)' && {chart} === '#fff'")
 
 
 @pytest.mark.slow
@@ -256,7 +259,7 @@ def test_mistakes_of_all_and_of_some_variants(opened):
 def test_every_run_has_its_link_and_the_command_to_reproduce_it(opened, compared):
     page = opened()
     rows = page.locator("#runs tbody tr")
-    assert rows.count() == 12
+    expect(rows).to_have_count(12)
     run_id = compared.ids["conv3", "0.3", 0]
     row = rows.filter(has_text=run_id)
     assert row.locator("code").inner_text() == f"experiments reproduce {run_id}"

@@ -378,7 +378,7 @@ def test_single_seeds_are_compared_image_by_image(swept):
     _, env, _, _ = swept
     done = compared(env, "--filter", "params.seed = '0'")
     assert done.returncode == 0
-    assert "95 % intervals: Wilson over images." in done.stdout
+    assert "95 % confidence intervals: Wilson over images." in done.stdout
     assert "p: exact McNemar; Holm-adjusted over one pair." in done.stdout
     assert "A single seed does not show how results vary from seed to seed" in done.stdout
     test = compared(env, "--filter", "params.seed = '0'", "--metric", "test/accuracy")
