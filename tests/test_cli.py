@@ -106,7 +106,7 @@ def test_list_of_one_group_shows_the_first_comment_of_each_file(here):
     # The directive of a file that is packaged elsewhere is no description.
     experiments = light("list", "experiment", cwd=here)[1]
     assert "@package" not in experiments
-    assert re.search(r"^  two_conv +The small net of many MNIST tutorials", experiments, re.MULTILINE)
+    assert re.search(r"^  two_conv +The small model of many MNIST tutorials", experiments, re.MULTILINE)
 
 
 def test_list_shows_options_of_the_users_own(here, tmp_path):

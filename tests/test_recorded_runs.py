@@ -70,7 +70,7 @@ def test_a_sweep_has_its_table(recorded_store, tmp_path, name):
 
 
 def test_the_latest_sweep_is_the_search_and_the_other_is_known_by_name(recorded_store):
-    assert "optimizer.learning_rate=0.01264 is first" in command("compare").stdout
+    assert "optimizer.learning_rate=0.01264 ranks first" in command("compare").stdout
     done = command("compare", SWEEP[:-1])
     assert done.returncode == 2
     assert SWEEP in done.stderr
