@@ -309,7 +309,7 @@ def test_the_parent_keeps_the_jobs_and_the_table(swept, tmp_path):
             if run.data.params["model.dropout"] == dropout
         )
         / 2
-        for dropout in ("0", "0.3")
+        for dropout in ("0.0", "0.3")
     }
     assert {row["what_differs"]: float(row["best/val_accuracy"]) for row in rows} == {
         f"model.dropout={dropout}": pytest.approx(mean) for dropout, mean in means.items()
@@ -398,7 +398,7 @@ def test_single_seeds_are_compared_image_by_image(swept):
         (["--metric", "val_acuracy"], "val_acuracy: no run has this metric. Did you mean val_accuracy?"),
         (["--csv", "no/such/folder.csv"], "no/such/folder.csv cannot be written: No such file or directory."),
         (["--html", "no/such/page.html"], "no/such/page.html cannot be written: No such file or directory."),
-        (["--filter", "params.`model.dropout` = '0'"], "One variant alone cannot be compared."),
+        (["--filter", "params.`model.dropout` = '0.0'"], "One variant alone cannot be compared."),
     ],
 )
 def test_what_cannot_be_compared_is_refused(swept, words, message):
@@ -505,7 +505,7 @@ def test_every_job_keeps_its_own_number_of_threads(store):
 
 
 @pytest.mark.slow
-def test_changed_code_runs_again_and_a_changed_readme_does_not(tmp_path, new_store):
+def test_changed_code_runs_again_and_a_changed_comment_or_readme_does_not(tmp_path, new_store):
     copy = tmp_path / "copy"
     shutil.copytree(CONF_DIR, copy / "conf")
     shutil.copytree(PACKAGE.parent, copy / "src", ignore=shutil.ignore_patterns("__pycache__"))
@@ -519,10 +519,11 @@ def test_changed_code_runs_again_and_a_changed_readme_does_not(tmp_path, new_sto
     words = ["-m", "seed=0,1", *TINY]
     first = experiments(*words, **env)
     assert "2 jobs: 0 finished, 2 to run\n" in first.stdout
+    models = copy / "src" / "experiments" / "models.py"
     (copy / "README.md").write_text("second\n")
+    models.write_text(models.read_text() + "# a comment\n")
     assert "2 jobs: 2 finished, 0 to run\n" in experiments(*words, **env).stdout
-    with (copy / "src" / "experiments" / "models.py").open("a") as models:
-        models.write("# changed\n")
+    models.write_text(models.read_text() + "CHANGED = True\n")
     changed = experiments(*words, **env)
     assert "2 jobs: 0 finished, 2 to run (2 of them were finished with other code)\n" in changed.stdout
     assert changed.returncode == 0

@@ -116,7 +116,7 @@ def test_the_sweep_stands_in_the_table_and_opens_on_its_jobs(swept, page):
 def test_the_page_of_a_sweep_has_the_result_the_table_and_the_report(swept, page):
     shown(page, f"{swept.runs}/{swept.parent.run_id}")
     expect(page.get_by_text("4 jobs: 4 finished")).to_be_visible(timeout=_LOADS)
-    expect(page.locator("strong", has_text=re.compile(r" is (first|better)"))).to_be_visible()
+    expect(page.locator("strong", has_text=re.compile(r" (ranks first|is better)"))).to_be_visible()
     table = page.get_by_role("table").filter(has_text="variant")
     assert table.locator("tbody tr").count() == 2
     shown(page, f"{swept.runs}/{swept.parent.run_id}/artifacts/report.html")
