@@ -189,12 +189,12 @@ def test_equal_trials_are_trained_once(store):
     done = experiments(*words, "hydra.sweeper.n_trials=8", "hydra.launcher.n_jobs=2")
     assert done.returncode == 0, done.stdout
     parent, children = parent_and_children(store)
-    assert sorted(run.data.params["model.dropout"] for run in children) == ["0", "0.3"]
+    assert sorted(run.data.params["model.dropout"] for run in children) == ["0.0", "0.3"]
     assert "8 jobs: 8 finished\n" in done.stdout
     trials = study_of(parent).trials
     assert len(trials) == 8
-    by_dropout = {run.data.params["model.dropout"]: run.data.metrics["best/val_accuracy"] for run in children}
-    assert [trial.value for trial in trials] == [by_dropout[trial.params["model.dropout"]] for trial in trials]
+    by_dropout = {float(run.data.params["model.dropout"]): run.data.metrics["best/val_accuracy"] for run in children}
+    assert [trial.value for trial in trials] == [by_dropout[float(trial.params["model.dropout"])] for trial in trials]
 
 
 @pytest.mark.slow
