@@ -116,8 +116,8 @@ def test_a_damaged_checkpoint_is_set_aside(damage, start, store, tmp_path):
 def test_what_a_killed_run_is_not_gone_on_with_for(start, store, tmp_path):
     home = tmp_path / "home"
     killed_after(start(*ONE_CYCLE), 2, 0, home)
-    assert "Going on" not in finished(start(*ONE_CYCLE, "epochs=2"))  # another schedule, so another run
-    assert "Going on" not in finished(start(*ONE_CYCLE, "resume=false"))
+    assert "Resuming" not in finished(start(*ONE_CYCLE, "epochs=2"))  # another schedule, so another run
+    assert "Resuming" not in finished(start(*ONE_CYCLE, "resume=false"))
     new, shorter, old = runs(store)
     assert (new.info.status, shorter.info.status, old.info.status) == ("FINISHED", "FINISHED", "KILLED")
     assert old.data.tags["superseded"] == new.info.run_id
