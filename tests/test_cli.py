@@ -241,13 +241,14 @@ def test_output_that_goes_to_a_file(here, store, digits_words):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "status", "reason", "said"),
+    ("number", "status", "reason", "level", "said"),
     [
-        (signal.SIGINT, 130, "interrupted", "experiments: interrupted\n"),
-        (signal.SIGTERM, 143, "signal", ""),
+        # After Ctrl-C the console says in words how to resume instead.
+        (signal.SIGINT, 130, "interrupted", "DEBUG", "experiments: interrupted\n"),
+        (signal.SIGTERM, 143, "signal", "ERROR", ""),
     ],
 )
-def test_signal_ends_a_training_as_killed(here, store, digits_words, number, status, reason, said):
+def test_signal_ends_a_training_as_killed(here, store, digits_words, number, status, reason, level, said):
     words = [EXPERIMENTS, "train", *digits_words, "epochs=1000"]
     with subprocess.Popen(words, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout
@@ -257,7 +258,7 @@ def test_signal_ends_a_training_as_killed(here, store, digits_words, number, sta
     assert (process.returncode, errors) == (status, said)
     run = only_run(store)
     folder = jobs_folder() / run.info.run_id
-    assert (folder / "job.log").read_text().splitlines()[-1].endswith(f" ERROR KILLED: {number.name}")
+    assert (folder / "job.log").read_text().splitlines()[-1].endswith(f" {level} KILLED: {number.name}")
     shutil.rmtree(folder)
     assert run.info.status == "KILLED"
     assert run.info.end_time >= run.info.start_time

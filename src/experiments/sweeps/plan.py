@@ -69,7 +69,11 @@ def plan_jobs(jobs: Sequence[Job], planner: Planner, display: Display) -> None:
             with job_list.in_job(job.number, job.own):
                 plans[key] = plan_job(planner, job.overrides)
         data, code = plans[key].data_sha256, plans[key].code_sha256
-        job.plan = replace(plans[key], fingerprint=job.configuration.fingerprint(data, code))
+        job.plan = replace(
+            plans[key],
+            fingerprint=job.configuration.fingerprint(data, code),
+            parameters={**plans[key].parameters, "seed": job.configuration.parameters["seed"]},
+        )
         job.twin = first.get(job.fingerprint)
         first.setdefault(job.fingerprint, job)
 
