@@ -108,7 +108,7 @@ def test_a_model_says_what_it_said(recorded_store, tmp_path, name, run):
 
 @pytest.mark.slow
 def test_predict_says_of_a_file_what_the_run_has_recorded(recorded_store, tmp_path):
-    file = mlflow.artifacts.download_artifacts(f"runs:/{BEST}/test_predictions.npz", dst_path=str(tmp_path))
+    file = recorded_store.download_artifacts(BEST, "test_predictions.npz", str(tmp_path))
     images = mnist_5k(validation_fraction=0.1111, split_seed=0, limit=100).test_images
     Image.fromarray(images[7, ..., 0]).save(tmp_path / "digit.png")
     done = command("predict", BEST, str(tmp_path / "digit.png"), "--prepare", "none", "--json")
