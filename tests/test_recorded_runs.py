@@ -100,7 +100,7 @@ def test_what_has_no_numbers_is_refused_for_its_reason(recorded_store):
 
 @pytest.mark.parametrize(("name", "run"), [(SINGLE, SINGLE), (f"best:{SWEEP}", BEST)])
 def test_a_model_says_what_it_said(recorded_store, tmp_path, name, run):
-    file = mlflow.artifacts.download_artifacts(f"runs:/{run}/test_predictions.npz", dst_path=str(tmp_path))
+    file = recorded_store.download_artifacts(run, "test_predictions.npz", str(tmp_path))
     images = mnist_5k(validation_fraction=0.1111, split_seed=0, limit=100).test_images
     with np.load(file) as recorded:
         assert load(name).predict(images) == pytest.approx(recorded["probabilities"], abs=1e-6)
