@@ -171,9 +171,6 @@ def _trained(
     return RunResult(record.id, record.name, "FINISHED", objective, metrics, result.history, record.artifacts)
 
 
-# Before the training
-
-
 def _start_runtime(cfg: Any) -> None:
     start_runtime(seed=cfg.seed, threads=cfg.threads, deterministic=cfg.deterministic, precision=cfg.precision)
 

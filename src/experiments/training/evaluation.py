@@ -31,7 +31,7 @@ class Evaluation:
 
     @property
     def wrong(self) -> np.ndarray:
-        """Positions of the wrongly classified images, the surest mistake first."""
+        """Positions of the wrongly classified images, the most confident error first."""
         wrong = np.flatnonzero(self.predicted != self.labels)
         return wrong[np.argsort(-self.confidences[wrong], kind="stable")]
 
