@@ -18,6 +18,8 @@ from experiments.tracking.store import AGAIN_AFTER, is_refusal, store_error, sto
 
 _log = logging.getLogger(__name__)
 
+_LONGEST_REQUEST = 10  # seconds; MLflow's client ends a request after 8
+
 
 @contextlib.contextmanager
 def full_disk_is_a_warning(file: Path) -> Iterator[None]:
@@ -99,6 +101,7 @@ class Outbox:
             with self._news:
                 self._delivery.given_up = True
                 self._news.notify_all()
+            self._thread.join(timeout=_LONGEST_REQUEST)  # or it could still send something to a run that is reopened
             complete = not self._delivery.waiting
             if complete:
                 self._journal.unlink(missing_ok=True)
