@@ -74,13 +74,35 @@ def light(*words, cwd):
 def test_help_names_every_command(here):
     status, output, errors = light("--help", cwd=here)
     assert (status, errors) == (0, "")
-    assert re.findall(r"^    (\w+)\b", output, re.MULTILINE) == COMMANDS
+    assert re.findall(r"^  (\w+) ", output, re.MULTILINE) == COMMANDS
 
 
-def test_no_command_is_refused(here):
-    status, output, errors = light(cwd=here)
-    assert (status, output) == (2, "")
-    assert errors.endswith("experiments: error: the following arguments are required: COMMAND\n")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "experiments: Missing command. Try: experiments --help"),
+        (["cmpare"], "experiments: No such command 'cmpare'. Did you mean 'compare'? Try: experiments --help"),
+        (
+            ["compare", "--metrics", "loss"],
+            "experiments compare: No such option '--metrics'. Did you mean '--metric'? Try: experiments compare --help",
+        ),
+        (["predict", "last"], "experiments predict: Missing argument 'IMAGE...'. Try: experiments predict --help"),
+        (
+            ["predict", "last", "1.png", "--json", "--csv"],
+            "experiments predict: --json and --csv exclude each other. Try: experiments predict --help",
+        ),
+        (
+            ["ui", "--port", "0"],
+            "experiments ui: Invalid value for '--port': 0 is not in the range 1<=x<=65535. Try: experiments ui --help",
+        ),
+        (
+            ["export", "last", "data.limit=20", "--format", "onnx", "--out", "here"],
+            "experiments export: data.limit=20: overrides need --data. Try: experiments export --help",
+        ),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_is_refused_in_one_line(here, words, message):
+    assert light(*words, cwd=here) == (2, "", f"{message}\n")
 
 
 def test_list_shows_every_option_of_every_group(here):

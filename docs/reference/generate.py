@@ -5,6 +5,8 @@ from pathlib import Path
 
 import yaml
 
+from experiments.config.compose import first_comment
+
 CONF = Path(__file__).resolve().parents[2] / "conf"
 PAGE = Path(__file__).with_name("configuration.md")
 _HEAD = """\
@@ -38,7 +40,7 @@ def _group(folder: Path) -> Iterator[str]:
     files = sorted(folder.glob("*.yaml"))
     if files:
         yield from ["", f"## {group}", "", "| option | what it is |", "|---|---|"]
-        yield from (f"| `{file.stem}` | {_cell(_first_comment(file))} |" for file in files)
+        yield from (f"| `{file.stem}` | {_cell(first_comment(file))} |" for file in files)
     for file in files:
         yield from ["", f"### {group}={file.stem}", "", *_keys(file, group.replace("/", "."))]
 
@@ -72,11 +74,6 @@ def _rows(node: yaml.MappingNode, prefix: str, lines: list[str]) -> Iterator[str
             one_line = start.line == end.line
             default = f"`{lines[start.line][start.column : end.column]}`" if one_line else "see the file"
             yield f"| `{key}` | {_cell(default)} | {_cell(comment)} |"
-
-
-def _first_comment(file: Path) -> str:
-    comments = (line[1:].strip() for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
-    return next(comment for comment in comments if not comment.startswith("@"))
 
 
 def _cell(text: str) -> str:

@@ -136,7 +136,7 @@ def test_every_other_command_exists_with_its_options(page):
 
 def test_the_command_line_reference_has_every_command_and_option():
     page = (ROOT / "docs/reference/command-line.md").read_text(encoding="utf-8")
-    names = re.findall(r"^    (\w+) ", help_of(), re.MULTILINE)
+    names = re.findall(r"^  (\w+) ", help_of(), re.MULTILINE)
     assert len(names) > 5
     for name in names:
         section = re.search(rf"^## {name}\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE)

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import psutil
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 from playwright.sync_api import expect
 
@@ -185,23 +186,24 @@ def test_the_files_of_the_test_set_are_predicted_as_the_run_has_recorded(shared_
     predict.draw(found, prepare, tmp_path / "all.png")
 
 
-def test_files_are_read_group_by_group_and_keep_their_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(predict, "_AT_ONCE", 2)
-    files = [tmp_path / f"{number}.png" for number in range(5)]
+def test_files_are_read_256_at_once_and_keep_their_order(tmp_path):
+    files = [tmp_path / f"{number}.png" for number in range(300)]
     for number, file in enumerate(files):
-        Image.new("L", (4, 4), number).save(file)
+        Image.new("L", (4, 4), number % 200).save(file)
     files[1].write_text("no image")
     groups = []
 
     def answer(pixels):
-        groups.append(pixels[:, 0, 0, 0].tolist())
+        groups.append(len(pixels))
         return np.stack([pixels[:, 0, 0, 0], 255 - pixels[:, 0, 0, 0]], axis=1) / 255
 
     said = SimpleNamespace(predict=answer, class_names=("white", "black"))
     found, refused = predict.predict(said, files, lambda image: images.as_it_is(image, (4, 4, 1)))
-    assert groups == [[0], [2, 3], [4]]
-    assert [prediction.file for prediction in found] == [str(files[number]) for number in (0, 2, 3, 4)]
-    assert [prediction.probabilities[0] * 255 for prediction in found] == pytest.approx([0, 2, 3, 4])
+    assert groups == [255, 44]
+    images_left = [number for number in range(300) if number != 1]
+    assert [prediction.file for prediction in found] == [str(files[number]) for number in images_left]
+    values = [prediction.probabilities[0] * 255 for prediction in found]
+    assert values == pytest.approx([number % 200 for number in images_left])
     assert refused == [f"{files[1]} is none of PNG, JPEG, BMP, GIF, WebP and TIFF."]
 
 
@@ -247,7 +249,7 @@ def test_a_low_probability_is_shown_as_unsure():
 def test_drawing_without_its_extra_names_how_to_install_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ExperimentError, match=r"^draw needs Gradio\. Install it with: pip install -e '\.\[demo\]'$"):
-        cli._draw(SimpleNamespace(model="none", port=1))
+        CliRunner().invoke(cli.commands, ["draw", "none"], catch_exceptions=False)
 
 
 @pytest.mark.slow

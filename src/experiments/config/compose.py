@@ -136,6 +136,12 @@ def folders(config_dir: str | None) -> list[Path]:
     return [CONF_DIR, *([Path(config_dir)] if config_dir else [])]
 
 
+def first_comment(file: Path) -> str:
+    """The first comment line of an option's file, which says what it is; a directive such as `@package` is none."""
+    comments = (line[1:].strip() for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
+    return next((comment for comment in comments if not comment.startswith("@")), "")
+
+
 def _composed(overrides: Sequence[str], config_dir: str | None) -> DictConfig:
     places = [json.dumps(f"file://{folder.resolve()}") for folder in folders(config_dir)[1:]]
     try:
