@@ -88,7 +88,6 @@ def _report_errors(received_signals: list[int]) -> int:
 def train(arguments: tuple[str, ...]) -> int:
     """Train one run, or a sweep with -m or sweep=NAME."""
     import hydra
-    from hydra._internal.utils import get_args_parser
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
     from hydra.types import RunMode
@@ -97,10 +96,11 @@ def train(arguments: tuple[str, ...]) -> int:
 
     from experiments.config.compose import CONF_DIR, check_command, current_job
     from experiments.config.overrides import first_line
+    from experiments.library_internals import hydra_argument_parser
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of Hydra's own printer
     sys.argv = ["experiments train", *arguments]  # where hydra.main reads them
-    options = get_args_parser().parse_args(arguments)
+    options = hydra_argument_parser().parse_args(arguments)
     for option in ("config_name", "config_path", "experimental_rerun"):
         if getattr(options, option):  # they would run what nothing has checked
             raise ExperimentError(f"--{option.replace('_', '-')} is not for this command.", advice="Use --config-dir.")

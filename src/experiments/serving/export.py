@@ -131,20 +131,19 @@ def export(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ExperimentError(f"{folder} cannot be made: {error.strerror}.") from error
-    mixed = _is_mixed(classifier.model)
-    limits = QUANTIZED if quantize else FROM_MIXED_PRECISION if mixed else EXACT
     with tempfile.TemporaryDirectory(dir=folder, prefix=".") as part:
         file = Path(part) / target.name
         try:
             with warnings.catch_warnings(), quiet_import():
                 warnings.simplefilter("ignore")  # of Keras's exporters and what they call
-                model = _in_float32(classifier.model) if mixed else classifier.model
+                model = _in_float32(classifier.model)
                 model.predict(images.images[:1], verbose=0)  # the exporters refuse a model that was never called
                 _write(model, form, file, images.calibration if quantize else None)
                 said = _reader(form, file)(images.images)
         except Exception as error:  # an exporter or a runtime that cannot do this net raises almost anything
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise NotEqualError(f"{form} cannot have this net: {reason.strip()}") from error
+        limits = QUANTIZED if quantize else EXACT if model is classifier.model else FROM_MIXED_PRECISION
         checked = _compared(classifier, images, said, file)
         if checked.exceeds(limits):
             raise NotEqualError(
@@ -170,21 +169,23 @@ def _check(form: str, target: Path, *, quantize: bool, overwrite: bool) -> None:
         raise ExperimentError(problem, advice="Install it with: pip install -e '.[export]'")
 
 
-def _is_mixed(model: keras.Model) -> bool:
-    return any(layer.compute_dtype != "float32" for layer in model._flatten_layers(include_self=False))
-
-
 def _in_float32(model: keras.Model) -> keras.Model:
-    """The same net and weights without mixed precision, which the other formats do not have or have wrongly."""
+    """The same net and weights without mixed precision, which the other formats do not have or have wrongly.
+
+    A net that is in float32 already is returned itself.
+    """
 
     def changed(value: Any) -> Any:
         if isinstance(value, dict):
             if value.get("class_name") in ("DTypePolicy", "FloatDTypePolicy"):
-                return "float32"
+                return value if value["config"]["name"] == "float32" else "float32"
             return {key: changed(inner) for key, inner in value.items()}
         return type(value)(changed(inner) for inner in value) if isinstance(value, list | tuple) else value
 
-    plain = type(model).from_config(changed(copy.deepcopy(model.get_config())))
+    config = model.get_config()
+    if changed(config) == config:
+        return model
+    plain = type(model).from_config(changed(copy.deepcopy(config)))
     plain.set_weights(model.get_weights())
     return plain
 

@@ -245,7 +245,7 @@ class Pool:
 
     def _end(self, job: _Job) -> JobReturn:
         job.process.join()
-        result = job.result or _failed(self._death(job), job.overrides)
+        result = job.result or failed(self._death(job), job.overrides)
         job.process.close()
         del self.running[job.number]
         return result
@@ -276,8 +276,11 @@ class Pool:
             self._end(job)
 
 
-def _failed(error: BaseException, overrides: Sequence[str]) -> JobReturn:
-    return JobReturn(status=JobStatus.FAILED, _return_value=error, overrides=filter_overrides(overrides))
+def failed(error: BaseException, overrides: Sequence[str] = ()) -> JobReturn:
+    """The result of a job that has no result."""
+    result = JobReturn(status=JobStatus.FAILED, overrides=filter_overrides(overrides))
+    result.return_value = error
+    return result
 
 
 def _death(code: int) -> JobDied:
@@ -332,7 +335,7 @@ def launch(
         _end_server()
         raise
     return [
-        results.get(number) or _failed(JobDied("exit", "not started"), overrides)
+        results.get(number) or failed(JobDied("exit", "not started"), overrides)
         for number, overrides in zip(numbers, job_overrides, strict=True)
     ]
 
@@ -369,7 +372,7 @@ class Planner:
             return cloudpickle.loads(self.connection.recv())
         except (EOFError, BrokenPipeError, ConnectionResetError):
             self.process.join()
-            died = _failed(_death(self.process.exitcode or 0), overrides)
+            died = failed(_death(self.process.exitcode or 0), overrides)
             self.__exit__()
             self.__enter__()  # for the jobs to come
             return died

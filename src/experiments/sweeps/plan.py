@@ -10,6 +10,7 @@ from rich.table import Table
 
 from experiments.config.configuration import Plan
 from experiments.errors import ExperimentError
+from experiments.library_internals import job_error
 from experiments.sweeps import jobs as job_list
 from experiments.sweeps.display import Display
 from experiments.sweeps.jobs import (  # fmt: skip
@@ -86,8 +87,8 @@ def plan_job(planner: Planner, overrides: Sequence[str]) -> Plan:
     """
     result = planner.plan(overrides)
     if result.status is JobStatus.COMPLETED:
-        return result._return_value
-    error = result._return_value
+        return result.return_value
+    error = job_error(result)
     if isinstance(error, ExperimentError):
         raise error
     raise ExperimentError(f"it cannot be built: {as_job_died(error).failure}.")

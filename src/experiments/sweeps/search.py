@@ -169,7 +169,8 @@ class _Study:
         file = journal(opened.parent.run_id)
         if not file.exists():
             self._tell_of_older(identity)
-        self.study = _open(file, self.objective.mode, sweeper, identity)
+        self.storage = _storage(file)
+        self.study = _open(self.storage, self.objective.mode, sweeper, identity)
 
     def run(self) -> None:
         """Asks and tells until there are `n_trials`."""
@@ -231,8 +232,7 @@ class _Study:
         """Lists the trials of earlier calls; asks again for those that an interruption has cost."""
         for trial in self.study.trials:
             if trial.state is TrialState.RUNNING:
-                unfinished = Trial(self.study, trial._trial_id)
-                unfinished.set_user_attr(_INTERRUPTED, True)
+                _trial(self.study, self.storage, trial.number).set_user_attr(_INTERRUPTED, True)
                 self.study.tell(trial.number, state=TrialState.FAIL)
                 self.study.enqueue_trial(trial.params)
             elif trial.state.is_finished() and _INTERRUPTED not in trial.user_attrs:
@@ -372,11 +372,15 @@ def journal(parent: str) -> Path:
     return home() / "mlruns" / "studies" / f"{parent}.journal"
 
 
-def _open(file: Path, mode: str, sweeper: Any, identity: Mapping[str, Any]) -> optuna.Study:
-    """The study in `file`, made if need be."""
+def _storage(file: Path) -> JournalStorage:
     file.parent.mkdir(parents=True, exist_ok=True)
+    return JournalStorage(JournalFileBackend(str(file)))
+
+
+def _open(storage: JournalStorage, mode: str, sweeper: Any, identity: Mapping[str, Any]) -> optuna.Study:
+    """The study in `storage`, made if need be."""
     study = optuna.create_study(
-        storage=JournalStorage(JournalFileBackend(str(file))),
+        storage=storage,
         study_name=_NAME,
         direction="maximize" if mode == "max" else "minimize",
         pruner=_made("pruner", sweeper.pruner),
@@ -390,17 +394,22 @@ def _open(file: Path, mode: str, sweeper: Any, identity: Mapping[str, Any]) -> o
     return study
 
 
-def _load(file: Path, pruner: Any = None) -> optuna.Study | None:
+def _load(file: Path) -> optuna.Study | None:
     if not file.exists():
         return None
     try:
-        storage = JournalStorage(JournalFileBackend(str(file)))
-        return optuna.load_study(study_name=_NAME, storage=storage, pruner=pruner)
+        return optuna.load_study(study_name=_NAME, storage=_storage(file))
     except Exception as error:  # whatever a damaged line makes Optuna raise
         raise ExperimentError(
             f"The study in {file} cannot be read: {type(error).__name__}: {error}.",
             advice="Move the file away to begin the search anew; its finished runs are taken over.",
         ) from error
+
+
+def _trial(study: optuna.Study, storage: JournalStorage, number: int) -> Trial:
+    """A trial of `study`, which is in `storage`, that another process has asked for."""
+    study_id = storage.get_study_id_from_name(study.study_name)
+    return Trial(study, storage.get_trial_id_from_study_id_trial_number(study_id, number))
 
 
 # In the processes of the jobs
@@ -416,11 +425,12 @@ def pruner_of(parent: str, number: int, pruner: DictConfig, metric: str) -> Call
         metric: the objective.
     """
     method = hydra.utils.instantiate(pruner)
-    study = None if isinstance(method, NopPruner) else _load(journal(parent), method)
-    if study is None:
+    file = journal(parent)
+    if isinstance(method, NopPruner) or not file.exists():
         return lambda epoch, metrics: False
-    trial_id = study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
-    trial = Trial(study, trial_id)
+    storage = _storage(file)
+    study = optuna.load_study(study_name=_NAME, storage=storage, pruner=method)
+    trial = _trial(study, storage, number)
 
     def hopeless(epoch: int, metrics: Mapping[str, float]) -> bool:
         trial.report(metrics[metric], epoch)

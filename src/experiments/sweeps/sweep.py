@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
 
 from experiments.config.configuration import Configuration
 from experiments.config.overrides import absolute_paths
 from experiments.errors import JobsFailed
+from experiments.library_internals import job_error
 from experiments.sweeps.display import Display
 from experiments.sweeps.jobs import (  # fmt: skip
     DIVERGED,
@@ -27,7 +28,7 @@ from experiments.sweeps.jobs import (  # fmt: skip
     apply_result,
     counts,
 )
-from experiments.sweeps.launcher import Ended, JobDied, Said, Started, as_job_died, deaf
+from experiments.sweeps.launcher import Ended, JobDied, Said, Started, as_job_died, deaf, failed
 from experiments.tracking import ui
 from experiments.tracking.locks import AlreadyRunning, lock, lock_of_sweep, unlock
 from experiments.tracking.parent import Parent, end_run, open_parent
@@ -76,7 +77,7 @@ class Sweep:
 
     def settle(self, job: Job, result: JobReturn) -> None:
         """Finds out how a job has ended; closes or makes its run if it could not do so itself."""
-        error = result._return_value if result.status is JobStatus.FAILED else None
+        error = job_error(result)
         unlock(job.fingerprint)  # if its process could not
         output = jobs_folder() / job_output(self.parent.run_id, job.number)
         if isinstance(error, AlreadyRunning):
@@ -130,7 +131,7 @@ class Sweep:
             begun = {int(run.tags["job"]) for run in self.parent.runs() if self.older.get(run.run_id) != run.attempt}
         for job in self.jobs:
             if job.state == RUNNING or (job.state == WAITING and job.number in begun):
-                self.settle(job, JobReturn(status=JobStatus.FAILED, _return_value=as_job_died(error)))
+                self.settle(job, failed(as_job_died(error)))
             elif job.state == WAITING and not job.twin:
                 job.state = NOT_STARTED
 

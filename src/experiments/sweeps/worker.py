@@ -22,6 +22,8 @@ from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
+from experiments.library_internals import job_error
+
 GRACE = 6  # seconds that a job has to close its run after a signal
 _shown = reprlib.Repr()  # as repr, and nothing that it may raise
 _shown.maxother = 200
@@ -91,7 +93,7 @@ def work_on_job(
         result = _restored(work).run(number, overrides)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    error = result._return_value
+    error = job_error(result)
     if isinstance(error, Exception):  # its traceback does not go along
         error.add_note("".join(traceback.format_exception(error)))
     connection.send(("returned", _pickled(result)))
@@ -157,7 +159,7 @@ def _pickled(result: JobReturn) -> bytes:
         cloudpickle.loads(pickled)  # an exception with arguments of its own may fail here only
         return pickled
     except Exception as error:  # whatever the task returned or raised
-        value = _shown.repr(result._return_value)
-        result._return_value = RuntimeError(f"{value} cannot be sent between processes: {error}")
+        value = result.return_value if result.status is JobStatus.COMPLETED else job_error(result)
+        result.return_value = RuntimeError(f"{_shown.repr(value)} cannot be sent between processes: {error}")
         result.status = JobStatus.FAILED
         return cloudpickle.dumps(result)

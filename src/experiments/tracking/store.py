@@ -20,6 +20,7 @@ from mlflow.exceptions import MlflowException
 
 from experiments.config.compose import CHECKOUT
 from experiments.errors import ExperimentError
+from experiments.library_internals import create_mlflow_tables
 from experiments.tracking.secrets import without_secrets
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -181,13 +182,13 @@ def _make_tables(file: Path) -> None:
     MLflow makes them in 60 steps; a second program that meets them half made goes on with them itself, and leaves
     tables behind on which every later try fails.
     """
-    from mlflow.store.db import utils
+    from mlflow.store.db.utils import create_sqlalchemy_engine
 
     made = file.with_name(f"{file.name}.new")
     made.unlink(missing_ok=True)  # of a process that was killed
-    engine = utils.create_sqlalchemy_engine(f"sqlite:///{made}")
+    engine = create_sqlalchemy_engine(f"sqlite:///{made}")
     try:
-        utils._initialize_tables(engine)
+        create_mlflow_tables(engine)
     finally:
         engine.dispose()
     if file.exists():  # another program was faster

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from experiments.library_internals import set_monitor_op
 from experiments.training import checkpoints
 from experiments.training.checkpoints import Checkpoint
 
@@ -135,7 +136,7 @@ class CheckpointCallback(keras.callbacks.Callback):
         self.history.best_weights = [_in_type_of(variable, value) for variable, value in pairs]
         for callback, state in zip(self.others, self.checkpoint.state["callbacks"], strict=True):
             if getattr(callback, "monitor_op", callback) is None:
-                callback._set_monitor_op()  # at the first epoch's end it would turn the restored min_delta round
+                set_monitor_op(callback)  # at the first epoch's end it would turn the restored min_delta round
             vars(callback).update(checkpoints.decoded(state, arrays.get("callbacks", [])))
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:

@@ -1,0 +1,41 @@
+"""Private names of libraries that have no public counterpart.
+
+All of them are here, each with a test, so that a new version of a library that has changed one is noticed at once.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
+
+    from hydra.core.utils import JobReturn
+    from sqlalchemy import Engine
+
+
+def hydra_argument_parser() -> "ArgumentParser":
+    """The parser of the command line of every Hydra application."""
+    from hydra._internal.utils import get_args_parser
+
+    return get_args_parser()
+
+
+def job_error(result: "JobReturn") -> BaseException | None:
+    """What a job of Hydra has raised, None if it has completed; the public `return_value` would print and raise it."""
+    from hydra.core.utils import JobStatus
+
+    return None if result.status is JobStatus.COMPLETED else result._return_value
+
+
+def create_mlflow_tables(engine: "Engine") -> None:
+    """Creates the tables of an MLflow store in an empty database."""
+    from mlflow.store.db import utils
+
+    utils._initialize_tables(engine)
+
+
+def set_monitor_op(callback: Any) -> None:
+    """Resolves `mode` of EarlyStopping or ReduceLROnPlateau, which Keras does at the end of the first epoch only.
+
+    It changes the sign of `min_delta`, so it has to be done before a changed `min_delta` is restored.
+    """
+    callback._set_monitor_op()
