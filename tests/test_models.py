@@ -408,17 +408,17 @@ def test_every_activation_that_is_offered_works():
         (
             "model.kernel_size=[3,3,3]",
             "model.kernel_size=[3, 3, 3] has 3 entries and model.filters=[32, 64] has 2. "
-            "Give model.kernel_size one entry a block.",
+            "Give model.kernel_size one entry per block.",
         ),
         (
             "model.pool_sizes=[2]",
             "model.pool_sizes=[2] has 1 entries and model.filters=[32, 64] has 2. "
-            "Give model.pool_sizes one entry a block.",
+            "Give model.pool_sizes one entry per block.",
         ),
         (
             "model.filters=[32,64,128]",
             "model.pool_sizes=[2, 2] has 2 entries and model.filters=[32, 64, 128] has 3. "
-            "Give model.pool_sizes one entry a block.",
+            "Give model.pool_sizes one entry per block.",
         ),
     ],
 )
@@ -446,7 +446,7 @@ def listed(*layers, classifier="true"):
     return "model=sequential", f"model.layers=[{entries}]", f"model.classifier={classifier}"
 
 
-SHRUNK = "below one pixel. Take fewer or smaller pools and kernels, or padding: same."
+SHRUNK = "below one pixel. Use fewer or smaller pools and kernels, or padding: same."
 
 
 @pytest.mark.parametrize(
@@ -513,7 +513,7 @@ def test_an_output_that_is_not_one_logit_a_class_is_refused(build, overrides, sh
         build(*overrides)
     end = ", or set classifier: true." if "model.classifier=false" in overrides else "."
     assert str(refused.value) == (
-        f"model: the layers end in shape {shape}, and one logit for each of the 10 classes is needed. "
+        f"model: the layers output the shape {shape}, but one logit for each of the 10 classes is needed. "
         f"Add a Flatten or pooling layer{end}"
     )
 
@@ -522,7 +522,8 @@ def test_a_second_softmax_is_refused(build):
     with pytest.raises(ExperimentError) as refused:
         build(*listed("Flatten", "Dense, units: 10, activation: softmax", classifier="false"))
     assert str(refused.value) == (
-        "model.layers[1]: every net ends in a softmax of our own, and two learn badly. Leave its activation out."
+        "model.layers[1]: a softmax is added to every model, and a model with two learns badly. "
+        "Leave its activation out."
     )
 
 
@@ -532,8 +533,8 @@ def test_an_entry_that_is_no_layer_is_refused(build, entry):
         build("model=sequential", f"model.layers=[{{_target_: keras.layers.Flatten}}, {entry}]")
     shown = yaml.safe_load(entry)
     assert str(refused.value) == (
-        f"model.layers[1]={shown}: this is no layer. "
-        "Write {_target_: keras.layers.Dense, units: 64} or another layer of Keras."
+        f"model.layers[1]={shown} is not a layer. "
+        "Write {_target_: keras.layers.Dense, units: 64} or another Keras layer."
     )
 
 
@@ -542,11 +543,12 @@ def test_an_entry_that_is_no_layer_is_refused(build, entry):
     [
         (
             listed("Flatten", "Dense, units: 10", "Softmax", classifier="false"),
-            "model.layers[2]: every net ends in a softmax of our own, and two learn badly. Leave the layer out.",
+            "model.layers[2]: a softmax is added to every model, and a model with two learns badly. "
+            "Leave the layer out.",
         ),
         (
             listed("Flatten", "Dense, units: 10, name: a", "Dense, units: 10, name: classifier"),
-            "model.layers[2]: classifier is the name of a layer of our own. Give it another name.",
+            "model.layers[2]: classifier is the name of a layer that is always added. Give it another name.",
         ),
         (
             listed("Flatten, name: a", "Dense, units: 10, name: a"),
@@ -576,7 +578,7 @@ def test_what_a_layer_says_of_its_input_is_shown_in_plain_text(build):
     with pytest.raises(ExperimentError) as refused:
         build(*listed("Flatten, name: flat", "Reshape, target_shape: [3, 3], name: square"))
     assert str(refused.value) == (
-        "model: layer square refuses its input (784,): The total size of the tensor must be unchanged. "
+        "model: layer square does not accept inputs of shape (784,): The total size of the tensor must be unchanged. "
         "Received: input_shape=(784,), target_shape=(3, 3)"
     )
 
@@ -658,7 +660,7 @@ def test_standard_by_hand(build_scaling):
 def test_standard_refuses_images_without_contrast(build_scaling):
     with pytest.raises(ExperimentError) as refused:
         build_scaling("standard", np.full((2, 4, 4, 1), 9, np.uint8))
-    assert str(refused.value) == "scale=standard: every pixel of the training images is 9. Take scale=unit."
+    assert str(refused.value) == "scale=standard: every pixel of the training images is 9. Use scale=unit."
 
 
 @pytest.mark.parametrize("scale", SCALES)

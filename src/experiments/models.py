@@ -1,7 +1,7 @@
-"""Architecture builders: plain keywords in, an uncompiled `keras.Model` out.
+"""Functions that build uncompiled Keras models from plain keyword arguments.
 
-A builder gets `input_shape` and `num_classes` from the run and everything else from its YAML file. Its net ends in a
-softmax over the classes, computed in float32 whatever the precision of the run.
+`input_shape` and `num_classes` come from the run, all other arguments from the YAML file of the model. Every model ends
+in a softmax over the classes, computed in float32 whatever the precision of the run.
 """
 
 import re
@@ -34,32 +34,32 @@ def convnet(
     activation: str,
     padding: Literal["valid", "same"],
 ) -> keras.Model:
-    """A convolutional net of one block for each entry of `filters`, then dense layers.
+    """Builds a convolutional network: one block for each entry of `filters`, then dense layers.
 
-    A block is convolution, batch normalisation, activation, max pooling, dropout.
+    A block is convolution, batch normalization, activation, max pooling and dropout.
 
     Args:
         input_shape: height, width and channels of an image.
-        num_classes: width of the softmax.
-        filters: output channels, one entry a block; as many entries as blocks.
-        kernel_size: side of the square kernels in pixels, one for all blocks or one a block.
-        pool_sizes: side and stride of the max pooling, one a block; 1 means none.
-        batch_norm: normalise the output of every convolution, which then has no bias of its own.
-        conv_dropout: rate of the dropout that ends each block; 0 means none.
-        dense_units: widths of the hidden dense layers; may be empty.
-        dropout: rate of the dropout between the blocks and the dense layers; 0 means none.
-        activation: a name of `keras.activations`.
-        padding: of the convolutions, `valid` or `same`.
+        num_classes: number of classes.
+        filters: output channels of each convolution, one entry per block.
+        kernel_size: side of the square kernels in pixels, one for all blocks or one per block.
+        pool_sizes: size and stride of the max pooling, one per block; 1 means no pooling.
+        batch_norm: whether to normalize the output of every convolution, which then has no bias.
+        conv_dropout: dropout rate at the end of each block; 0 means no dropout.
+        dense_units: units of the hidden dense layers; may be empty.
+        dropout: dropout rate between the blocks and the dense layers; 0 means no dropout.
+        activation: name of a function in `keras.activations`.
+        padding: padding of the convolutions, `valid` or `same`.
 
     Raises:
-        ExperimentError: lists of unequal length, an unknown activation, or an image that shrinks below one pixel.
+        ExperimentError: the lists differ in length, the activation is unknown, or the image shrinks below one pixel.
     """
     kernel_sizes = [kernel_size] * len(filters) if isinstance(kernel_size, int) else kernel_size
     for key, sizes in (("kernel_size", kernel_sizes), ("pool_sizes", pool_sizes)):
         if len(sizes) != len(filters):
             raise ExperimentError(
                 f"model.{key}={sizes} has {len(sizes)} entries and model.filters={filters} has {len(filters)}.",
-                advice=f"Give model.{key} one entry a block.",
+                advice=f"Give model.{key} one entry per block.",
             )
     activations = [name for name in dir(keras.activations) if name[0] != "_" and name not in _NOT_ACTIVATIONS]
     if activation not in activations:
@@ -92,36 +92,36 @@ def convnet(
 def sequential(
     *, input_shape: Shape, num_classes: int, layers: Annotated[list, Field(min_length=1)], classifier: bool
 ) -> keras.Model:
-    """A stack of Keras layers that a YAML file lists, for any architecture without branches.
+    """Builds a stack of the Keras layers listed in a YAML file.
 
     Args:
         input_shape: height, width and channels of an image.
-        num_classes: width of the softmax.
+        num_classes: number of classes.
         layers: the layers in order (`_target_: keras.layers.…`).
-        classifier: add the dense layer of `num_classes` units; if false, the last layer of the list gives one logit
-            a class.
+        classifier: whether to add a dense layer of `num_classes` units; if false, the last layer of the list must
+            output one logit per class.
 
     Raises:
-        ExperimentError: an entry that is no layer or has a name of our own layers, an image that shrinks below one
-            pixel, or an output that is not one logit a class.
+        ExperimentError: an entry is not a layer or has a reserved name, the image shrinks below one pixel, or the
+            output is not one logit per class.
     """
     own_names = {"image", "softmax", *(["classifier"] if classifier else [])}
     names: set[str] = set()
     for position, layer in enumerate(layers):
         if not isinstance(layer, keras.Layer):
             raise ExperimentError(
-                f"model.layers[{position}]={layer}: this is no layer.",
-                advice="Write {_target_: keras.layers.Dense, units: 64} or another layer of Keras.",
+                f"model.layers[{position}]={layer} is not a layer.",
+                advice="Write {_target_: keras.layers.Dense, units: 64} or another Keras layer.",
             )
         last = position == len(layers) - 1
         softmax = isinstance(layer, keras.layers.Softmax)
         if last and (softmax or getattr(layer, "activation", None) is keras.activations.softmax):
             raise ExperimentError(
-                f"model.layers[{position}]: every net ends in a softmax of our own, and two learn badly.",
+                f"model.layers[{position}]: a softmax is added to every model, and a model with two learns badly.",
                 advice="Leave the layer out." if softmax else "Leave its activation out.",
             )
         if layer.name in own_names | names:
-            owner = "another layer of the list" if layer.name in names else "a layer of our own"
+            owner = "another layer of the list" if layer.name in names else "a layer that is always added"
             raise ExperimentError(
                 f"model.layers[{position}]: {layer.name} is the name of {owner}.", advice="Give it another name."
             )
@@ -130,10 +130,10 @@ def sequential(
 
 
 def rescaling(*, train_images: np.ndarray) -> keras.layers.Rescaling:
-    """The layer that brings the training images to mean 0 and deviation 1, one mean and deviation for all pixels.
+    """Builds the layer that scales the training pixels to mean 0 and standard deviation 1, over all pixels together.
 
     Args:
-        train_images: raw pixels 0 to 255 of shape (images, height, width, channels); no other image is looked at.
+        train_images: raw pixels 0 to 255 of shape (images, height, width, channels).
 
     Raises:
         ExperimentError: all pixels are equal.
@@ -145,43 +145,47 @@ def rescaling(*, train_images: np.ndarray) -> keras.layers.Rescaling:
     deviation = np.sqrt(np.average((pixels - mean) ** 2, weights=counts))
     if deviation == 0:
         raise ExperimentError(
-            f"scale=standard: every pixel of the training images is {mean:g}.", advice="Take scale=unit."
+            f"scale=standard: every pixel of the training images is {mean:g}.", advice="Use scale=unit."
         )
     return keras.layers.Rescaling(float(1 / deviation), offset=float(-mean / deviation))
 
 
-def with_scaling(net: keras.Model, scaling: keras.Layer, input_shape: Shape) -> keras.Model:
-    """`net` with `scaling` as its first layer: a model that takes raw pixels 0 to 255.
+def with_scaling(model: keras.Model, scaling: keras.Layer, input_shape: Shape) -> keras.Model:
+    """Puts a scaling layer in front of a model, which then takes raw pixels 0 to 255.
 
-    The input is float32: a uint8 input would truncate augmented pixels.
+    The input is float32, because a uint8 input would truncate augmented pixels.
 
     Raises:
-        ExperimentError: a scaling that does not work on images of this shape, or changes it.
+        ExperimentError: the scaling fails on images of this shape, or changes the shape.
     """
     pixels = keras.Input(input_shape, dtype="float32", name="image")
-    scaling.dtype_policy = "float32"  # in half precision a sum of squared pixels overflows
+    scaling.dtype_policy = "float32"  # in half precision, a sum of squared pixels overflows
     _check_scaling(scaling, input_shape)
-    if isinstance(net, keras.Sequential) and scaling.name not in {layer.name for layer in net.layers}:
-        return keras.Sequential([pixels, scaling, *net.layers], name=net.name)
-    return keras.Model(pixels, net(scaling(pixels)), name=net.name)
+    if isinstance(model, keras.Sequential) and scaling.name not in {layer.name for layer in model.layers}:
+        return keras.Sequential([pixels, scaling, *model.layers], name=model.name)
+    return keras.Model(pixels, model(scaling(pixels)), name=model.name)
 
 
 def _check_scaling(scaling: keras.Layer, input_shape: Shape) -> None:
-    """Scales one image, because Keras finds most wrong values in a call only."""
+    """Scales one image, because Keras rejects most wrong values only when a layer is called."""
     try:
         scaled = scaling(keras.ops.zeros((1, *input_shape)))
-    except Exception as error:  # TensorFlow has types of its own
-        raise ExperimentError(f"scale: layer {scaling.name} refuses images {input_shape}: {_reason(error)}") from error
-    if tuple(scaled.shape[1:]) != tuple(input_shape):
-        raise ExperimentError(f"scale: layer {scaling.name} turns images {input_shape} into {tuple(scaled.shape[1:])}.")
+    except Exception as error:  # TensorFlow has its own types
+        raise ExperimentError(
+            f"scale: layer {scaling.name} does not accept images of shape {input_shape}: {_reason(error)}"
+        ) from error
+    if (shape := tuple(scaled.shape[1:])) != tuple(input_shape):
+        raise ExperimentError(
+            f"scale: layer {scaling.name} changes the shape of an image from {input_shape} to {shape}."
+        )
 
 
-#: Helpers, one that needs arguments, and one that halves the channels.
+#: Names in `keras.activations` that are helpers, need arguments (threshold) or halve the channels (glu).
 _NOT_ACTIVATIONS = {"deserialize", "get", "serialize", "threshold", "glu"}
 
 
 def _stack(layers: Iterable[keras.Layer], input_shape: Shape, num_classes: int, classifier: bool) -> keras.Sequential:
-    """`layers` on an input of `input_shape`, ended by a softmax; names the layer that does not fit."""
+    """Builds a Sequential model of the layers and a softmax; an error names the layer that does not fit."""
     layers = [*layers, keras.layers.Dense(num_classes, name="classifier")] if classifier else list(layers)
     outputs = keras.Input(input_shape)
     for layer in layers:
@@ -192,17 +196,17 @@ def _stack(layers: Iterable[keras.Layer], input_shape: Shape, num_classes: int, 
         except (TypeError, ValueError) as error:
             if "negative" not in str(error):
                 raise ExperimentError(
-                    f"model: layer {layer.name} refuses its input {before[1:]}: {_reason(error)}"
+                    f"model: layer {layer.name} does not accept inputs of shape {before[1:]}: {_reason(error)}"
                 ) from error
             fits = False
         if not fits:
             raise ExperimentError(
                 f"model: layer {layer.name} shrinks its input of {' x '.join(map(str, before[1:-1]))} below one pixel.",
-                advice="Take fewer or smaller pools and kernels, or padding: same.",
+                advice="Use fewer or smaller pools and kernels, or padding: same.",
             )
     if outputs.shape != (None, num_classes):
         raise ExperimentError(
-            f"model: the layers end in shape {outputs.shape[1:]}, and one logit for each of the {num_classes} "
+            f"model: the layers output the shape {outputs.shape[1:]}, but one logit for each of the {num_classes} "
             f"classes is needed.",
             advice="Add a Flatten or pooling layer" + ("." if classifier else ", or set classifier: true."),
         )
@@ -212,6 +216,6 @@ def _stack(layers: Iterable[keras.Layer], input_shape: Shape, num_classes: int, 
 
 
 def _reason(error: Exception) -> str:
-    """What Keras or TensorFlow says, without the call around it and without its bold type."""
+    """The message of a Keras or TensorFlow error, without its traceback and escape codes."""
     bold = re.search(r"\x1b\[1m(.+?)\x1b\[0m", str(error), re.DOTALL)
     return re.sub(r"\{\{.*?\}\} | \[Op:.*", "", bold[1] if bold else str(error))

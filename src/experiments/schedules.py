@@ -1,7 +1,7 @@
-"""Learning-rate schedules that know the run's number of steps: what YAML says in epochs, Keras counts in steps.
+"""Learning-rate schedules whose lengths are given in epochs or fractions of the run, where Keras counts steps.
 
-Each takes the peak `learning_rate` (it stands under `optimizer`), and of `total_steps` and `steps_per_epoch` what it
-needs, from the run. A whole number must become a float: Keras computes in the type of the rate.
+The run passes the peak `learning_rate` (the optimizer's) and, where a schedule needs them, `total_steps` and
+`steps_per_epoch`. Rates are converted to floats, because Keras computes in the type of the rate.
 """
 
 from typing import Annotated
@@ -14,7 +14,7 @@ _Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 def constant(*, learning_rate: _Rate) -> float:
-    """The learning rate itself."""
+    """Keeps the learning rate constant."""
     return float(learning_rate)
 
 
@@ -26,14 +26,14 @@ def cosine(
     warmup_epochs: Annotated[float, Field(ge=0)],
     final_fraction: _Fraction,
 ) -> schedules.CosineDecay:
-    """A linear rise from 0, then half a cosine down (Loshchilov and Hutter 2016, https://arxiv.org/abs/1608.03983).
+    """Rises linearly from 0, then falls along half a cosine (Loshchilov and Hutter 2016, https://arxiv.org/abs/1608.03983).
 
     Args:
-        learning_rate: the peak.
+        learning_rate: peak learning rate.
         total_steps: optimizer steps of the whole run.
-        steps_per_epoch: optimizer steps of an epoch.
-        warmup_epochs: length of the rise; a rise longer than the run is cut at its end.
-        final_fraction: the last learning rate, as a fraction of the peak.
+        steps_per_epoch: optimizer steps per epoch.
+        warmup_epochs: length of the rise; a rise longer than the run ends with the run.
+        final_fraction: final learning rate, as a fraction of the peak.
     """
     return _rise_and_fall(0.0, learning_rate, final_fraction, round(warmup_epochs * steps_per_epoch), total_steps)
 
@@ -46,13 +46,13 @@ def one_cycle(
     initial_divisor: Annotated[float, Field(ge=1)],
     final_divisor: Annotated[float, Field(ge=1)],
 ) -> schedules.CosineDecay:
-    """Up to a high peak and down to almost nothing within one run (Smith 2018, https://arxiv.org/abs/1803.09820).
+    """Rises linearly to a high peak, then falls to almost zero (Smith 2018, https://arxiv.org/abs/1803.09820).
 
     Args:
-        learning_rate: the peak.
+        learning_rate: peak learning rate.
         total_steps: optimizer steps of the whole run.
-        warmup_fraction: part of the steps that rise.
-        initial_divisor: the first learning rate is the peak divided by this.
+        warmup_fraction: fraction of the steps in which the learning rate rises.
+        initial_divisor: the learning rate starts at the peak divided by this.
         final_divisor: the learning rate falls towards the peak divided by this.
     """
     rise = round(warmup_fraction * total_steps)
@@ -66,14 +66,14 @@ def step(
     factor: Annotated[float, Field(gt=0, le=1)],
     every_epochs: Annotated[int, Field(ge=1)],
 ) -> schedules.ExponentialDecay:
-    """The learning rate times `factor`, again and again after `every_epochs` epochs."""
+    """Multiplies the learning rate by `factor` after every `every_epochs` epochs."""
     return schedules.ExponentialDecay(float(learning_rate), every_epochs * steps_per_epoch, factor, staircase=True)
 
 
 def exponential(
     *, learning_rate: _Rate, steps_per_epoch: int, factor: Annotated[float, Field(gt=0, le=1)]
 ) -> schedules.ExponentialDecay:
-    """A smooth decay that multiplies the learning rate by `factor` in every epoch."""
+    """Decays smoothly, by `factor` per epoch."""
     return schedules.ExponentialDecay(float(learning_rate), steps_per_epoch, factor)
 
 

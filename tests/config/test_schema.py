@@ -51,7 +51,7 @@ def refusal(images, tmp_path):
 RATE = "it must be a number of at least 0 and below 1."
 SIZES = "it must be a non-empty list, each entry a whole number of at least 1."
 SIZE = "a whole number of at least 1"
-ONE_PIXEL = "below one pixel. Take fewer or smaller pools and kernels, or padding: same."
+ONE_PIXEL = "below one pixel. Use fewer or smaller pools and kernels, or padding: same."
 OWN_BUILDERS = {
     "model.dropout=1.5": f"model.dropout=1.5 is refused: {RATE}",
     "model.dropout=nan": f"model.dropout=nan is refused: {RATE}",
@@ -66,7 +66,7 @@ OWN_BUILDERS = {
     "model.padding=smae": "model.padding=smae is refused. Did you mean same? Allowed: same, valid.",
     "model.activation=rleu": "model.activation=rleu: Keras has no such activation. Did you mean relu?",
     "model.pool_sizes=[2]": "model.pool_sizes=[2] has 1 entries and model.filters=[32, 64] has 2. "
-    "Give model.pool_sizes one entry a block.",
+    "Give model.pool_sizes one entry per block.",
     "model.filters=[8,8,8] model.pool_sizes=[4,4,4]": "model: layer block3_conv shrinks its input of 1 x 1 "
     f"{ONE_PIXEL}",
     "model.kernel_size=29": f"model: layer block1_conv shrinks its input of 28 x 28 {ONE_PIXEL}",
@@ -167,7 +167,7 @@ LAYERS = {
     (
         "keras.layers.Flatten",
         "keras.layers.Conv2D, filters: 3, kernel_size: 3",
-    ): "model: layer conv2d refuses its input "
+    ): "model: layer conv2d does not accept inputs of shape "
     "(784,): Input 0 with name 'None' of layer 'conv2d' is incompatible with the layer: expected min_ndim=4, found "
     "ndim=2. Full shape received: (None, 784)",
     (
@@ -176,7 +176,8 @@ LAYERS = {
     ): f"model: layer max_pooling2d shrinks its input of 28 x 28 {ONE_PIXEL}",
     (
         "keras.layers.MultiHeadAttention, num_heads: 1, key_dim: 1",
-    ): "model: layer multi_head_attention refuses its input (28, 28, 1): missing a required argument: 'value'",
+    ): "model: layer multi_head_attention does not accept inputs of shape (28, 28, 1): "
+    "missing a required argument: 'value'",
 }
 
 
@@ -187,10 +188,11 @@ def test_list_of_layers(refusal, lines):
 
 OWN_SCALING = {
     "keras.callbacks.TerminateOnNaN": "scale._target_=keras.callbacks.TerminateOnNaN: a keras Layer is needed here.",
-    "keras.layers.Dense\nunits: 3": "scale: layer dense turns images (28, 28, 1) into (28, 28, 3).",
-    "keras.layers.UnitNormalization\naxis: 7": "scale: layer unit_normalization refuses images (28, 28, 1): "
+    "keras.layers.Dense\nunits: 3": "scale: layer dense changes the shape of an image from (28, 28, 1) to (28, 28, 3).",
+    "keras.layers.UnitNormalization\naxis: 7": "scale: layer unit_normalization does not accept images of shape "
+    "(28, 28, 1): "
     "Invalid reduction dimension (7 for input with 4 dimension(s)",
-    "keras.layers.Rescaling\nscale: abc": "scale: layer rescaling refuses images (28, 28, 1): "
+    "keras.layers.Rescaling\nscale: abc": "scale: layer rescaling does not accept images of shape (28, 28, 1): "
     "Cast string to float is not supported",
 }
 
