@@ -203,7 +203,7 @@ def test_mnist_refuses_another_kind_of_images(tmp_path):
     path = save(tmp_path / "small.npz")
     assert refusal(data.mnist, path=path, **KNOBS) == (
         f"data.path={path} holds images of shape (4, 4, 1) with labels up to 2, but data=mnist has images of shape "
-        "(28, 28, 1) with labels up to 9. For images of your own type: "
+        "(28, 28, 1) with labels up to 9. For your own images, use: "
         f"experiments train data=npz data.path={path}"
     )
 
@@ -234,7 +234,7 @@ except errors.ExperimentError as error:
     assert printed[0] == data.fashion_mnist(path=save(tmp_path / "same.npz", **made), **KNOBS).sha256
     assert printed[-1].startswith("data=mnist could not be downloaded (URL fetch failure on https://")
     assert printed[-1].endswith(
-        "Take data=mnist_5k, which needs no download, or give data.path, "
+        "Use data=mnist_5k, which needs no download, or give data.path, "
         "an .npz file with the arrays x_train, y_train, x_test, y_test."
     )
 
@@ -276,7 +276,7 @@ def test_digests_see_one_pixel_and_only_what_is_used(tmp_path):
 
 
 @pytest.mark.parametrize(("shape", "expected"), [((4, 5), (4, 5, 1)), ((4, 5, 1), (4, 5, 1)), ((4, 5, 3), (4, 5, 3))])
-def test_npz_takes_grey_and_colour(tmp_path, shape, expected):
+def test_npz_takes_grayscale_and_color(tmp_path, shape, expected):
     made = arrays(shape)
     made["y_train"] = made["y_train"].reshape(-1, 1)
     assert data.npz(path=save(tmp_path / "mine.npz", **made), **KNOBS).image_shape == expected
@@ -297,18 +297,18 @@ def test_npz_takes_grey_and_colour(tmp_path, shape, expected):
         ),
         (
             {"x_train": np.zeros((40, 16), np.uint8)},
-            "x_train has the shape (40, 16). Images are (n, height, width) or (n, height, width, 1) when grey, "
-            "(n, height, width, 3) in colour.",
+            "x_train has the shape (40, 16). Use (n, height, width) or (n, height, width, 1) for grayscale, "
+            "(n, height, width, 3) for color.",
         ),
         (
             {"x_train": np.zeros((40, 4, 4, 2), np.uint8)},
-            "x_train has the shape (40, 4, 4, 2). Images are (n, height, width) or (n, height, width, 1) when grey, "
-            "(n, height, width, 3) in colour.",
+            "x_train has the shape (40, 4, 4, 2). Use (n, height, width) or (n, height, width, 1) for grayscale, "
+            "(n, height, width, 3) for color.",
         ),
         (
             {"x_test": np.zeros((0, 4, 4), np.uint8)},
-            "x_test has the shape (0, 4, 4). Images are (n, height, width) or (n, height, width, 1) when grey, "
-            "(n, height, width, 3) in colour.",
+            "x_test has the shape (0, 4, 4). Use (n, height, width) or (n, height, width, 1) for grayscale, "
+            "(n, height, width, 3) for color.",
         ),
         (
             {"y_train": np.zeros(39, np.int64)},
@@ -355,7 +355,7 @@ def test_npz_refuses_a_class_without_training_images(tmp_path):
     path = save(tmp_path / "mine.npz", y_train=np.repeat([0, 1, 3], [20, 10, 10]))
     assert refusal(data.npz, path=path, **KNOBS) == (
         "data.validation_fraction=0.25: the class '2' has 0 images; at least 2 are needed. "
-        "Add images to this class or leave it out: each part of a split needs one."
+        "Add images to this class or leave it out: every set needs at least one."
     )
 
 
@@ -366,7 +366,7 @@ def test_npz_refuses_one_class(tmp_path):
 
 def test_npz_without_path_says_what_to_type():
     assert refusal(data.npz, path=None, **KNOBS) == (
-        "data.path is null, but data=npz needs a file. Type: experiments train data=npz data.path=my_images.npz "
+        "data.path is null, but data=npz needs a file. Use: experiments train data=npz data.path=my_images.npz "
         "(arrays x_train, y_train, x_test, y_test)."
     )
 
@@ -396,7 +396,7 @@ def test_npz_refuses_damaged_files(tmp_path, kind):
         whole = Path(save(tmp_path / "good.npz")).read_bytes()
         file.write_bytes({"truncated": whole[:500], "text": b"no archive", "empty": b""}[kind])
     message = refusal(data.npz, path=str(file), **KNOBS)
-    assert message.startswith(f"data.path: {file} is no .npz file or is damaged (")
+    assert message.startswith(f"data.path: {file} is not an .npz file or is corrupt (")
     assert message.endswith("). Write it again with numpy.savez_compressed.")
 
 
@@ -505,7 +505,8 @@ def test_folder_refuses_what_is_no_image(photos):
     bad.write_text("no image")
     message = refusal(data.folder, path=str(photos), **FOLDER)
     assert message == (
-        f"data.path: {bad} is none of PNG, JPEG, BMP, GIF, WebP and TIFF. Delete it or move it out of the class folder."
+        f"data.path: {bad} is not a PNG, JPEG, BMP, GIF, WebP or TIFF image. "
+        "Delete the file or move it out of the class folder."
     )
 
     bad.unlink()
@@ -522,17 +523,17 @@ def test_folder_refuses_missing_and_empty_folders(photos, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     assert refusal(data.folder, path=None, **FOLDER) == (
         "data.path is null, but data=folder needs a folder of images. "
-        "Type: experiments train data=folder data.path=my_images (one sub-folder per class)."
+        "Use: experiments train data=folder data.path=my_images (one sub-folder per class)."
     )
     assert refusal(data.folder, path="no", **FOLDER) == (
         f"data.path: there is no folder {tmp_path}/no. Give a folder with one sub-folder per class."
     )
     assert refusal(data.folder, path="photos/cat", **FOLDER) == (
-        f"data.path: {photos}/cat has no sub-folders. Give each class a sub-folder of its name."
+        f"data.path: {photos}/cat has no sub-folders. Create one sub-folder per class, named after it."
     )
     (photos / "eel").mkdir()
     assert refusal(data.folder, path="photos", **FOLDER) == (
-        f"data.path: the class folder {photos}/eel has no images. Fill it or delete it."
+        f"data.path: the class folder {photos}/eel has no images. Add images to it or delete it."
     )
     assert refusal(data.folder, path="photos/..", **{**FOLDER, "test_path": "no"}).startswith(
         f"data.path: {photos}/cat cannot be read: [Errno 21] Is a directory: "
@@ -544,7 +545,7 @@ def test_folder_refuses_few_classes_and_few_images(photos):
     save_image(photos / "eel" / "1.png", np.zeros((4, 6)))
     assert refusal(data.folder, path=str(photos), **FOLDER) == (
         "data.test_fraction=0.25: the class 'eel' has 2 images; at least 3 are needed. "
-        "Add images to this class or leave it out: each part of a split needs one."
+        "Add images to this class or leave it out: every set needs at least one."
     )
     save_image(photos / "eel" / "2.png", np.zeros((4, 6)))
     large = {**FOLDER, "test_fraction": 0.9, "validation_fraction": 0.9}

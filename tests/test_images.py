@@ -57,10 +57,10 @@ def test_paper_ink_and_place_make_no_difference(other, tmp_path):
 
 
 def test_nothing_on_the_paper_is_said():
-    with pytest.raises(NotAnImage, match=r"^has nothing on it$"):
+    with pytest.raises(NotAnImage, match=r"^is blank$"):
         images.as_mnist(Image.new("L", (50, 50), 200))
     grain = np.random.default_rng(0).integers(200, 210, (50, 50), dtype=np.uint8)
-    with pytest.raises(NotAnImage, match=r"^has nothing on it$"):
+    with pytest.raises(NotAnImage, match=r"^is blank$"):
         images.as_mnist(Image.fromarray(grain))
 
 
@@ -70,7 +70,7 @@ def test_nothing_on_the_paper_is_said():
 def test_as_it_is_takes_one_size():
     pixels = np.arange(28 * 28, dtype=np.uint8).reshape(28, 28)
     assert (images.as_it_is(Image.fromarray(pixels), (28, 28, 1))[..., 0] == pixels).all()
-    with pytest.raises(NotAnImage, match=r"^has 30 x 28 pixels, and the model takes 28 x 28$"):
+    with pytest.raises(NotAnImage, match=r"^has 30 x 28 pixels, but the model takes 28 x 28$"):
         images.as_it_is(Image.new("L", (30, 28)), (28, 28, 1))
 
 
@@ -111,7 +111,7 @@ def test_inverted_pixels_are_255_minus_pixels():
     assert images.as_it_is(image, (1, 3, 1), invert=True).ravel().tolist() == [255, 155, 0]
 
 
-def test_resized_to_grey_and_to_colour():
+def test_resized_to_grayscale_and_to_color():
     image = Image.new("RGB", (90, 30), (255, 0, 0))
     assert images.resized(image, (8, 12, 3)).shape == (8, 12, 3)
     assert images.resized(image, (8, 12, 3))[0, 0].tolist() == [255, 0, 0]
@@ -154,11 +154,11 @@ def test_what_is_no_image_is_named_with_the_reason(tmp_path):
     Image.new("1", (12_500, 8_000)).save(tmp_path / "bomb.png")
     Image.fromarray(np.zeros((2, 2), np.float32)).save(tmp_path / "deep.tif")
     reasons = {
-        "text.png": r"^is none of PNG, JPEG, BMP, GIF, WebP and TIFF$",
+        "text.png": r"^is not a PNG, JPEG, BMP, GIF, WebP or TIFF image$",
         "empty.png": r"^is empty$",
         "cut.png": r"^cannot be read: .*truncated.*$",
-        "bomb.png": r"^has more than 89,478,485 pixels, the most that are read$",
-        "deep.tif": r"^has pixels of 32 bits \(Pillow's mode F\), which have no range to scale from$",
+        "bomb.png": r"^has more than 89,478,485 pixels, which is the limit$",
+        "deep.tif": r"^has pixels of 32 bits \(Pillow's mode F\), whose range of values is unknown$",
     }
     for name, reason in reasons.items():
         with pytest.raises(NotAnImage, match=reason):
@@ -183,5 +183,5 @@ def test_what_names_no_file_is_refused(tmp_path, monkeypatch):
         images.files(["thre.png"])
     with pytest.raises(ExperimentError, match=r"^\*\.jpg: there is no such file\."):
         images.files(["*.jpg"])
-    with pytest.raises(ExperimentError, match=r"^empty: there is no image in this folder\. It takes PNG, "):
+    with pytest.raises(ExperimentError, match=r"^empty: there is no image in this folder\. Images are PNG, "):
         images.files(["empty"])

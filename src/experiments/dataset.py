@@ -1,4 +1,4 @@
-"""A data set: training, validation and test images with their labels and digests."""
+"""`Dataset`: training, validation and test images with their labels and hashes."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,21 +9,21 @@ import numpy as np
 
 from experiments.errors import ExperimentError
 
-#: Of the 10,000 test images of MNIST and their labels, as a `Dataset` holds them, in the published order.
+#: `Dataset.test_sha256` of the 10,000 test images of MNIST in the published order.
 MNIST_TEST_SHA256 = "65f8dd92a0a1565c0ca8892c2dc6afc40577b69a8ce2d15d10ac7efb414281af"
-#: Positions of those whose published label most raters reject (Northcutt et al. 2021, https://arxiv.org/abs/2103.14749).
+#: Positions of those whose label most raters reject (Northcutt et al. 2021, https://arxiv.org/abs/2103.14749).
 MNIST_REJECTED = (947, 1621, 1901, 2130, 2462, 2597, 2654, 3520, 3558, 5937, 6651, 6783, 8527, 9679, 9729)
-_TEST_SEED = 0  # a test set that moved with split_seed would end up in some run's training images
+_TEST_SEED = 0  # fixed: if it followed split_seed, test images of one run would be training images of another
 
 
-@dataclass(frozen=True, eq=False)  # arrays have no one truth value to compare; the digests say what is equal
+@dataclass(frozen=True, eq=False)  # comparing arrays gives no single truth value; compare the hashes
 class Dataset:
-    """Images and labels of one run, ready to train on, and the digests that identify them.
+    """The images and labels of one run, and the hashes that identify them.
 
     Images are uint8 of shape (n, height, width, channels); labels are int64 of shape (n,), from 0 to classes - 1.
     """
 
-    name: str  # for a folder or file of the user its own
+    name: str  # of the option, or of the user's file or folder
     class_names: tuple[str, ...]
     train_images: np.ndarray
     train_labels: np.ndarray
@@ -31,7 +31,7 @@ class Dataset:
     validation_labels: np.ndarray
     test_images: np.ndarray
     test_labels: np.ndarray
-    test_index: np.ndarray  # int64 (n,), position of each test image in the whole test set, which `limit` shortens
+    test_index: np.ndarray  # int64 (n,), position of each test image in the whole test set, before `limit`
     sha256: str  # of all arrays as loaded, before splits and limit
     validation_sha256: str  # of the validation images and labels used
     test_sha256: str  # of the test images and labels used
@@ -52,22 +52,22 @@ class Dataset:
         split_seed: int = 0,
         limit: int | None = None,
     ) -> "Dataset":
-        """Builds a data set from arrays: checks them, splits the validation images off and computes the digests.
+        """Builds a data set from arrays: checks them, splits off the validation images and computes the hashes.
 
-        A function of your own that returns it is a choice of `data`.
+        A function of yours that returns its result can be an option of `data`.
 
         Args:
             train_images: integers from 0 to 255 of shape (n, height, width), (n, height, width, 1) or
                 (n, height, width, 3).
             train_labels: integers from 0 to classes - 1, of shape (n,) or (n, 1).
-            test_images: likewise, of the same height, width and channels; None splits `test_fraction` off.
-            test_labels: likewise; None if `test_images` is None.
+            test_images: test images of the same height, width and channels; None splits off `test_fraction`.
+            test_labels: their labels; None if `test_images` is None.
             name: shown in the record of the run.
-            class_names: in the order of the labels; None takes the numbers 0 to the highest label.
-            test_fraction: share of the images to test on, without `test_images`; always the same images.
-            validation_fraction: share of the images left for training to validate on.
-            split_seed: another seed draws other validation images.
-            limit: at most so many images in each of the three sets, stratified; None takes all.
+            class_names: names of the classes in the order of the labels; None means 0 to the highest label.
+            test_fraction: fraction of the images used for testing without `test_images`; always the same images.
+            validation_fraction: fraction of the remaining images used for validation.
+            split_seed: seed that selects the validation images.
+            limit: at most this many images in each of the three sets, stratified; None means all.
 
         Raises:
             ExperimentError: an array has a wrong shape, type or range, or a class has too few images to split.
@@ -75,12 +75,12 @@ class Dataset:
         Example:
             >>> Dataset.from_arrays(images, labels, name="flowers", class_names=["daisy", "rose"])
         """
-        train = labelled(train_images, train_labels, "train_images", "train_labels")
+        train = check_arrays(train_images, train_labels, "train_images", "train_labels")
         if (test_images is None) != (test_labels is None):
             raise ExperimentError("test_images and test_labels belong together.", advice="Give both or none.")
         test = None
         if test_images is not None and test_labels is not None:
-            test = labelled(test_images, test_labels, "test_images", "test_labels")
+            test = check_arrays(test_images, test_labels, "test_images", "test_labels")
             if train.images.shape[1:] != test.images.shape[1:]:
                 raise ExperimentError(
                     f"The training images have the shape {train.images.shape[1:]}, the test images "
@@ -121,7 +121,7 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes, also of those without test images."""
+        """Number of classes, including those without test images."""
         return len(self.class_names)
 
     @property
@@ -132,23 +132,23 @@ class Dataset:
 
     @property
     def rejected_labels(self) -> tuple[int, ...]:
-        """Positions of test images known to be labelled wrongly; only the whole test set of MNIST has a list."""
+        """Positions of test images known to be mislabeled; the list exists only for the whole test set of MNIST."""
         return MNIST_REJECTED if self.test_sha256 == MNIST_TEST_SHA256 else ()
 
 
-class Labelled(NamedTuple):
-    """Images, uint8 (n, height, width, channels), and their labels, int64 (n,)."""
+class LabelledImages(NamedTuple):
+    """Images, uint8 of shape (n, height, width, channels), and their labels, int64 of shape (n,)."""
 
     images: np.ndarray
     labels: np.ndarray
 
-    def at(self, positions: np.ndarray) -> "Labelled":
-        """The images and labels at some positions."""
-        return Labelled(self.images[positions], self.labels[positions])
+    def at(self, positions: np.ndarray) -> "LabelledImages":
+        """Selects images and their labels by position."""
+        return LabelledImages(self.images[positions], self.labels[positions])
 
 
-def labelled(images: np.ndarray, labels: np.ndarray, images_name: str, labels_name: str) -> Labelled:
-    """Checks a user's arrays and brings them into the form of `Labelled`; the names are for messages.
+def check_arrays(images: np.ndarray, labels: np.ndarray, images_name: str, labels_name: str) -> LabelledImages:
+    """Checks arrays and converts them to `LabelledImages`; the names are used in error messages.
 
     Raises:
         ExperimentError: the shape, type or range of an array is wrong.
@@ -157,7 +157,7 @@ def labelled(images: np.ndarray, labels: np.ndarray, images_name: str, labels_na
     if images.size == 0 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[-1] in (1, 3))):
         raise ExperimentError(
             f"{images_name} has the shape {images.shape}.",
-            advice="Images are (n, height, width) or (n, height, width, 1) when grey, (n, height, width, 3) in colour.",
+            advice="Use (n, height, width) or (n, height, width, 1) for grayscale, (n, height, width, 3) for color.",
         )
     if images.dtype.kind not in "iu" or images.min() < 0 or images.max() > 255:
         raise ExperimentError(
@@ -175,7 +175,7 @@ def labelled(images: np.ndarray, labels: np.ndarray, images_name: str, labels_na
             advice="Number the classes 0, 1, 2, ... without gaps.",
         )
     channels = images if images.ndim == 4 else images[..., np.newaxis]
-    return Labelled(channels.astype(np.uint8, copy=False), labels.reshape(-1).astype(np.int64))
+    return LabelledImages(channels.astype(np.uint8, copy=False), labels.reshape(-1).astype(np.int64))
 
 
 def _values(array: np.ndarray) -> str:
@@ -183,7 +183,7 @@ def _values(array: np.ndarray) -> str:
 
 
 def _class_names(class_names: Sequence[str] | None, highest: int, total: int) -> tuple[str, ...]:
-    """The given names, or one number per class, held against the highest label."""
+    """The given names, or a number per class; checks that there is one for the highest label."""
     if class_names is None and highest >= total:
         raise ExperimentError(
             f"The label {highest} makes {highest + 1} classes, but there are {total} training images.",
@@ -199,21 +199,21 @@ def _class_names(class_names: Sequence[str] | None, highest: int, total: int) ->
 
 
 def _split(
-    whole: Labelled, class_names: tuple[str, ...], key: str, fraction: float, seed: int, keep: int
-) -> tuple[Labelled, Labelled]:
-    """Splits a stratified `fraction` off; at least `keep` images of each class stay and at least one goes."""
-    from sklearn.model_selection import train_test_split  # here, because it takes a second to import
+    whole: LabelledImages, class_names: tuple[str, ...], key: str, fraction: float, seed: int, keep: int
+) -> tuple[LabelledImages, LabelledImages]:
+    """Splits off a stratified `fraction`: at least one image of each class, leaving at least `keep` of each."""
+    from sklearn.model_selection import train_test_split  # imported here because it takes a second
 
     labels, total, num_classes = whole.labels, len(whole.labels), len(class_names)
     for class_name, count in zip(class_names, np.bincount(labels, minlength=num_classes), strict=True):
         if count <= keep:
             raise ExperimentError(
                 f"{key}={fraction}: the class {class_name!r} has {count} images; at least {keep + 1} are needed.",
-                advice="Add images to this class or leave it out: each part of a split needs one.",
+                advice="Add images to this class or leave it out: every set needs at least one.",
             )
     size = int(np.clip(round(fraction * total), num_classes, total - keep * num_classes))
     kept, held_out = train_test_split(np.arange(total), test_size=size, stratify=labels, random_state=seed)
-    # scikit-learn rounds rare classes to none: take what is missing from the other part in exchange for the commonest.
+    # scikit-learn may round a rare class to 0 images: swap in the missing ones for images of the most frequent class.
     for part, other, least in ((kept, held_out, keep), (held_out, kept, 1)):
         for label in range(num_classes):
             while np.count_nonzero(labels[part] == label) < least:
@@ -224,7 +224,7 @@ def _split(
 
 
 def _limited(labels: np.ndarray, limit: int | None) -> np.ndarray:
-    """Positions of at most `limit` images, stratified; each class there is keeps one, a higher limit keeps the same."""
+    """Positions of at most `limit` images, stratified; a higher limit selects the same ones and more."""
     place = np.empty(len(labels))
     for label in np.unique(labels):
         members = np.random.RandomState(_TEST_SEED).permutation(np.flatnonzero(labels == label))
@@ -233,7 +233,7 @@ def _limited(labels: np.ndarray, limit: int | None) -> np.ndarray:
 
 
 def arrays_sha256(*arrays: np.ndarray) -> str:
-    """SHA-256 of the arrays' types, shapes and bytes, the same on every platform."""
+    """SHA-256 of the types, shapes and bytes of arrays, the same on every platform."""
     digest = hashlib.sha256()
     for array in arrays:
         little_endian = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
@@ -243,5 +243,5 @@ def arrays_sha256(*arrays: np.ndarray) -> str:
 
 
 def are_probabilities(outputs: np.ndarray) -> bool:
-    """Whether every row of a classifier's outputs is 0 or more and adds up to 1, as far as half precision can."""
-    return bool((outputs >= 0).all() and (abs(outputs.sum(axis=-1) - 1) <= 0.01).all())  # NaN is neither
+    """Whether the rows of a model's outputs are not negative and sum to 1, within half precision."""
+    return bool((outputs >= 0).all() and (abs(outputs.sum(axis=-1) - 1) <= 0.01).all())  # false for NaN

@@ -1,4 +1,4 @@
-"""The one reader of image files: from a file of any kind to the raw pixels that a model takes."""
+"""Reads image files and converts them to the raw pixels that a model takes."""
 
 import base64
 import io
@@ -13,23 +13,23 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from experiments.errors import ExperimentError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-_BOX = 20  # pixels that a digit of MNIST may be wide or high, of 28
-_FAINTEST = 25  # grey levels between paper and ink; less is no ink
-_NOISE = 0.15  # of the strongest ink: grain of paper, traces of compression
+_BOX = 20  # width and height in pixels, of 28, that an MNIST digit is fitted into
+_FAINTEST = 25  # gray levels between paper and ink; a smaller difference is not ink
+_NOISE = 0.15  # fraction of the strongest ink below which it is paper grain or a compression artifact
 
 
 class NotAnImage(ExperimentError):
-    """A file that no image for a model can be made from; the reason goes on where its name ends."""
+    """A file that cannot be read as an image; the message completes a sentence that begins with its name."""
 
 
 def files(words: Sequence[str]) -> list[Path]:
-    """The files that a user names, each once.
+    """Lists the image files that a user names, each once.
 
     Args:
-        words: files, folders (with all images in them and in their folders), or patterns such as `scans/*.png`.
+        words: files, folders (all images in them and their sub-folders), or patterns such as `scans/*.png`.
 
     Raises:
-        ExperimentError: there is no such file, a folder has no image, or a pattern fits nothing.
+        ExperimentError: there is no such file, a folder has no images, or a pattern matches nothing.
     """
     found: dict[Path, None] = {}
     for word in words:
@@ -37,7 +37,9 @@ def files(words: Sequence[str]) -> list[Path]:
         if path.is_dir():
             inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
             if not inside:
-                raise ExperimentError(f"{word}: there is no image in this folder.", advice=f"It takes {_KINDS}.")
+                raise ExperimentError(
+                    f"{word}: there is no image in this folder.", advice=f"Images are {_KINDS} files."
+                )
         elif path.is_file():
             inside = [path]
         else:
@@ -48,7 +50,7 @@ def files(words: Sequence[str]) -> list[Path]:
     return list(found)
 
 
-_KINDS = "PNG, JPEG, BMP, GIF, WebP and TIFF"
+_KINDS = "PNG, JPEG, BMP, GIF, WebP or TIFF"
 
 
 def _neighbours(path: Path) -> list[str]:
@@ -70,55 +72,55 @@ def read(file: Path) -> Image.Image:
         ):
             image = ImageOps.exif_transpose(opened)
     except UnidentifiedImageError as error:
-        reason = "is empty" if file.stat().st_size == 0 else f"is none of {_KINDS}"
+        reason = "is empty" if file.stat().st_size == 0 else f"is not a {_KINDS} image"
         raise NotAnImage(reason) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise NotAnImage(f"has more than {Image.MAX_IMAGE_PIXELS:,} pixels, the most that are read") from error
-    except Exception as error:  # damaged images can make Pillow raise almost anything
+        raise NotAnImage(f"has more than {Image.MAX_IMAGE_PIXELS:,} pixels, which is the limit") from error
+    except Exception as error:  # corrupt images can make Pillow raise almost anything
         raise NotAnImage(f"cannot be read: {error}") from error
     if image.mode.startswith("I;16"):  # Pillow would cut 16-bit pixels at 255 instead of scaling them
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise NotAnImage(f"has pixels of 32 bits (Pillow's mode {image.mode}), which have no range to scale from")
+        raise NotAnImage(f"has pixels of 32 bits (Pillow's mode {image.mode}), whose range of values is unknown")
     return image
 
 
-def on_paper(image: Image.Image, paper: str = "white") -> Image.Image:
-    """Composites what is transparent onto a colour; an opaque image stays as it is."""
+def composited(image: Image.Image, background: str = "white") -> Image.Image:
+    """Composites a transparent image onto a background color; returns an opaque image unchanged."""
     if not image.has_transparency_data:
         return image
     image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, paper), image).convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", image.size, background), image).convert("RGB")
 
 
-def _contrasting_paper(image: Image.Image) -> str:
-    """Black below light ink on transparent ground, else white."""
+def _contrasting_background(image: Image.Image) -> str:
+    """Black if the ink on a transparent background is light, else white."""
     pixels = np.asarray(image.convert("RGBA"))
     ink = pixels[pixels[..., 3] > 127]
     return "black" if ink.size and ink[:, :3].mean() > 127 else "white"
 
 
 def as_mnist(image: Image.Image) -> np.ndarray:
-    """A digit as MNIST has it: light ink on black, in a box of 20 x 20 pixels, by its centre of mass.
+    """Prepares a digit as in MNIST: light ink on black, scaled to fit 20 x 20 pixels, centered by its center of mass.
 
-    After Yann LeCun, Corinna Cortes and Christopher Burges, http://yann.lecun.com/exdb/mnist: digits keep their
-    proportions, are smoothed by the reduction, and lie with their centre of mass in the middle of 28 x 28 pixels.
+    As described by LeCun, Cortes and Burges, http://yann.lecun.com/exdb/mnist: digits keep their aspect ratio, are
+    anti-aliased, and have their center of mass in the middle of 28 x 28 pixels.
 
     Args:
-        image: dark ink on light paper or the other way round, of any size.
+        image: dark on light or light on dark, of any size.
 
     Returns:
         uint8 of shape (28, 28, 1).
 
     Raises:
-        NotAnImage: there is nothing on it.
+        NotAnImage: the image is blank.
     """
-    grey = np.asarray(on_paper(image, _contrasting_paper(image)).convert("L"), np.float64)
+    grey = np.asarray(composited(image, _contrasting_background(image)).convert("L"), np.float64)
     edge = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     difference = grey - np.median(edge)
     ink = np.abs(np.clip(difference, 0, None) if difference.max() > -difference.min() else np.clip(difference, None, 0))
     if ink.max() < _FAINTEST:
-        raise NotAnImage("has nothing on it")
+        raise NotAnImage("is blank")
     ink = np.where(ink < _NOISE * ink.max(), 0, ink) / ink.max()
     rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
     cropped = Image.fromarray(ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.float32))
@@ -129,7 +131,7 @@ def as_mnist(image: Image.Image) -> np.ndarray:
     across, down = (digit.sum(axis=axis) for axis in (0, 1))
     middle = [float((mass * (np.arange(len(mass)) + 0.5)).sum() / mass.sum()) for mass in (down, across)]
     placed = np.zeros((28, 28))
-    # Far from the middle of the digit its centre of mass would push it over the edge.
+    # A center of mass far from the middle of the digit would push it over the edge.
     top, left = (
         int(np.clip(round(14 - centre), 0, 28 - side)) for centre, side in zip(middle, digit.shape, strict=True)
     )
@@ -138,36 +140,36 @@ def as_mnist(image: Image.Image) -> np.ndarray:
 
 
 def resized(image: Image.Image, shape: tuple[int, ...], *, invert: bool = False) -> np.ndarray:
-    """Converts an image to the pixels of `data=folder`: on white paper, its proportions not kept.
+    """Resizes an image as `data=folder` does: composited onto white, without keeping its aspect ratio.
 
     Args:
-        image: of any size and colour mode.
-        shape: height, width and channels; 1 channel is grey, 3 are colour.
-        invert: exchange dark and light.
+        image: of any size and color mode.
+        shape: height, width and channels; 1 channel for grayscale, 3 for RGB.
+        invert: whether to swap dark and light.
 
     Returns:
         uint8 of `shape`.
     """
     height, width, channels = shape
-    image = on_paper(image).convert("L" if channels == 1 else "RGB")
+    image = composited(image).convert("L" if channels == 1 else "RGB")
     pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)).reshape(shape)
     return 255 - pixels if invert else pixels
 
 
 def as_it_is(image: Image.Image, shape: tuple[int, ...], *, invert: bool = False) -> np.ndarray:
-    """Converts an image that has the right size already, as `resized` does.
+    """Converts an image of the right size to pixels, as `resized` does.
 
     Raises:
-        NotAnImage: it has another size.
+        NotAnImage: the image has a different size.
     """
     height, width, _ = shape
     if image.size != (width, height):
-        raise NotAnImage(f"has {image.size[0]} x {image.size[1]} pixels, and the model takes {width} x {height}")
+        raise NotAnImage(f"has {image.size[0]} x {image.size[1]} pixels, but the model takes {width} x {height}")
     return resized(image, shape, invert=invert)
 
 
 def data_uri(pixels: np.ndarray) -> str:
-    """Raw pixels, uint8 (height, width, channels), as a PNG in the text of a page."""
+    """Encodes raw pixels, uint8 of shape (height, width, channels), as a PNG data URI."""
     file = io.BytesIO()
     Image.fromarray(pixels.squeeze(axis=-1) if pixels.shape[-1] == 1 else pixels).save(file, "PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -204,7 +204,7 @@ def test_files_are_read_256_at_once_and_keep_their_order(tmp_path):
     assert [prediction.file for prediction in found] == [str(files[number]) for number in images_left]
     values = [prediction.probabilities[0] * 255 for prediction in found]
     assert values == pytest.approx([number % 200 for number in images_left])
-    assert refused == [f"{files[1]} is none of PNG, JPEG, BMP, GIF, WebP and TIFF."]
+    assert refused == [f"{files[1]} is not a PNG, JPEG, BMP, GIF, WebP or TIFF image."]
 
 
 @pytest.mark.slow
@@ -223,8 +223,8 @@ def test_the_command_does_all_images_and_names_what_is_none(trained, tmp_path):
         [str(tmp_path / "7.png"), "7"],
     ]
     assert done.stderr.splitlines() == [
-        f"experiments: {tmp_path}/blank.png has nothing on it.",
-        f"experiments: {tmp_path}/none.png is none of PNG, JPEG, BMP, GIF, WebP and TIFF.",
+        f"experiments: {tmp_path}/blank.png is blank.",
+        f"experiments: {tmp_path}/none.png is not a PNG, JPEG, BMP, GIF, WebP or TIFF image.",
     ]
     assert (tmp_path / "all.svg").read_text().count("<image") == 4
 

@@ -159,6 +159,6 @@ def draw(predictions: Sequence[Prediction], prepare: Callable[[Image.Image], np.
 
 
 def _thumbnail(image: Image.Image) -> np.ndarray:
-    image = images.on_paper(image).convert("RGB")
+    image = images.composited(image).convert("RGB")
     image.thumbnail((224, 224))
     return np.asarray(image)
