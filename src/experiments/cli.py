@@ -247,18 +247,18 @@ def compare(sweeps: tuple[str, ...], query: str, metric: str, across_data: bool,
     """
     gc.disable()  # nothing here leaves rubbish in cycles, and looking for it takes a tenth of the time
     from experiments.compare import tables
-    from experiments.compare.comparison import comparison, find
+    from experiments.compare.comparison import compare_runs, find_runs
     from experiments.sweeps.display import Display
 
-    title, runs = find(sweeps, query)
-    found = comparison(runs, title, metric, across_data=across_data)
+    title, runs = find_runs(sweeps, query)
+    found = compare_runs(runs, title, metric, across_data=across_data)
     if csv:
-        tables.write(tables.as_csv(found), csv)
+        tables.write_file(tables.as_csv(found), csv)
     if html:
         from experiments.compare import report
 
-        tables.write(report.page(found), html)
-    tables.show(found, Display().console)
+        tables.write_file(report.page(found), html)
+    tables.print_table(found, Display().console)
     if len(found.rows) == 1:
         raise ExperimentError("One variant alone cannot be compared.", advice="Name more sweeps, or widen --filter.")
 
@@ -287,13 +287,13 @@ def predict(model: str, files: tuple[str, ...], prepare: str | None, as_json: bo
     from experiments.sweeps.display import Display
 
     preparation = predict.preparation(classifier, prepare)
-    found, refused = predict.predict(classifier, paths, preparation)
+    found, refused = predict.predict_files(classifier, paths, preparation)
     if as_json:
         predict.write_json(found, sys.stdout)
     elif as_csv:
         predict.write_csv(found, sys.stdout)
     elif found:
-        predict.show(found, Display().console)
+        predict.print_table(found, Display().console)
     if picture and found:
         predict.draw(found, preparation, Path(picture))
     for sentence in refused:
@@ -332,7 +332,7 @@ def register(source: str, name: str, force: bool) -> None:
     """
     from experiments.serving import register
 
-    print(register.register(source, name, force=force))
+    print(register.register_model(source, name, force=force))
 
 
 @commands.command()
@@ -360,10 +360,10 @@ def export(
 
     run, folder = classifier.run, Path(out)
     of_run = reproduce.configuration_of(run) if run and "fingerprint" in run.tags and not data else None
-    images = export.images_of(classifier, of_run, [data, *overrides] if data else [])
+    images = export.check_images(classifier, of_run, [data, *overrides] if data else [])
     try:
-        checked = export.export(classifier, form, folder, images, quantize=bool(quantize), overwrite=overwrite)
-    except export.NotEqualError as error:
+        checked = export.export_model(classifier, form, folder, images, quantize=bool(quantize), overwrite=overwrite)
+    except export.ExportFailed as error:
         print(f"experiments: {error}", file=sys.stderr)
         return 1
     print(f"{folder / checked.file}: {checked.bytes:,} bytes")

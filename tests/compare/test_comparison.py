@@ -8,7 +8,7 @@ from mlflow.entities import Metric, Param
 from rich.console import Console
 
 from experiments.compare import tables
-from experiments.compare.comparison import comparison, find
+from experiments.compare.comparison import compare_runs, find_runs
 from experiments.errors import ExperimentError
 from experiments.tracking.parent import open_parent
 from experiments.tracking.runs import StoredRun
@@ -35,7 +35,7 @@ def two_variants():
 
 
 def test_a_clear_difference_is_a_verdict():
-    found = comparison(two_variants(), "mine")
+    found = compare_runs(two_variants(), "mine")
     assert [(row.label, row.verdict, len(row.runs)) for row in found.rows] == [
         ("model.dropout=0.3", "best", 3),
         ("model.dropout=0", "worse", 3),
@@ -50,7 +50,7 @@ def test_a_clear_difference_is_a_verdict():
 
 def test_what_does_not_count_is_left_out_and_said():
     left_out = [recorded(10, "0", 9, 0.5, pruned="true"), recorded(11, "0", 8, 0.5, reproduces="run-1")]
-    found = comparison([*left_out, *two_variants()], "mine")
+    found = compare_runs([*left_out, *two_variants()], "mine")
     assert sum(len(row.runs) for row in found.rows) == 6
     assert "Left out: 1 made by reproduce, 1 pruned." in found.notes
 
@@ -58,20 +58,20 @@ def test_what_does_not_count_is_left_out_and_said():
 def test_other_data_are_refused_unless_asked_for():
     runs = [*two_variants(), *(recorded(20 + seed, "0", seed, 0.9, **{"data.sha256": "e"}) for seed in range(2))]
     with pytest.raises(ExperimentError, match=r"data\.sha256 is d \(6 runs\), e \(2 runs\)"):
-        comparison(runs, "mine")
-    assert len(comparison(runs, "mine", across_data=True).rows) == 3
+        compare_runs(runs, "mine")
+    assert len(compare_runs(runs, "mine", across_data=True).rows) == 3
 
 
 def test_an_unknown_metric_is_refused_with_the_nearest_name():
     with pytest.raises(ExperimentError, match="Did you mean val_accuracy"):
-        comparison(two_variants(), "mine", "val_acuracy")
+        compare_runs(two_variants(), "mine", "val_acuracy")
 
 
 def test_runs_by_different_code_are_pointed_out():
     runs = [recorded(seed, "0", seed, 0.9, **{"code.sha256": f"{seed}" * 8}) for seed in range(2)]
-    notes = comparison(runs, "mine").notes
+    notes = compare_runs(runs, "mine").notes
     assert (
-        "Runs of one variant were made by different versions of the code (code.sha256): conv2 (00000000, 11111111)."
+        "The runs of a variant were made by different versions of the code (code.sha256): conv2 (00000000, 11111111)."
     ) in notes
 
 
@@ -81,13 +81,13 @@ def test_a_lost_record_of_answers_costs_the_test_and_not_the_table(store, tmp_pa
     (tmp_path / "damaged" / "validation_predictions.npz").write_bytes(b"PK and no more")
     uri = place if ":" in place else (tmp_path / place).as_uri()
     runs = [recorded(1, "0", 0, 0.9), recorded(2, "0.3", 0, 0.8)]
-    found = comparison([replace(run, artifact_uri=uri) for run in runs], "mine")
+    found = compare_runs([replace(run, artifact_uri=uri) for run in runs], "mine")
     assert [(row.label, row.p, row.verdict) for row in found.rows] == [
         ("model.dropout=0", None, "best"),
         ("model.dropout=0.3", None, "no significant difference"),
     ]
-    why = "one seed each, and no predictions of the same images to compare"
-    assert f"No test is possible for 1 of 1: {why}." in found.notes
+    why = "they have one seed each, and no predictions for the same images"
+    assert f"No test is possible for 1 of 1 comparisons with the best: {why}." in found.notes
 
 
 def test_a_sweep_under_way_is_compared_as_far_as_it_has_come(store):
@@ -97,9 +97,9 @@ def test_a_sweep_under_way_is_compared_as_far_as_it_has_come(store):
     parent.write_jobs(jobs)
     parent.outbox.close("RUNNING", 60)
     made = [in_store(store, parent, run, f"f{job}") for job, run in enumerate(two_variants()[2:4])]
-    title, found = find(["mine"], "")
+    title, found = find_runs(["mine"], "")
     assert (title, [run.run_id for run in found]) == ("mine-000000", made)
-    rows = comparison(found, title).rows
+    rows = compare_runs(found, title).rows
     assert [(row.label, len(row.runs)) for row in rows] == [("model.dropout=0.3", 1), ("model.dropout=0", 1)]
 
 
@@ -116,12 +116,12 @@ def in_store(client, parent, run, fingerprint):
 def test_numbers_that_an_older_version_has_spelled_otherwise_are_equal():
     older = [replace(run, params={**run.params, "label_smoothing": "0"}) for run in two_variants()[:3]]
     newer = [replace(run, params={**run.params, "label_smoothing": "0.0"}) for run in two_variants()[3:]]
-    assert comparison(older + newer, "mine").swept == ("model.dropout",)
+    assert compare_runs(older + newer, "mine").distinguishing_keys == ("model.dropout",)
 
 
 def test_the_first_part_of_the_table_has_the_verdict():
     console = Console(width=100, record=True, file=io.StringIO())
-    tables.show(comparison(two_variants(), "mine"), console)
+    tables.print_table(compare_runs(two_variants(), "mine"), console)
     first = console.export_text().strip().splitlines()[0].split()
     assert first[:5] == ["rank", "variant", "seeds", "val_accuracy", "verdict"]
 
@@ -129,8 +129,8 @@ def test_the_first_part_of_the_table_has_the_verdict():
 @pytest.mark.parametrize("width", [60, 100, 200])
 def test_a_narrow_console_gets_the_table_in_parts_with_every_number_whole(width):
     console = Console(width=width, record=True, file=io.StringIO())
-    found = comparison(two_variants(), "mine")
-    tables.show(found, console)
+    found = compare_runs(two_variants(), "mine")
+    tables.print_table(found, console)
     head, _, _ = console.export_text().partition("model.dropout=0.3 is better")
     assert max(map(len, head.splitlines())) <= width
     words = head.split()

@@ -72,9 +72,9 @@ def compared(shared_store, tmp_path_factory):
         for seed, (accuracy, mistakes) in enumerate(zip(accuracies, wrong, strict=True)):
             key = model, dropout, seed
             ids[key] = record(shared_store, folder, experiment, *key, accuracy, parameters, mistakes)
-    found = comparison.comparison(search_runs(""), HOSTILE)
+    found = comparison.compare_runs(search_runs(""), HOSTILE)
     file = folder / "page.html"
-    tables.write(report.page(found), str(file))
+    tables.write_file(report.page(found), str(file))
     return SimpleNamespace(comparison=found, file=file, ids=ids, experiment=experiment)
 
 
@@ -159,7 +159,7 @@ def test_intervals_and_differences_are_those_of_the_table(compared):
 def test_many_variants_are_cut_in_charts_and_not_in_the_table(compared):
     row = compared.comparison.rows[1]
     rows = tuple(replace(row, rank=rank, pareto=frozenset()) for rank in range(1, 101))
-    many = replace(compared.comparison, rows=rows, swept=())
+    many = replace(compared.comparison, rows=rows, distinguishing_keys=())
     assert len(chart_titled(many, "best/val_accuracy of every variant")["data"]) == 60
     text = report.page(many)
     assert text.count("data-rank=") == 100
@@ -174,7 +174,7 @@ def test_a_tracking_server_is_read_likewise_and_linked_to(server, tmp_path):
         ids = [
             record(client, tmp_path, experiment, model, "0", seed, accuracy, 100, [5]) for model in ("conv2", "conv3")
         ]
-    found = comparison.comparison(search_runs("params.seed = '1'"), "mine")
+    found = comparison.compare_runs(search_runs("params.seed = '1'"), "mine")
     assert [row.label for row in found.rows] == ["model=conv2", "model=conv3"]
     text = report.page(found)
     assert f'href="{server.uri}/#/experiments/{experiment}/runs/{ids[0]}"' in text
@@ -302,7 +302,7 @@ def test_a_page_that_cannot_be_made_costs_a_sweep_nothing_else(compared, monkeyp
 def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path):
     (tmp_path / "page.html").mkdir()
     with pytest.raises(ExperimentError, match=r"page\.html cannot be written: Is a directory\."):
-        tables.write("text", str(tmp_path / "page.html"))
+        tables.write_file("text", str(tmp_path / "page.html"))
     assert [file.name for file in tmp_path.rglob("*")] == ["page.html"]
 
 
@@ -310,7 +310,7 @@ def test_a_device_is_written_to_and_not_replaced(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    tables.write("rank,variant\n", str(pipe))
+    tables.write_file("rank,variant\n", str(pipe))
     assert os.read(reader, 100) == b"rank,variant\n"
     os.close(reader)
     assert stat.S_ISFIFO(pipe.stat().st_mode)

@@ -16,7 +16,7 @@ from experiments.compare.statistics import (
     difference,
     estimate,
     holm,
-    p_of_all_pairs,
+    pairwise_p_values,
     seeds_needed,
 )
 
@@ -106,7 +106,7 @@ def test_equal_variants_are_seldom_told_apart(variants, apart):
             sample(values, apart * place) for place, values in enumerate(random.normal(0.98, 0.002, (variants, 5)))
         ]
         drawn.sort(key=lambda one: -one.array.mean())
-        wrong += bool((holm(p_of_all_pairs(drawn))[: variants - 1] < 0.05).any())
+        wrong += bool((holm(pairwise_p_values(drawn))[: variants - 1] < 0.05).any())
     assert wrong / 2000 <= 0.06
 
 
@@ -164,5 +164,5 @@ def test_equal_single_seeds_are_seldom_told_apart(variants):
         hard = random.random(500) < 0.06
         drawn = [single(~hard | (random.random(500) < 0.5)) for _ in range(variants)]
         drawn.sort(key=lambda one: -one.array.mean())
-        wrong += bool((holm(p_of_all_pairs(drawn))[: variants - 1] < 0.05).any())
+        wrong += bool((holm(pairwise_p_values(drawn))[: variants - 1] < 0.05).any())
     assert wrong / 2000 <= 0.06

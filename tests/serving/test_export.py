@@ -15,13 +15,13 @@ from experiments.errors import ExperimentError
 from experiments.models import with_scaling
 from experiments.serving import export
 from experiments.serving.classifier import Classifier
-from experiments.serving.export import Images, Limits, NotEqualError
+from experiments.serving.export import ExportFailed, Images, Limits
 from experiments.training.runtime import forget_models
 
 MODELS = sorted(file.stem for file in (CONF_DIR / "model").glob("*.yaml"))
 SCALES = sorted(file.stem for file in (CONF_DIR / "scale").glob("*.yaml"))
 #: Format, scaling -> words of the refusal; everything else exports.
-REFUSED = {("litert", "l2_columns"): "litert says something else than Keras: "}
+REFUSED = {("litert", "l2_columns"): "The exported model differs in litert: "}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def classifier(images, model="conv2", scale="unit", *overrides):
 
 
 def exported(made, form, folder, images, **options):
-    return export.export(made, form, folder, images, **{"quantize": False, "overwrite": False} | options)
+    return export.export_model(made, form, folder, images, **{"quantize": False, "overwrite": False} | options)
 
 
 @pytest.mark.slow
@@ -60,7 +60,7 @@ def test_every_net_with_every_scaling_agrees_or_is_refused(model, form, images, 
     for scale in SCALES:
         made = classifier(images, model, scale)
         if (form, scale) in REFUSED:
-            with pytest.raises(NotEqualError, match=REFUSED[form, scale]):
+            with pytest.raises(ExportFailed, match=REFUSED[form, scale]):
                 exported(made, form, tmp_path / scale, images)
             assert list((tmp_path / scale).iterdir()) == []
         else:
@@ -78,7 +78,7 @@ def test_what_is_written_is_what_is_reported(images, tmp_path):
     assert report["model.onnx"]["bytes"] == (tmp_path / "model.onnx").stat().st_size
     assert {entry["images"] for entry in report.values()} == {"digits"}
     assert {entry["accuracy"] for entry in report.values()} == {report["model.keras"]["accuracy_before"]}
-    with pytest.raises(ExperimentError, match=r"model\.keras exists\. Replace it with --overwrite\.$"):
+    with pytest.raises(ExperimentError, match=r"model\.keras exists\. Use --overwrite to replace it\.$"):
         exported(made, "keras", tmp_path, images)
     assert exported(made, "keras", tmp_path, images, overwrite=True).file == "model.keras"
     assert exported(made, "saved_model", tmp_path, images, overwrite=True).file == "saved_model"
@@ -102,21 +102,23 @@ def test_quantized_to_integers_it_is_a_quarter_of_the_size(images, weights, tmp_
     whole = exported(made, "litert", tmp_path, images)
     small = exported(made, "litert", tmp_path, images, quantize=True)
     assert small.file == "model_int8.tflite" and small.bytes < 0.35 * whole.bytes
-    with pytest.raises(ExperimentError, match=r"^--quantize int8 is for --format litert, and not for onnx\.$"):
+    with pytest.raises(ExperimentError, match=r"^--quantize int8 needs --format litert, not onnx\.$"):
         exported(made, "onnx", tmp_path, images, quantize=True)
 
 
-def test_a_net_that_says_something_else_is_removed(images, tmp_path, monkeypatch):
+def test_a_model_that_differs_is_removed(images, tmp_path, monkeypatch):
     made = classifier(images)
-    monkeypatch.setattr(export, "_reader", lambda form, file: lambda pixels: np.eye(10)[np.zeros(len(pixels), int)])
-    with pytest.raises(NotEqualError, match=r"labels are equal, and probabilities differ by up to .* was removed\.$"):
+    monkeypatch.setattr(
+        export, "load_exported", lambda form, file: lambda pixels: np.eye(10)[np.zeros(len(pixels), int)]
+    )
+    with pytest.raises(ExportFailed, match=r"labels are equal, and probabilities differ by up to .* was removed\.$"):
         exported(made, "keras", tmp_path, images)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_made_is_refused(images, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ExperimentError, match=r"file cannot be made: File exists\.$"):
+    with pytest.raises(ExperimentError, match=r"file cannot be created: File exists\.$"):
         exported(classifier(images), "keras", tmp_path / "file", images)
 
 
@@ -140,7 +142,7 @@ def test_a_missing_package_is_named_with_how_to_install_it(images, tmp_path, mon
     ],
 )
 def test_limits(difference, equal, limits: Limits, exceeded):
-    checked = export.Checked("model.onnx", 1, "images", 1000, difference, equal, None, None)
+    checked = export.ExportCheck("model.onnx", 1, "images", 1000, difference, equal, None, None)
     assert checked.exceeds(limits) is exceeded
 
 
@@ -148,13 +150,13 @@ def test_limits(difference, equal, limits: Limits, exceeded):
 
 
 def test_test_images_are_filled_up_with_validation_images(images, digits):
-    found = export.images_of(classifier(images), None, ["mnist", f"data.path={digits}"])
+    found = export.check_images(classifier(images), None, ["mnist", f"data.path={digits}"])
     assert found.source == "100 test images of mnist, 40 validation images"
     assert (len(found.images), len(found.labels), len(found.calibration)) == (140, 140, 200)
 
 
 def test_without_data_images_are_random_and_the_same_every_time(images):
-    first, second = (export.images_of(classifier(images), None, []) for _ in range(2))
+    first, second = (export.check_images(classifier(images), None, []) for _ in range(2))
     assert (first.source, first.images.shape, first.labels) == ("random images", (1000, 28, 28, 1), None)
     assert (first.images == second.images).all()
 
@@ -163,9 +165,9 @@ def test_without_data_images_are_random_and_the_same_every_time(images):
 def test_data_that_do_not_fit_the_model_are_refused(images, tmp_path):
     made = Classifier("mine", keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Flatten()]), None, ("a", "b"))
     with pytest.raises(
-        ExperimentError, match=r"images of shape \(28, 28, 1\) in 10 classes, and mine takes \(32, 32, 3\)"
+        ExperimentError, match=r"images of shape \(28, 28, 1\) in 10 classes, but mine takes \(32, 32, 3\)"
     ):
-        export.images_of(made, None, ["mnist_5k"])
+        export.check_images(made, None, ["mnist_5k"])
 
 
 @pytest.mark.slow
@@ -177,6 +179,6 @@ def test_the_model_of_a_run_is_checked_on_the_data_of_the_run(store, digits, tmp
     result = run(["data=mnist", f"data.path={path}", "epochs=1"])
     made = load(result.run_id)
     of_run = reproduce.configuration_of(made.run)
-    assert export.images_of(made, of_run, []).source == "100 test images of mnist, 40 validation images"
+    assert export.check_images(made, of_run, []).source == "100 test images of mnist, 40 validation images"
     path.unlink()
-    assert export.images_of(made, of_run, []).source == "random images"
+    assert export.check_images(made, of_run, []).source == "random images"

@@ -96,7 +96,7 @@ def test_names_that_are_none_are_refused(trained, tmp_path):
     logits.save(tmp_path / "logits.keras")
     with pytest.raises(
         ExperimentError,
-        match=r"its outputs are from 0 to 0 and sum to 0\. Save it again with keras\.layers\.Softmax\(\)",
+        match=r"its outputs are from 0 to 0 and sum to 0\. Add keras\.layers\.Softmax\(\) after its last layer",
     ):
         load(str(tmp_path / "logits.keras"))
     logits.set_weights([np.full_like(weight, np.nan) for weight in logits.get_weights()])
@@ -106,13 +106,13 @@ def test_names_that_are_none_are_refused(trained, tmp_path):
     any_size = keras.Sequential([keras.Input((None, None, 1)), keras.layers.GlobalMaxPooling2D()])
     any_size.add(keras.layers.Dense(2, "softmax"))
     any_size.save(tmp_path / "any_size.keras")
-    with pytest.raises(ExperimentError, match=r"takes \(None, None, None, 1\) to \(None, 2\), and is no classifier"):
+    with pytest.raises(ExperimentError, match=r"maps \(None, None, None, 1\) to \(None, 2\); it is not a classifier"):
         load(str(tmp_path / "any_size.keras"))
 
 
 @pytest.mark.slow
 def test_images_of_another_shape_are_refused(classifier):
-    with pytest.raises(ExperimentError, match=r"takes images of shape \(images, 28, 28, 1\), and not \(2, 32, 32, 3\)"):
+    with pytest.raises(ExperimentError, match=r"takes images of shape \(n, 28, 28, 1\), not \(2, 32, 32, 3\)"):
         classifier.predict(np.zeros((2, 32, 32, 3)))
     assert classifier.predict(np.zeros((0, 28, 28))).shape == (0, 10)
 
@@ -125,7 +125,7 @@ def test_the_preparation_fits_the_data_unless_it_is_chosen(classifier):
     unknown = SimpleNamespace(name="mine.keras", image_shape=(28, 28, 1), run=None, inverts=False)
     assert (predict.preparation(unknown, None)(image) == images.resized(image, (28, 28, 1))).all()
     colour = SimpleNamespace(name="mine.keras", image_shape=(32, 32, 3), run=None)
-    with pytest.raises(ExperimentError, match=r"Try: --prepare resize$"):
+    with pytest.raises(ExperimentError, match=r"Use --prepare resize\.$"):
         predict.preparation(colour, "mnist")
 
 
@@ -178,7 +178,7 @@ def test_the_files_of_the_test_set_are_predicted_as_the_run_has_recorded(shared_
     recorded = predictions(runs.get_run(result.run_id), "test")
     trained = load(result.run_id)
     prepare = predict.preparation(trained, None)
-    found, refused = predict.predict(trained, images.files([str(tmp_path / "tests")]), prepare)
+    found, refused = predict.predict_files(trained, images.files([str(tmp_path / "tests")]), prepare)
     assert refused == [] and len(found) == 78
     said = np.stack([prediction.probabilities for prediction in found])
     assert said == pytest.approx(recorded.probabilities, abs=1e-6)
@@ -198,7 +198,7 @@ def test_files_are_read_256_at_once_and_keep_their_order(tmp_path):
         return np.stack([pixels[:, 0, 0, 0], 255 - pixels[:, 0, 0, 0]], axis=1) / 255
 
     said = SimpleNamespace(predict=answer, class_names=("white", "black"))
-    found, refused = predict.predict(said, files, lambda image: images.as_it_is(image, (4, 4, 1)))
+    found, refused = predict.predict_files(said, files, lambda image: images.as_it_is(image, (4, 4, 1)))
     assert groups == [255, 44]
     images_left = [number for number in range(300) if number != 1]
     assert [prediction.file for prediction in found] == [str(files[number]) for number in images_left]
@@ -259,7 +259,7 @@ def test_a_taken_port_to_draw_on_names_the_next_one(trained):
         words = [EXPERIMENTS, "draw", trained.run.run_id, "--port", str(port)]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    said = f"experiments: Port {port} of 127.0.0.1 is taken. Try: --port {port + 1}"
+    said = f"experiments: Port {port} is in use. Try --port {port + 1}."
     assert done.stderr.splitlines()[-1] == said and "Traceback" not in done.stderr
 
 

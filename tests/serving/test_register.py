@@ -14,7 +14,7 @@ import requests
 from commands import experiments, free_port
 from experiments import load, run
 from experiments.errors import ExperimentError
-from experiments.serving.register import register
+from experiments.serving.register import register_model
 from experiments.tracking.runs import get_run
 
 GOOD = ["epochs=3", "optimizer.learning_rate=0.005"]
@@ -42,8 +42,8 @@ def champion(trained, name):
 
 @pytest.mark.slow
 def test_the_first_one_is_champion_and_its_numbers_are_with_it(trained):
-    said = register(trained.good, "first")
-    assert said.endswith("is version 1 of first, and its champion: the first one of this name.")
+    said = register_model(trained.good, "first")
+    assert said.endswith("is now version 1 of first and its champion: it is the first version.")
     version = champion(trained, "first")
     run = get_run(trained.good)
     assert (version.run_id, version.tags["run_ids"]) == (trained.good, trained.good)
@@ -52,58 +52,64 @@ def test_the_first_one_is_champion_and_its_numbers_are_with_it(trained):
     assert f"Test accuracy of this model: {run.metrics['test/accuracy']:.4f}." in version.description
     assert f"{run.metrics['cost/macs']:,.0f} MACs" in version.description
     assert f"experiments reproduce {trained.good}" in version.description
-    assert register(trained.good, "first").endswith("is version 1 of first already, and its champion.")
+    assert register_model(trained.good, "first").endswith("is already version 1 of first and its champion.")
     assert len(trained.client.search_model_versions("name = 'first'")) == 1
 
 
 @pytest.mark.slow
 def test_a_worse_one_does_not_become_champion(trained):
-    register(trained.good, "worse")
-    said = register(trained.bad, "worse")
-    assert ", and its challenger: worse than version 1 (best/val_accuracy " in said and "exact McNemar, p = " in said
+    register_model(trained.good, "worse")
+    said = register_model(trained.bad, "worse")
+    assert (
+        " and its challenger: it is worse than version 1 (best/val_accuracy " in said and "exact McNemar, p = " in said
+    )
     assert champion(trained, "worse").run_id == trained.good
     assert trained.client.get_model_version_by_alias("worse", "challenger").run_id == trained.bad
 
 
 @pytest.mark.slow
 def test_a_better_one_does(trained):
-    register(trained.bad, "better")
-    assert ", and its champion: better than version 1 (best/val_accuracy " in register(trained.good, "better")
+    register_model(trained.bad, "better")
+    assert " and its champion: it is better than version 1 (best/val_accuracy " in register_model(
+        trained.good, "better"
+    )
     assert champion(trained, "better").run_id == trained.good
 
 
 @pytest.mark.slow
 def test_equal_ones_leave_it_alone(trained):
-    register(trained.good, "equal")
-    assert "challenger: version 1 is of the same configuration" in register(trained.again, "equal")
-    assert "challenger: no significant difference from version 1 (" in register(trained.similar, "equal")
-    assert "could not be compared with it (The runs are on different data" in register(trained.other_data, "equal")
+    register_model(trained.good, "equal")
+    assert "challenger: it has the same configuration as version 1" in register_model(trained.again, "equal")
+    assert "challenger: there is no significant difference from version 1 (" in register_model(trained.similar, "equal")
+    assert "could not be compared with version 1 (The runs are on different data" in register_model(
+        trained.other_data, "equal"
+    )
     assert champion(trained, "equal").run_id == trained.good
-    said = register(trained.bad, "equal", force=True)
-    assert "its champion: made champion by --force; worse than version 1" in said
+    said = register_model(trained.bad, "equal", force=True)
+    assert "its champion: made champion with --force; it is worse than version 1" in said
     assert champion(trained, "equal").run_id == trained.bad
 
 
 @pytest.mark.slow
 def test_what_cannot_be_registered_is_refused(trained):
     with pytest.raises(ExperimentError, match=r"^0123: there is no such run in this store\."):
-        register("0123", "none")
+        register_model("0123", "none")
     with pytest.raises(ExperimentError, match=r"^There is no sweep in this store yet\."):
-        register("quick", "none")
+        register_model("quick", "none")
     with pytest.raises(ExperimentError, match=r" has no model: its training has diverged\.$"):
-        register(trained.diverged, "none")
+        register_model(trained.diverged, "none")
     trained.client.set_tag(trained.again, "reproduces", trained.good)
-    with pytest.raises(ExperimentError, match=rf" was made by reproduce\. Register the run .*: {trained.good}$"):
-        register(trained.again, "none")
+    with pytest.raises(ExperimentError, match=rf" reproduces another run\. Register the original run: {trained.good}$"):
+        register_model(trained.again, "none")
     trained.client.delete_tag(trained.again, "reproduces")
     with pytest.raises(ExperimentError, match=r"^a/b cannot be registered: Invalid model name 'a/b'\."):
-        register(trained.good, "a/b")
+        register_model(trained.good, "a/b")
     assert trained.client.search_registered_models("name = 'none'") == []
 
 
 @pytest.mark.slow
 def test_a_served_model_says_what_predict_says(trained):
-    register(trained.good, "served")
+    register_model(trained.good, "served")
     port = free_port()
     words = ["models", "serve", "-m", "models:/served@champion", "--env-manager", "local", "--host", "127.0.0.1"]
     server = subprocess.Popen(
@@ -147,7 +153,9 @@ def test_of_a_sweep_the_median_seed_of_the_best_variant_is_taken(trained):
     ]
     done = experiments("-m", *words)
     assert done.returncode == 0, done.stdout
-    assert ", and its champion: the first one of this name." in register("optimizer.learning_rate=1e-9,0.005", "swept")
+    assert " and its champion: it is the first version." in register_model(
+        "optimizer.learning_rate=1e-9,0.005", "swept"
+    )
     children = trained.client.search_runs(
         [trained.client.get_experiment_by_name("mnist_5k").experiment_id],
         "params.`optimizer.learning_rate` = '0.005'",

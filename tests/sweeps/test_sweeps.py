@@ -311,7 +311,7 @@ def test_the_parent_keeps_the_jobs_and_the_table(swept, tmp_path):
         / 2
         for dropout in ("0.0", "0.3")
     }
-    assert {row["what_differs"]: float(row["best/val_accuracy"]) for row in rows} == {
+    assert {row["variant"]: float(row["best/val_accuracy"]) for row in rows} == {
         f"model.dropout={dropout}": pytest.approx(mean) for dropout, mean in means.items()
     }
     best = parent.data.tags["best_run_id"]
@@ -445,7 +445,7 @@ def test_jobs_on_other_data_are_others(store, digits, tmp_path):
     folder = Path(parents(store)[0].info.artifact_uri.removeprefix("file://"))
     rows = list(csv.DictReader((folder / "leaderboard.csv").read_text().splitlines()))
     digests = {run.data.tags["data.sha256"][:8] for run in children(store)}
-    assert {row["what_differs"] for row in rows} == {f"data.sha256={digest}" for digest in digests}
+    assert {row["variant"] for row in rows} == {f"data.sha256={digest}" for digest in digests}
     assert [row["seeds"] for row in rows] == ["1", "1"]
     assert "This compares runs on different data: data.sha256 is " in done.stdout
 

@@ -1,4 +1,4 @@
-"""Comparisons -> Plotly figures for a page, as JSON."""
+"""The Plotly charts of the comparison's HTML report, as JSON."""
 
 import json
 import math
@@ -16,21 +16,20 @@ from experiments.compare.comparison import COSTS, Comparison, Row
 from experiments.compare.statistics import Estimate, Sample
 
 CURVES = ("val_accuracy", "val_loss")
-_COST_NAMES = {"parameters": "parameters", "macs": "MACs (multiply-adds of one image)", "train_seconds": "seconds"}
-MOST_VARIANTS = 60  # in one chart
-_MOST_KNOBS = 12
+MOST_VARIANTS = 60  # per chart
+_MOST_MAIN_EFFECTS = 12
 _LEGEND_LINE = 20  # pixels
-_COLOURS = qualitative.T10
-_DASHES = ("solid", "dash", "dot", "dashdot")  # the ten colours once more
+_COLORS = qualitative.T10
+_DASHES = ("solid", "dash", "dot", "dashdot")  # for more variants than colors
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure and how to read it."""
+    """A Plotly figure with its title and caption."""
 
     title: str
     caption: str
-    figure: dict[str, Any]  # `data` and `layout` of Plotly; a trace's `meta` is the rank of its variant
+    figure: dict[str, Any]  # Plotly's `data` and `layout`; the `meta` of a trace is the rank of its variant
 
 
 def charts(
@@ -39,9 +38,9 @@ def charts(
     """All charts of a comparison.
 
     Args:
-        comparison: of any number of variants.
-        read: the variants and runs whose curves are known.
-        histories: id of a run -> metric of `CURVES` -> one value an epoch.
+        comparison: the ranked variants.
+        read: the variants, with those of their runs whose histories were read.
+        histories: run id -> metric of `CURVES` -> one value per epoch.
     """
     rows = [row for row in comparison.rows if row.rank <= MOST_VARIANTS or row.pareto]
     return [
@@ -53,21 +52,25 @@ def charts(
 
 
 def templates() -> dict[str, Any]:
-    """Plotly's look on light and on dark ground."""
-    looks = {"light": ("plotly_white", "#fff"), "dark": ("plotly_dark", "#16191d")}  # the grounds of the page
+    """Plotly's templates for the light and the dark theme of the page."""
+    themes = {"light": ("plotly_white", "#fff"), "dark": ("plotly_dark", "#16191d")}  # background colors of the page
     found = {}
-    for name, (look, ground) in looks.items():
-        template = go.layout.Template(plotly.io.templates[look])  # a copy: that one is everybody's
-        found[name] = template.update(layout={"paper_bgcolor": ground, "plot_bgcolor": ground}).to_plotly_json()
+    for theme, (name, background) in themes.items():
+        template = go.layout.Template(plotly.io.templates[name])  # a copy, because Plotly's own is global
+        template.update(layout={"paper_bgcolor": background, "plot_bgcolor": background})
+        found[theme] = template.to_plotly_json()
     return found
 
 
 def _intervals(comparison: Comparison, rows: Sequence[Row]) -> list[Chart]:
     metric = comparison.metric
-    made_by = ", ".join(sorted({row.mean.method for row in rows if row.mean.method})) or "none could be made"
+    methods = ", ".join(sorted({row.mean.method for row in rows if row.mean.method})) or "not available"
     found = [
         _interval_chart(
-            f"{metric} of every variant", f"95 % intervals: {made_by}.", metric, [(row, row.mean) for row in rows]
+            f"{metric} of every variant",
+            f"95 % confidence intervals: {methods}.",
+            metric,
+            [(row, row.mean) for row in rows],
         )
     ]
     differences = [(row, row.difference) for row in rows if row.difference]
@@ -85,11 +88,11 @@ def _interval_chart(
     estimates: Sequence[tuple[Row, Estimate]],
     zero: Mapping[str, Any] | None = None,
 ) -> Chart:
-    """Estimates from top to bottom; with a line at 0 where its look is given."""
+    """A row for each estimate; with a line at 0 if its style `zero` is given."""
     traces = []
-    for place, (row, estimate) in enumerate(estimates):
-        where = {"x": [estimate.value], "y": [place], "error_x": _errors([estimate])}
-        traces.append(go.Scatter(**where, mode="markers", marker_size=9, **_look(row)))
+    for index, (row, estimate) in enumerate(estimates):
+        point = {"x": [estimate.value], "y": [index], "error_x": _errors([estimate])}
+        traces.append(go.Scatter(**point, mode="markers", marker_size=9, **_style(row)))
     chart = _chart(title, caption, traces, x_title)
     layout = chart.figure["layout"]
     layout |= {"height": 44 * len(estimates) + 80, "showlegend": False}
@@ -99,10 +102,10 @@ def _interval_chart(
         "range": [len(estimates) - 0.5, -0.9],
         "zeroline": False,
     }
-    # Over the lines: beside them, long names would leave no room for the chart on a small screen.
-    look: dict[str, Any] = {"xref": "paper", "x": 0, "xanchor": "left", "yanchor": "bottom", "yshift": 4}
-    look |= {"showarrow": False, "font": {"size": 11}}
-    layout["annotations"] = [look | {"y": number, "text": _name(row)} for number, (row, _) in enumerate(estimates)]
+    # Names are above the intervals: beside them, long ones would leave no room for the chart on a small screen.
+    style: dict[str, Any] = {"xref": "paper", "x": 0, "xanchor": "left", "yanchor": "bottom", "yshift": 4}
+    style |= {"showarrow": False, "font": {"size": 11}}
+    layout["annotations"] = [style | {"y": index, "text": _name(row)} for index, (row, _) in enumerate(estimates)]
     layout["xaxis"] |= {"zeroline": False, "nticks": 5}
     if zero:
         layout["shapes"] = [{"type": "line", "x0": 0, "x1": 0, "yref": "paper", "y0": 0, "y1": 1, "line": zero}]
@@ -110,7 +113,7 @@ def _interval_chart(
 
 
 def _curves(metric: str, rows: Sequence[Row], histories: Mapping[str, Mapping[str, Sequence[float]]]) -> Chart | None:
-    """Means over the seeds, with bands from the lowest to the highest seed."""
+    """Learning curves: means over the seeds, with bands from the lowest to the highest seed."""
     traces, most = [], 1
     for row in rows:
         curves = [curve for run in row.runs if (curve := histories.get(run.run_id, {}).get(metric))]
@@ -120,20 +123,20 @@ def _curves(metric: str, rows: Sequence[Row], histories: Mapping[str, Mapping[st
         most = max(most, epochs)
         values = np.array([curve[:epochs] for curve in curves])
         steps = list(range(1, epochs + 1))
-        look = _look(row)
+        style = _style(row)
         if len(curves) > 1:
             outline = [*values.max(axis=0), *values.min(axis=0)[::-1]]
             band = {"x": steps + steps[::-1], "y": outline, "fill": "toself", "mode": "none", "hoverinfo": "skip"}
-            shade = f"rgba{(*hex_to_rgb(look['marker_color']), 0.15)}"
-            traces.append(go.Scatter(**band, fillcolor=shade, **look | {"showlegend": False}))
-        line = {"color": look["marker_color"], "dash": _DASHES[(row.rank - 1) // len(_COLOURS) % len(_DASHES)]}
+            shade = f"rgba{(*hex_to_rgb(style['marker_color']), 0.15)}"
+            traces.append(go.Scatter(**band, fillcolor=shade, **style | {"showlegend": False}))
+        line = {"color": style["marker_color"], "dash": _DASHES[(row.rank - 1) // len(_COLORS) % len(_DASHES)]}
         mode = "lines" if epochs > 1 else "markers"
         traces.append(
-            go.Scatter(x=steps, y=values.mean(axis=0).tolist(), mode=mode, line=line, **look | {"showlegend": True})
+            go.Scatter(x=steps, y=values.mean(axis=0).tolist(), mode=mode, line=line, **style | {"showlegend": True})
         )
     if not traces:
         return None
-    caption = "Means over the seeds, as far as all of them were trained; bands from the lowest to the highest seed."
+    caption = "Means over the seeds, up to the last epoch that all reached; bands from the lowest to the highest seed."
     chart = _chart(f"{metric} by epoch", caption, traces, "epoch", metric)
     chart.figure["layout"]["xaxis"] |= {"tickformat": "d", "dtick": math.ceil(most / 10)}
     chart.figure["layout"]["height"] += _LEGEND_LINE * len(rows)
@@ -141,13 +144,13 @@ def _curves(metric: str, rows: Sequence[Row], histories: Mapping[str, Mapping[st
 
 
 def _main_effects(comparison: Comparison) -> list[Chart]:
-    """For each swept key the mean over all else."""
+    """For each key in which variants differ, the metric by its values, averaged over the other keys."""
     found = []
-    for key in comparison.swept[:_MOST_KNOBS]:
+    for key in comparison.distinguishing_keys[:_MOST_MAIN_EFFECTS]:
         groups: dict[str, list[Row]] = {}
         for row in comparison.rows:
-            if key in row.differing:
-                groups.setdefault(row.differing[key], []).append(row)
+            if key in row.distinguishing_values:
+                groups.setdefault(row.distinguishing_values[key], []).append(row)
         if len(groups) < 2:
             continue
         names = sorted(groups, key=_numbers_first)
@@ -159,19 +162,19 @@ def _main_effects(comparison: Comparison) -> list[Chart]:
             text=[_name(row) for _, row in points],
             mode="markers",
             marker={"color": "grey", "opacity": 0.5},
-            name="one variant",
+            name="single variants",
         )
         means = go.Scatter(
             x=names,
             y=[estimate.value for estimate in estimates],
             error_y=_errors(estimates),
             mode="lines+markers",
-            marker={"size": 9, "color": _COLOURS[0]},
+            marker={"size": 9, "color": _COLORS[0]},
             name="mean",
         )
         caption = (
-            "Mean over the variants with each value, with its 95 % interval over the seeds; grey: the variants. "
-            "It is fair as far as every value meets the same values of the other keys."
+            "Means over all variants with this value, with 95 % confidence intervals over the seeds. The values are "
+            "comparable only if each was combined with the same values of the other keys."
         )
         chart = _chart(f"Main effect of {key}", caption, [single, means], key, comparison.metric)
         chart.figure["layout"]["xaxis"]["type"] = "category"
@@ -180,7 +183,7 @@ def _main_effects(comparison: Comparison) -> list[Chart]:
 
 
 def _errors(estimates: Sequence[Estimate]) -> dict[str, Any]:
-    """Intervals as Plotly takes them; where there is none, of no length."""
+    """Plotly's error bars for some intervals; of length 0 where there is none."""
     ends = [(e.value if e.low is None else e.low, e.value if e.high is None else e.high) for e in estimates]
     return {
         "symmetric": False,
@@ -190,7 +193,7 @@ def _errors(estimates: Sequence[Estimate]) -> dict[str, Any]:
 
 
 def _over_seeds(rows: Sequence[Row], metric: str) -> Estimate:
-    """The mean over variants, with the interval of its value seed by seed where all have the same seeds."""
+    """The mean over variants, with a t interval over the seeds that all of them have."""
     values = [{int(run.params["seed"]): run.metrics[metric] for run in row.runs} for row in rows]
     common = set.intersection(*map(set, values))
     if not common:
@@ -199,7 +202,7 @@ def _over_seeds(rows: Sequence[Row], metric: str) -> Estimate:
 
 
 def _costs(comparison: Comparison, rows: Sequence[Row], cost: str) -> Chart | None:
-    """The metric against a cost, with the Pareto front."""
+    """The metric against a cost, with its Pareto front."""
     priced = [row for row in rows if cost in row.costs]
     if len({row.costs[cost] for row in priced}) < 2:
         return None
@@ -219,21 +222,22 @@ def _costs(comparison: Comparison, rows: Sequence[Row], cost: str) -> Chart | No
             mode="markers+text",
             text=[str(row.rank)],
             textposition="top center",
+            cliponaxis=False,  # or the number of a point at the top is cut off
             marker={"size": 12 if cost in row.pareto else 7, "symbol": "diamond" if cost in row.pareto else "circle"},
-            **_look(row),
+            **_style(row),
         )
         for row in priced
     ]
-    caption = "Diamonds: Pareto-optimal variants. Numbers are ranks."
-    name = _COST_NAMES[cost]
+    caption = "Numbers: ranks. Diamonds: Pareto-optimal variants."
+    name = COSTS[cost]
     return _chart(f"{comparison.metric} against {name}", caption, [line, *points], name, comparison.metric)
 
 
 def _chart(title: str, caption: str, traces: Sequence[go.Scatter], x_title: str, y_title: str = "") -> Chart:
     figure = go.Figure(traces)
     figure.update_layout(
-        template="none",  # the page sets one that fits its theme
-        margin={"l": 10, "r": 10, "t": 10, "b": 10},
+        template="none",  # the page sets the one of its theme
+        margin={"l": 10, "r": 10, "t": 36, "b": 10},  # at the top, room for the buttons
         xaxis={"title": x_title, "automargin": True},
         yaxis={"title": y_title, "automargin": True},
         height=380,
@@ -244,19 +248,19 @@ def _chart(title: str, caption: str, traces: Sequence[go.Scatter], x_title: str,
     return Chart(title, caption, json.loads(figure.to_json()))
 
 
-def _look(row: Row) -> dict[str, Any]:
-    """What every trace of a variant has in common."""
+def _style(row: Row) -> dict[str, Any]:
+    """Properties that all traces of a variant share."""
     return {
         "name": _name(row),
         "meta": row.rank,
         "legendgroup": str(row.rank),
-        "marker_color": _COLOURS[(row.rank - 1) % len(_COLOURS)],
+        "marker_color": _COLORS[(row.rank - 1) % len(_COLORS)],
         "showlegend": False,
     }
 
 
 def _name(row: Row) -> str:
-    """Rank and label; Plotly would take a < in it for a tag."""
+    """Rank and label, escaped because Plotly reads HTML tags."""
     return f"{row.rank} {row.label}".replace("&", "&amp;").replace("<", "&lt;")
 
 

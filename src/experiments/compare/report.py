@@ -1,4 +1,4 @@
-"""A comparison as one HTML file that needs no network: Plotly draws it, DataTables sorts and filters it."""
+"""Writes a comparison as an HTML page that needs no network, with Plotly for charts and DataTables for tables."""
 
 import base64
 from collections import Counter, defaultdict
@@ -17,38 +17,38 @@ from experiments.compare.comparison import Comparison, Row
 from experiments.tracking import runs, ui
 from experiments.tracking.runs import history
 
-_MOST_VARIANTS, _MOST_SEEDS = 20, 10  # whose curves and mistakes are read: about 5 s
-_MOST_IMAGES = 48  # of each kind
+_MOST_VARIANTS, _MOST_SEEDS = 20, 10  # whose histories and mistakes are read, in about 5 s
+_MOST_IMAGES = 48  # per gallery
 
 
 @dataclass(frozen=True)
-class _Picture:
-    """A test image that some variants get wrong."""
+class _Mistake:
+    """A test image that some variants predict wrongly."""
 
-    index: int  # its place in the test set
+    index: int  # position in the test set
     image: np.ndarray  # uint8 (height, width, channels)
     label: str
-    taken_for: str  # what it is mostly taken for
-    wrong_in: tuple[int, ...]  # ranks of the variants most of whose seeds get it wrong
+    predicted: str  # the most frequent wrong prediction
+    wrong_in: tuple[int, ...]  # ranks of the variants that predict it wrongly with most of their seeds
 
     @property
     def source(self) -> str:
-        """As a data URI."""
+        """The image as a data URI."""
         return images.data_uri(self.image)
 
 
 def page(comparison: Comparison) -> str:
-    """The whole page, with the curves and mistakes of the first 20 variants, 10 seeds each.
+    """Renders the page, with the learning curves and mistakes of the first 20 variants, 10 seeds each.
 
     Raises:
-        StoreLost: the store is gone.
+        StoreLost: the store cannot be reached.
     """
     read = [replace(row, runs=row.runs[:_MOST_SEEDS]) for row in comparison.rows[:_MOST_VARIANTS]]
     histories = {run.run_id: history(run, *charts.CURVES) for row in read for run in row.runs}
-    pictures, compared = _pictures(read)
-    everywhere = [picture for picture in pictures if len(picture.wrong_in) == compared]
-    divided = [picture for picture in pictures if len(picture.wrong_in) < compared]
-    divided.sort(key=lambda picture: abs(2 * len(picture.wrong_in) - compared))  # the most divided first
+    mistakes, compared = _mistakes(read)
+    everywhere = [mistake for mistake in mistakes if len(mistake.wrong_in) == compared]
+    divided = [mistake for mistake in mistakes if len(mistake.wrong_in) < compared]
+    divided.sort(key=lambda mistake: abs(2 * len(mistake.wrong_in) - compared))  # half the variants wrong comes first
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     return environment.get_template("report.html").render(
         comparison=comparison,
@@ -67,13 +67,13 @@ def page(comparison: Comparison) -> str:
     )
 
 
-def _pictures(rows: Sequence[Row]) -> tuple[list[_Picture], int]:
-    """Images that some variants get wrong, and of how many variants the mistakes are known.
+def _mistakes(rows: Sequence[Row]) -> tuple[list[_Mistake], int]:
+    """The images that some variants predict wrongly, and the number of variants whose mistakes were recorded.
 
-    Only variants on the test set of the first one count: a place in another one is another image.
+    Variants with another test set than the first one are left out.
     """
     shown: dict[int, tuple[np.ndarray, str]] = {}
-    taken_for: dict[int, Counter[str]] = defaultdict(Counter)
+    predictions: dict[int, Counter[str]] = defaultdict(Counter)
     wrong_in: dict[int, list[int]] = defaultdict(list)
     compared = 0
     for row in rows:
@@ -87,12 +87,13 @@ def _pictures(rows: Sequence[Row]) -> tuple[list[_Picture], int]:
                 mistakes.index.tolist(), mistakes.image, mistakes.label, mistakes.predicted, strict=True
             ):
                 shown[index] = (image, str(label))
-                taken_for[index][str(predicted)] += 1
+                predictions[index][str(predicted)] += 1
                 seeds[index] += 1
         for index, count in seeds.items():
             if 2 * count > len(known):
                 wrong_in[index].append(row.rank)
-    often = sorted(wrong_in, key=lambda index: (-taken_for[index].total(), index))
+    most_frequent_first = sorted(wrong_in, key=lambda index: (-predictions[index].total(), index))
     return [
-        _Picture(index, *shown[index], taken_for[index].most_common(1)[0][0], tuple(wrong_in[index])) for index in often
+        _Mistake(index, *shown[index], predictions[index].most_common(1)[0][0], tuple(wrong_in[index]))
+        for index in most_frequent_first
     ], compared

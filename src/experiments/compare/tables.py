@@ -1,4 +1,4 @@
-"""Comparisons as tables: for the console, for a note in Markdown, and as CSV."""
+"""Writes comparisons as tables: on the console, in Markdown, and as CSV."""
 
 import csv
 import io
@@ -15,8 +15,8 @@ from experiments.compare.comparison import COSTS, Comparison, Row
 from experiments.compare.statistics import Estimate
 from experiments.errors import ExperimentError
 
-_MOST_ROWS = 20  # of a note: MLflow cuts it at 8,000 characters
-_NARROWEST_WORDS = 24  # characters
+DESCRIPTION_ROWS = 20  # in the description of a run, which MLflow cuts at 8,000 characters
+_MIN_TEXT_WIDTH = 24  # characters
 _GAP = 2  # between columns
 _MARK = "*"
 _LEGEND = f"{_MARK} Pareto-optimal in this cost."
@@ -24,21 +24,21 @@ _LEGEND = f"{_MARK} Pareto-optimal in this cost."
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table: its cells and the values it is sorted by."""
+    """A column of the table: its cells, and the numbers to sort it by."""
 
     name: str
     cells: list[str]
-    numbers: list[float | str] = field(default_factory=list)  # "" where there is none
-    words: bool = False  # instead of numbers; may be broken over lines
+    numbers: list[float | str] = field(default_factory=list)  # "" for an empty cell
+    is_text: bool = False  # text is aligned to the left and may wrap
 
     @property
-    def narrowest(self) -> int:
-        """Characters that it needs on a console."""
-        return min(max(map(len, [self.name, *self.cells])), _NARROWEST_WORDS if self.words else sys.maxsize)
+    def min_width(self) -> int:
+        """Width that it needs on a console, in characters."""
+        return min(max(map(len, [self.name, *self.cells])), _MIN_TEXT_WIDTH if self.is_text else sys.maxsize)
 
 
 def as_csv(comparison: Comparison) -> str:
-    """Every variant, numbers in full."""
+    """All variants as CSV, with all digits."""
     text = io.StringIO()
     rows = [_values(comparison, row) for row in comparison.rows]
     writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
@@ -48,12 +48,12 @@ def as_csv(comparison: Comparison) -> str:
 
 
 def _values(comparison: Comparison, row: Row) -> dict[str, object]:
-    """Column of the CSV file -> value; None is an empty cell."""
+    """Columns of the CSV file -> values; None for an empty cell."""
     difference = row.difference
     return {
         "rank": row.rank,
-        "what_differs": row.label,
-        **{key: row.differing.get(key) for key in comparison.swept},
+        "variant": row.label,
+        **{key: row.distinguishing_values.get(key) for key in comparison.distinguishing_keys},
         "seeds": len(row.runs),
         comparison.metric: row.mean.value,
         "low": row.mean.low,
@@ -73,9 +73,9 @@ def _values(comparison: Comparison, row: Row) -> dict[str, object]:
 
 
 def as_markdown(comparison: Comparison, most: int | None = None) -> str:
-    """A table in Markdown, of at most so many rows, and what a reader must know of it."""
+    """The table in Markdown, of at most `most` rows, and the notes."""
     shown = columns(comparison, comparison.rows[:most])
-    aligned = ["---" if column.words else "---:" for column in shown]
+    aligned = ["---" if column.is_text else "---:" for column in shown]
     lines = [[column.name for column in shown], aligned, *zip(*(column.cells for column in shown), strict=True)]
     escaped = [[cell.strip().replace("|", "\\|") for cell in line] for line in lines]
     table = "\n".join(f"| {' | '.join(line)} |" for line in escaped)
@@ -85,21 +85,16 @@ def as_markdown(comparison: Comparison, most: int | None = None) -> str:
     return "\n\n".join([table, *more, remarks, f"Best run: {comparison.best_run.run_id}"]) + "\n"
 
 
-def note(comparison: Comparison) -> str:
-    """The head of the table, short enough for a description."""
-    return as_markdown(comparison, _MOST_ROWS)
-
-
-def show(comparison: Comparison, console: Console) -> None:
-    """Prints the table, in parts where it is wider than the console, and the notes."""
+def print_table(comparison: Comparison, console: Console) -> None:
+    """Prints the table, in several parts if it is wider than the console, and the notes."""
     first, *others = columns(comparison, comparison.rows)
-    parts, room = [[first]], console.width - first.narrowest
+    parts, room = [[first]], console.width - first.min_width
     for column in others:
-        if column.narrowest + _GAP > room and len(parts[-1]) > 1:
+        if column.min_width + _GAP > room and len(parts[-1]) > 1:
             parts.append([first])
-            room = console.width - first.narrowest
+            room = console.width - first.min_width
         parts[-1].append(column)
-        room -= column.narrowest + _GAP
+        room -= column.min_width + _GAP
     for part in parts:
         console.print()
         console.print(_table(part))
@@ -108,16 +103,16 @@ def show(comparison: Comparison, console: Console) -> None:
         console.print(sentence, soft_wrap=True, markup=False, highlight=False)
 
 
-def write(text: str, path: str) -> None:
-    """Writes a file, whole or not at all.
+def write_file(text: str, path: str) -> None:
+    """Writes a file atomically.
 
     Raises:
-        ExperimentError: it cannot be written.
+        ExperimentError: the file cannot be written.
     """
     file = Path(path)
     part = file.with_name(f".{file.name}.part")
     try:
-        if file.exists() and not file.is_file():  # such as /dev/stdout, which must not be replaced
+        if file.exists() and not file.is_file():  # such as /dev/stdout, which cannot be replaced
             file.write_text(text, encoding="utf-8")
             return
         part.write_text(text, encoding="utf-8")
@@ -128,8 +123,8 @@ def write(text: str, path: str) -> None:
 
 
 def write_search_history(file: Path, trials: Sequence[tuple[int, float, bool]], metric: str, mode: str) -> None:
-    """Draws what every trial (number, value, pruned or not) has reached."""
-    from experiments import plots  # matplotlib, which no other sweep needs
+    """Plots the values of all trials, each given as number, value and whether it was pruned."""
+    from experiments import plots  # imports matplotlib, which only a search needs
 
     plots.search_history(trials, metric, mode).savefig(file)
 
@@ -137,47 +132,44 @@ def write_search_history(file: Path, trials: Sequence[tuple[int, float, bool]], 
 def _table(columns: Sequence[Column]) -> Table:
     table = Table(box=None, pad_edge=False)
     for column in columns:
-        justify: Literal["left", "right"] = "left" if column.words else "right"
-        width = column.narrowest
-        table.add_column(column.name, justify=justify, no_wrap=not column.words, min_width=width, overflow="fold")
+        justify: Literal["left", "right"] = "left" if column.is_text else "right"
+        width = column.min_width
+        table.add_column(column.name, justify=justify, no_wrap=not column.is_text, min_width=width, overflow="fold")
     for cells in zip(*(column.cells for column in columns), strict=True):
         table.add_row(*cells)
     return table
 
 
 def columns(comparison: Comparison, rows: Sequence[Row]) -> list[Column]:
-    """The columns of some rows; the last four are the test accuracy and the costs."""
+    """The columns of the table for some of its rows."""
     return [
         _numbers("rank", "{:.0f}", [row.rank for row in rows]),
-        Column("variant", [row.label for row in rows], words=True),
+        Column("variant", [row.label for row in rows], is_text=True),
         _numbers("seeds", "{:.0f}", [len(row.runs) for row in rows]),
         _estimates(comparison.metric.removeprefix("best/"), "", [row.mean for row in rows]),
-        Column("verdict", [row.verdict for row in rows], words=True),
+        Column("verdict", [row.verdict for row in rows], is_text=True),
         _estimates("difference from best", "+", [row.difference for row in rows]),
         Column("p", [_p(row.p) for row in rows], _sortable(row.p for row in rows)),
         _numbers("test", "{:.4f}", [row.test_accuracy for row in rows]),
         *(
             Column(name, [_cost(row, cost) for row in rows], _sortable(row.costs.get(cost) for row in rows))
-            for name, cost in zip(_COST_NAMES, COSTS, strict=True)
+            for cost, name in COSTS.items()
         ),
     ]
 
 
-_COST_NAMES = ("parameters", "MACs", "seconds")
-
-
 def notes(comparison: Comparison) -> list[str]:
-    """The notes below the table."""
+    """The notes of the comparison, and the meaning of its marks."""
     marked = any(row.pareto for row in comparison.rows)
     return [*comparison.notes, *([_LEGEND] if marked and len(comparison.rows) > 1 else [])]
 
 
-def _numbers(name: str, form: str, values: Sequence[float | None]) -> Column:
-    return Column(name, ["" if value is None else form.format(value) for value in values], _sortable(values))
+def _numbers(name: str, template: str, values: Sequence[float | None]) -> Column:
+    return Column(name, ["" if value is None else template.format(value) for value in values], _sortable(values))
 
 
 def _estimates(name: str, sign: str, estimates: Sequence[Estimate | None]) -> Column:
-    """Numbers with their intervals."""
+    """A column of numbers with their intervals."""
     cells = ["" if found is None else _estimate(found, sign) for found in estimates]
     return Column(name, cells, _sortable(None if found is None else found.value for found in estimates))
 

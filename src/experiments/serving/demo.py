@@ -1,4 +1,4 @@
-"""A page to draw a digit on, with the prediction of a model while it is drawn."""
+"""A web page to draw a digit on, with live predictions of a model."""
 
 import base64
 import io
@@ -20,8 +20,9 @@ _STYLE = """
 canvas { width: 100%; max-width: 400px; border: 1px solid gray; touch-action: none; cursor: crosshair; display: block; }
 button { margin-top: 8px; }
 """
-_SEEN = "width: 280px; max-width: 100%; margin: 24px auto 0; image-rendering: pixelated"
-# Gradio's own canvas tells of a stroke when it has ended. A stroke of MNIST is 2 to 3 pixels of 28 wide.
+_INPUT_STYLE = "width: 280px; max-width: 100%; margin: 24px auto 0; image-rendering: pixelated"
+# Gradio's own canvas sends an image only at the end of a stroke. The pen is 26 of 400 pixels wide, because strokes in
+# MNIST are 2 to 3 of 28.
 _SCRIPT = """
 const canvas = element.querySelector('canvas'), pen = canvas.getContext('2d');
 Object.assign(pen, { lineWidth: 26, lineCap: 'round', lineJoin: 'round' });
@@ -47,23 +48,23 @@ clear();
 
 
 def page(classifier: Classifier) -> gr.Blocks:
-    """A canvas, the probabilities, and the pixels that the model takes.
+    """Builds the page: a canvas, the predicted probabilities, and the model input.
 
     Raises:
-        ExperimentError: the model takes images that cannot be drawn so.
+        ExperimentError: the model takes images that cannot be drawn.
     """
     like_mnist = classifier.image_shape == predict.MNIST_SHAPE and not classifier.reads_image_files
     prepare = predict.preparation(classifier, "mnist" if like_mnist else "resize")
 
-    def answer(drawing: str) -> tuple[dict[str, float] | None, str]:
+    def predict_drawing(drawing: str) -> tuple[dict[str, float] | None, str]:
         image = Image.open(io.BytesIO(base64.b64decode(drawing.partition(",")[2])))
         try:
             pixels = prepare(image)
-        except images.NotAnImage:  # nothing is drawn yet
+        except images.NotAnImage:  # nothing has been drawn yet
             return None, ""
-        said = classifier.predict(pixels[None])[0]
-        seen = f'<img alt="Model input" src="{images.data_uri(pixels)}" style="{_SEEN}">'
-        return dict(zip(classifier.class_names, map(float, said), strict=True)), seen
+        probabilities = classifier.predict(pixels[None])[0]
+        html = f'<img alt="Model input" src="{images.data_uri(pixels)}" style="{_INPUT_STYLE}">'
+        return dict(zip(classifier.class_names, map(float, probabilities), strict=True)), html
 
     with gr.Blocks(title=f"Draw for {classifier.name}") as blocks:
         gr.Markdown(f"## Draw a digit\nModel: {classifier.name}")
@@ -71,24 +72,24 @@ def page(classifier: Classifier) -> gr.Blocks:
             with gr.Column():
                 canvas = gr.HTML(html_template=_CANVAS, css_template=_STYLE, js_on_load=_SCRIPT)
             with gr.Column():
-                said = gr.Label(label="Prediction", num_top_classes=len(classifier.class_names))
+                label = gr.Label(label="Prediction", num_top_classes=len(classifier.class_names))
             with gr.Column():
-                seen = gr.HTML(label="Model input", show_label=True, container=True, min_height=320)
-        canvas.input(answer, canvas, [said, seen], show_progress="hidden", trigger_mode="always_last")
+                model_input = gr.HTML(label="Model input", show_label=True, container=True, min_height=320)
+        canvas.input(predict_drawing, canvas, [label, model_input], show_progress="hidden", trigger_mode="always_last")
     return blocks
 
 
 def serve(classifier: Classifier, port: int) -> None:
-    """Shows the page on 127.0.0.1 until Ctrl-C.
+    """Serves the page on 127.0.0.1 until Ctrl-C.
 
     Raises:
-        ExperimentError: the port is taken.
+        ExperimentError: the port is in use.
     """
     blocks = page(classifier)
     theme = gr.themes.Default(**_SYSTEM_FONTS)
     try:
         blocks.launch(server_name="127.0.0.1", server_port=port, quiet=True, theme=theme, prevent_thread_lock=True)
     except OSError as error:
-        raise ExperimentError(f"Port {port} of 127.0.0.1 is taken.", advice=f"Try: --port {port + 1}") from error
+        raise ExperimentError(f"Port {port} is in use.", advice=f"Try --port {port + 1}.") from error
     print(f"Draw at http://127.0.0.1:{port}/\nStop with Ctrl-C.", flush=True)
     blocks.block_thread()

@@ -1,4 +1,4 @@
-"""Trained models for other runtimes: Keras writes them, and they are believed only when their own runtime agrees."""
+"""Exports trained models with Keras, and checks each of them in the runtime it was made for."""
 
 import copy
 import json
@@ -33,10 +33,10 @@ _Predict = Callable[[np.ndarray], np.ndarray]  # float32 images -> probabilities
 
 @dataclass(frozen=True)
 class Limits:
-    """How far an exported model may be from the one that it was made from."""
+    """How much an exported model may differ from the original."""
 
-    difference: float  # of a probability
-    other_labels: float  # share of the images
+    difference: float  # largest difference of a probability
+    other_labels: float  # share of the images whose predicted label differs
 
 
 EXACT, FROM_MIXED_PRECISION, QUANTIZED = Limits(1e-4, 0.0), Limits(1e-2, 0.001), Limits(1.0, 0.01)
@@ -44,47 +44,47 @@ EXACT, FROM_MIXED_PRECISION, QUANTIZED = Limits(1e-4, 0.0), Limits(1e-2, 0.001),
 
 @dataclass(frozen=True)
 class Images:
-    """What an exported model is checked on."""
+    """The images that an exported model is checked on."""
 
-    source: str  # in words
+    source: str  # described for the report
     images: np.ndarray  # float32 (images, height, width, channels), raw pixels
-    labels: np.ndarray | None  # int64 (images,); None where nobody knows them
-    calibration: np.ndarray  # float32, others, from which ranges of values are taken
+    labels: np.ndarray | None  # int64 (images,); None if unknown
+    calibration: np.ndarray  # float32, other images, from which quantization takes the ranges of values
 
 
 @dataclass(frozen=True)
-class Checked:
-    """An exported model beside the one it was made from, on the same images."""
+class ExportCheck:
+    """An exported model compared with the original on the same images."""
 
     file: str
     bytes: int
-    images: str  # which ones
+    images: str  # their source
     number: int  # of images
     largest_difference: float  # of a probability
     equal_labels: int
-    accuracy: float | None  # of the exported model; None where the labels are not known
-    accuracy_before: float | None
+    accuracy: float | None  # of the exported model; None if the labels are unknown
+    accuracy_before: float | None  # of the original
 
     def exceeds(self, limits: Limits) -> bool:
-        """Whether it is too far off; NaN always is."""
+        """Whether it differs too much; NaN always does."""
         other = self.number - self.equal_labels
         return not (self.largest_difference <= limits.difference and other <= limits.other_labels * self.number)
 
 
-class NotEqualError(Exception):
-    """An exported model that says something else; its file is removed."""
+class ExportFailed(Exception):
+    """The export failed, or the exported model differs too much; its file was removed."""
 
 
-def images_of(classifier: Classifier, of_run: Configuration | None, data: Sequence[str]) -> Images:
-    """Up to 1,000 test images, filled up with validation images; random ones where there is no data.
+def check_images(classifier: Classifier, of_run: Configuration | None, data: Sequence[str]) -> Images:
+    """Loads up to 1,000 test images, then validation images, to check an export on; random ones if there is no data.
 
     Args:
-        classifier: that is exported.
-        of_run: the configuration of the run that has trained it, as far as it is known.
-        data: a choice of data and its overrides, which comes first; may be empty.
+        classifier: the model to export.
+        of_run: the configuration of the run that trained it, if known.
+        data: an option of `data` and its overrides to use instead of the run's; may be empty.
 
     Raises:
-        ExperimentError: the chosen data are not there, or do not fit the model.
+        ExperimentError: the chosen data cannot be loaded, or do not fit the model.
     """
     shape, rng = classifier.image_shape, np.random.default_rng(0)
     configuration = compose([f"data={data[0]}", *data[1:]]) if data else of_run
@@ -93,13 +93,15 @@ def images_of(classifier: Classifier, of_run: Configuration | None, data: Sequen
     except ExperimentError:
         if data:
             raise
-        found = None  # the run was trained elsewhere
+        found = None  # the run was trained on another machine
     if found is None:
         random = rng.integers(0, 256, (_IMAGES + _CALIBRATION_IMAGES, *shape)).astype(np.float32)
         return Images("random images", random[:_IMAGES], None, random[_IMAGES:])
     if found.image_shape != shape or found.num_classes != len(classifier.class_names):
-        problem = f"{found.name} has images of shape {found.image_shape} in {found.num_classes} classes"
-        raise ExperimentError(f"{problem}, and {classifier.name} takes {shape} to {len(classifier.class_names)}.")
+        raise ExperimentError(
+            f"{found.name} has images of shape {found.image_shape} in {found.num_classes} classes, but "
+            f"{classifier.name} takes {shape} and has {len(classifier.class_names)} classes."
+        )
     images = np.concatenate([found.test_images, found.validation_images])[:_IMAGES].astype(np.float32)
     labels = np.concatenate([found.test_labels, found.validation_labels])[:_IMAGES]
     tests = min(len(found.test_images), len(images))
@@ -108,61 +110,61 @@ def images_of(classifier: Classifier, of_run: Configuration | None, data: Sequen
     return Images(source, images, labels, found.train_images[:_CALIBRATION_IMAGES].astype(np.float32))
 
 
-def export(
+def export_model(
     classifier: Classifier, form: str, folder: Path, images: Images, *, quantize: bool, overwrite: bool
-) -> Checked:
-    """Writes a model in another format, has its own runtime read it, and compares the two.
+) -> ExportCheck:
+    """Exports a model, loads it in its own runtime, and compares the predictions of the two.
 
     Args:
-        classifier: to be exported.
+        classifier: the model to export.
         form: one of `FORMATS`.
-        folder: where the file goes, with `export.json`, which says of every file there how it was checked.
-        images: to compare on.
-        quantize: to 8-bit integers inside; LiteRT only.
-        overwrite: a file that is there.
+        folder: where to write the file, and `export.json` with the result of the check.
+        images: the images to check on.
+        quantize: whether to quantize to 8-bit integers; LiteRT only.
+        overwrite: whether to replace an existing file.
 
     Raises:
-        ExperimentError: the file exists, the folder cannot be made, or a package is missing.
-        NotEqualError: it cannot be written, read, or says something else; nothing is left of it.
+        ExperimentError: the file exists, the folder cannot be created, or a package is missing.
+        ExportFailed: the model cannot be written or loaded, or differs too much; no file is left.
     """
     target = folder / (_QUANTIZED_FILE if quantize else _FILES[form])
     _check(form, target, quantize=quantize, overwrite=overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ExperimentError(f"{folder} cannot be made: {error.strerror}.") from error
+        raise ExperimentError(f"{folder} cannot be created: {error.strerror}.") from error
     with tempfile.TemporaryDirectory(dir=folder, prefix=".") as part:
         file = Path(part) / target.name
         try:
             with warnings.catch_warnings(), quiet_import():
-                warnings.simplefilter("ignore")  # of Keras's exporters and what they call
+                warnings.simplefilter("ignore")  # from Keras's exporters and the libraries they use
                 model = _in_float32(classifier.model)
-                model.predict(images.images[:1], verbose=0)  # the exporters refuse a model that was never called
+                model.predict(images.images[:1], verbose=0)  # the exporters require a model that has been called
                 _write(model, form, file, images.calibration if quantize else None)
-                said = _reader(form, file)(images.images)
-        except Exception as error:  # an exporter or a runtime that cannot do this net raises almost anything
+                probabilities = load_exported(form, file)(images.images)
+        except Exception as error:  # what an exporter or runtime does not support can raise almost anything
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise NotEqualError(f"{form} cannot have this net: {reason.strip()}") from error
+            raise ExportFailed(f"This model cannot be exported to {form}: {reason.strip()}") from error
         limits = QUANTIZED if quantize else EXACT if model is classifier.model else FROM_MIXED_PRECISION
-        checked = _compared(classifier, images, said, file)
+        checked = _compare(classifier, images, probabilities, file)
         if checked.exceeds(limits):
-            raise NotEqualError(
-                f"{form} says something else than Keras: {checked.equal_labels:,} of {checked.number:,} labels are "
+            raise ExportFailed(
+                f"The exported model differs in {form}: {checked.equal_labels:,} of {checked.number:,} labels are "
                 f"equal, and probabilities differ by up to {checked.largest_difference:.2g} (allowed: "
                 f"{limits.difference:g}). The file was removed."
             )
         if target.is_dir():
             shutil.rmtree(target)
         file.replace(target)
-    _report(folder, checked)
+    _write_report(folder, checked)
     return checked
 
 
 def _check(form: str, target: Path, *, quantize: bool, overwrite: bool) -> None:
     if quantize and form != "litert":
-        raise ExperimentError(f"--quantize int8 is for --format litert, and not for {form}.")
+        raise ExperimentError(f"--quantize int8 needs --format litert, not {form}.")
     if target.exists() and not overwrite:
-        raise ExperimentError(f"{target} exists.", advice="Replace it with --overwrite.")
+        raise ExperimentError(f"{target} exists.", advice="Use --overwrite to replace it.")
     missing = [package for package in _PACKAGES.get(form, ()) if find_spec(package) is None]
     if missing:
         problem = f"--format {form} needs {' and '.join(missing)}."
@@ -170,9 +172,9 @@ def _check(form: str, target: Path, *, quantize: bool, overwrite: bool) -> None:
 
 
 def _in_float32(model: keras.Model) -> keras.Model:
-    """The same net and weights without mixed precision, which the other formats do not have or have wrongly.
+    """The same model in float32, because other formats support mixed precision badly or not at all.
 
-    A net that is in float32 already is returned itself.
+    A model that is in float32 already is returned as it is.
     """
 
     def changed(value: Any) -> Any:
@@ -203,8 +205,8 @@ def _write(model: keras.Model, form: str, file: Path, calibration: np.ndarray | 
     model.export(str(file), format={"saved_model": "tf_saved_model"}.get(form, form), verbose=False, **options)
 
 
-def _reader(form: str, file: Path) -> _Predict:
-    """The exported model as its own runtime has it."""
+def load_exported(form: str, file: Path) -> _Predict:
+    """Loads an exported model in its own runtime."""
     return {"keras": _keras, "saved_model": _saved_model, "onnx": _onnx, "litert": _litert}[form](str(file))
 
 
@@ -232,35 +234,35 @@ def _litert(file: str) -> _Predict:
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_path=file)
-    (given,), (answer,) = interpreter.get_input_details(), interpreter.get_output_details()
+    (inputs,), (outputs,) = interpreter.get_input_details(), interpreter.get_output_details()
 
     def predict(images: np.ndarray) -> np.ndarray:
-        interpreter.resize_tensor_input(given["index"], images.shape)
+        interpreter.resize_tensor_input(inputs["index"], images.shape)
         interpreter.allocate_tensors()
-        interpreter.set_tensor(given["index"], images)
+        interpreter.set_tensor(inputs["index"], images)
         interpreter.invoke()
-        return interpreter.get_tensor(answer["index"])
+        return interpreter.get_tensor(outputs["index"])
 
     return predict
 
 
-def _compared(classifier: Classifier, images: Images, said: np.ndarray, file: Path) -> Checked:
+def _compare(classifier: Classifier, images: Images, probabilities: np.ndarray, file: Path) -> ExportCheck:
     before = classifier.predict(images.images)
     labels = images.labels
-    return Checked(
+    return ExportCheck(
         file=file.name,
         bytes=sum(part.stat().st_size for part in ([file] if file.is_file() else file.rglob("*")) if part.is_file()),
         images=images.source,
-        number=len(said),
-        largest_difference=float(np.abs(said - before).max()),
-        equal_labels=int((said.argmax(axis=1) == before.argmax(axis=1)).sum()),
-        accuracy=None if labels is None else float((said.argmax(axis=1) == labels).mean()),
+        number=len(probabilities),
+        largest_difference=float(np.abs(probabilities - before).max()),
+        equal_labels=int((probabilities.argmax(axis=1) == before.argmax(axis=1)).sum()),
+        accuracy=None if labels is None else float((probabilities.argmax(axis=1) == labels).mean()),
         accuracy_before=None if labels is None else float((before.argmax(axis=1) == labels).mean()),
     )
 
 
-def _report(folder: Path, checked: Checked) -> None:
-    """Adds a file to `export.json`."""
+def _write_report(folder: Path, checked: ExportCheck) -> None:
+    """Adds the check of a file to `export.json`."""
     file = folder / _REPORT
     known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     file.write_text(json.dumps({**known, checked.file: asdict(checked)}, indent=1) + "\n", encoding="utf-8")

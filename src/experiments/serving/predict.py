@@ -1,4 +1,4 @@
-"""Predictions for image files: as a table, JSON, CSV and a figure."""
+"""Predicts image files, and writes the predictions as a table, JSON, CSV or a figure."""
 
 import csv
 import json
@@ -18,16 +18,16 @@ from experiments import images
 from experiments.errors import ExperimentError
 from experiments.serving.classifier import Classifier
 
-UNSURE = 0.8  # the highest probability that is not taken at its word
+UNSURE = 0.8  # a lower probability is marked as unsure
 MNIST_SHAPE = (28, 28, 1)
-_OF_DIGITS = ("mnist", "mnist_5k")  # choices of data
-_AT_ONCE = 256  # files in memory
-_MOST_IN_A_PICTURE = 40
+_DIGITS = ("mnist", "mnist_5k")  # options of data
+_BATCH_SIZE = 256  # files in memory
+_MOST_DRAWN = 40
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one file."""
+    """The prediction for one file."""
 
     file: str
     probabilities: np.ndarray  # float32 (classes,)
@@ -35,16 +35,16 @@ class Prediction:
 
     @property
     def order(self) -> np.ndarray:
-        """Places of the classes, the most probable first."""
+        """Indices of the classes, the most probable first."""
         return np.argsort(-self.probabilities, kind="stable")
 
     @property
     def unsure(self) -> bool:
-        """Whether its probability is low."""
+        """Whether the highest probability is low."""
         return bool(self.probabilities.max() < UNSURE)
 
     def values(self) -> dict[str, object]:
-        """Column -> value."""
+        """The columns of the table and the CSV file."""
         first, second = self.order[:2]
         return {
             "file": self.file,
@@ -57,34 +57,34 @@ class Prediction:
 
 
 def preparation(classifier: Classifier, chosen: str | None) -> Callable[[Image.Image], np.ndarray]:
-    """How images become the pixels that the model takes: as chosen, or as fits the data it was trained on.
+    """The function that converts images to the model's input: as chosen, or as for the data it was trained on.
 
-    A model of `data=folder` gets exactly the pixels of its training: the model's own input has the size and colour
-    mode, its run has recorded `data.invert`.
+    A model of `data=folder` gets exactly the pixels of its training: size and color mode follow from its input, and
+    `data.invert` from its run.
 
     Raises:
-        ExperimentError: the choice does not fit the model.
+        ExperimentError: the chosen preparation does not fit the model's input.
     """
     shape = classifier.image_shape
-    digits = classifier.run is not None and classifier.run.params.get("data") in _OF_DIGITS and shape == MNIST_SHAPE
+    digits = classifier.run is not None and classifier.run.params.get("data") in _DIGITS and shape == MNIST_SHAPE
     kind = chosen or ("mnist" if digits else "resize")
     if kind == "mnist":
         if shape != MNIST_SHAPE:
-            problem = f"--prepare mnist makes images of 28 x 28 grey pixels, and {classifier.name} takes {shape}."
-            raise ExperimentError(problem, advice="Try: --prepare resize")
+            problem = f"--prepare mnist makes grayscale images of 28 x 28 pixels, but {classifier.name} takes {shape}."
+            raise ExperimentError(problem, advice="Use --prepare resize.")
         return images.as_mnist
     if shape[-1] not in (1, 3):
-        raise ExperimentError(f"{classifier.name} takes {shape[-1]} channels: no image file has them.")
+        raise ExperimentError(f"{classifier.name} takes {shape[-1]} channels; image files have 1 or 3.")
     convert = images.resized if kind == "resize" else images.as_it_is
     return partial(convert, shape=shape, invert=classifier.inverts)
 
 
-def predict(
+def predict_files(
     classifier: Classifier, files: Sequence[Path], prepare: Callable[[Image.Image], np.ndarray]
 ) -> tuple[list[Prediction], list[str]]:
-    """Predictions of all files that are images, and a sentence on each that is none; 256 are read at once."""
-    found, refused = [], []
-    groups = [files[start : start + _AT_ONCE] for start in range(0, len(files), _AT_ONCE)]
+    """Predictions for all files that are images, and a sentence on each that is not."""
+    found, rejected = [], []
+    groups = [files[start : start + _BATCH_SIZE] for start in range(0, len(files), _BATCH_SIZE)]
     console = Console(stderr=True)
     for group in track(groups, "Predicting", console=console, transient=True, disable=not console.is_terminal):
         names, prepared = [], []
@@ -92,17 +92,17 @@ def predict(
             try:
                 prepared.append(prepare(images.read(file)))
             except images.NotAnImage as error:
-                refused.append(f"{file} {error}.")
+                rejected.append(f"{file} {error}.")
             else:
                 names.append(str(file))
         if names:
-            said = classifier.predict(np.stack(prepared))
-            found += [Prediction(*pair, classifier.class_names) for pair in zip(names, said, strict=True)]
-    return found, refused
+            probabilities = classifier.predict(np.stack(prepared))
+            found += [Prediction(*pair, classifier.class_names) for pair in zip(names, probabilities, strict=True)]
+    return found, rejected
 
 
-def show(predictions: Sequence[Prediction], console: Console) -> None:
-    """Prints a table."""
+def print_table(predictions: Sequence[Prediction], console: Console) -> None:
+    """Prints the predictions as a table."""
     table = Table(box=None, pad_edge=False)
     table.add_column("file", overflow="fold")
     for name in ("label", "probability"):
@@ -117,7 +117,7 @@ def show(predictions: Sequence[Prediction], console: Console) -> None:
 
 
 def write_csv(predictions: Sequence[Prediction], stream: TextIO) -> None:
-    """Writes a line for each file."""
+    """Writes the predictions as CSV, one line per file."""
     header = ["file", "label", "probability", "unsure", "second", "second_probability"]
     writer = csv.DictWriter(stream, header, lineterminator="\n")
     writer.writeheader()
@@ -125,7 +125,7 @@ def write_csv(predictions: Sequence[Prediction], stream: TextIO) -> None:
 
 
 def write_json(predictions: Sequence[Prediction], stream: TextIO) -> None:
-    """Writes a list of objects, with all probabilities."""
+    """Writes the predictions as a JSON list of objects, with all probabilities."""
     values = [
         p.values() | {"probabilities": dict(zip(p.names, map(float, p.probabilities), strict=True))}
         for p in predictions
@@ -135,14 +135,14 @@ def write_json(predictions: Sequence[Prediction], stream: TextIO) -> None:
 
 
 def draw(predictions: Sequence[Prediction], prepare: Callable[[Image.Image], np.ndarray], file: Path) -> None:
-    """Draws the first 40 images as they are given, as the net sees them, and its probabilities.
+    """Draws the first 40 images as given and as the model sees them, with its probabilities.
 
     Raises:
-        ExperimentError: the picture cannot be written.
+        ExperimentError: the file cannot be written.
     """
-    from experiments import plots  # matplotlib, which nothing else here needs
+    from experiments import plots  # imports matplotlib, which nothing else here needs
 
-    shown = predictions[:_MOST_IN_A_PICTURE]
+    shown = predictions[:_MOST_DRAWN]
     given = [images.read(Path(prediction.file)) for prediction in shown]
     figure = plots.classified(
         [_thumbnail(image) for image in given],

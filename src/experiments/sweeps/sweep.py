@@ -186,7 +186,7 @@ class Sweep:
 
         runs = [job.run for job in self.jobs if job.run and job.state == FINISHED and job.objective is not None]
         metric = self.cfg.objective.metric
-        return comparison.comparison(runs, self.parent.name, metric, across_data=True) if runs else None
+        return comparison.compare_runs(runs, self.parent.name, metric, across_data=True) if runs else None
 
     def close(self, status: str, tags: Mapping[str, object], patience: float, *, page: bool = False) -> None:
         """Writes the table to the parent, with or without the page, ends it and prints how the sweep has gone."""
@@ -198,7 +198,7 @@ class Sweep:
         if found:
             self.parent.outbox.put_file("leaderboard.csv", tables.as_csv(found))
             self.parent.outbox.put_file("leaderboard.md", tables.as_markdown(found))
-            note.append(tables.note(found))
+            note.append(tables.as_markdown(found, tables.DESCRIPTION_ROWS))
             tags = {**tags, "best_run_id": found.best_run.run_id}
             if page:
                 self._write_page(found)
@@ -207,7 +207,7 @@ class Sweep:
         self.parent.set_tags(tags)
         self.parent.close(status, patience)
         if found:
-            tables.show(found, self.display.console)
+            tables.print_table(found, self.display.console)
         for job in self.jobs:
             if job.state in (FAILED, KILLED, ELSEWHERE, NOT_RECORDED, DIVERGED):
                 self.display.say(f"[{job.number}] {job.label}: {job.state}: {job.reason}")
