@@ -150,7 +150,7 @@ def test_counts_are_printed_and_zeros_are_not():
     (axes,) = figure.axes
     assert heading(figure) == [
         "Accuracy 99.76% on 1,255 images",
-        "orange: mistakes, by their share of the true class, at most 20.0%",
+        "orange: errors, by their share of the true class, at most 20.0%",
     ]
     counts = {(int(text.get_position()[1]), int(text.get_position()[0])): text.get_text() for text in axes.texts}
     assert counts == {(0, 0): "8", (0, 1): "2", (1, 1): "10", (2, 0): "1", (2, 2): "1234"}
@@ -207,11 +207,11 @@ def test_what_the_bars_show_adds_up_to_the_error():
     # (0.1 + 0.04 + 0 + 0.01) / 4
     assert heading(figure) == [
         "Calibration error 0.0375",
-        "4 bins of 50 test images; below the line: overconfident; red: beyond the 95 % intervals",
+        "4 bins of 50 test images; below the line: overconfident; red: outside the 95 % interval",
     ]
     odds, gaps = figure.axes
-    assert odds.get_title(loc="left") == "accuracy over confidence"
-    assert gaps.get_title(loc="left") == "accuracy - confidence, percentage points; mean size 3.75"
+    assert odds.get_title(loc="left") == "accuracy against confidence"
+    assert gaps.get_title(loc="left") == "accuracy - confidence, percentage points; mean gap 3.75"
     heights = [bar.get_height() for bar in gaps.patches]
     assert heights == pytest.approx([-10, 4, 0, 1])
     assert np.abs(heights).mean() == pytest.approx(3.75)
@@ -303,8 +303,8 @@ def test_predictions_are_green_when_right_and_red_when_wrong():
     probabilities = probabilities_of(predicted, [0.987, 0.5, 1.0] + [0.9] * 27)
     figure = drawn(plots.predictions(random_images(30), labels, probabilities, DIGITS))
     assert heading(figure) == [
-        "23 of the first 24 test images right",
-        "green: right; red: wrong, true → predicted; below, the probability of the predicted class",
+        "23 of the first 24 test images predicted correctly",
+        "green: correct; red: wrong, true → predicted; below: the probability of the predicted class",
     ]
     assert len(figure.axes) == 1
     assert captions(figure) == ["4\n98.7%", "4 → 9\n50.0%", "2\n100.0%"] + ["0\n90.0%"] * 21
@@ -330,8 +330,8 @@ def test_mistakes_are_sorted_and_at_most_forty():
     probabilities = probabilities_of(predicted, [*confidences, *[0.99] * 17])
     figure = drawn(plots.mistakes(random_images(number + 17), labels, probabilities, DIGITS))
     assert heading(figure) == [
-        "83 of 100 wrong; the most confident first",
-        "true → predicted; below, the probability of the predicted class; 40 are shown",
+        "83 of 100 test images predicted wrongly; the most confident first",
+        "true → predicted; below: the probability of the predicted class; 40 are shown",
     ]
     surest = sorted(range(number), key=lambda index: -confidences[index])[:40]
     assert captions(figure) == [
@@ -354,7 +354,10 @@ def test_mistakes_show_the_image_their_caption_speaks_of():
 def test_no_mistakes_is_good_news():
     labels = np.array([3, 1])
     figure = drawn(plots.mistakes(random_images(2), labels, probabilities_of(labels, [0.9, 0.8]), DIGITS))
-    assert heading(figure) == ["0 of 2 wrong", "Nothing to show here: the model got every test image right."]
+    assert heading(figure) == [
+        "0 of 2 test images predicted wrongly",
+        "The model predicted every test image correctly.",
+    ]
     assert figure.axes == []
 
 

@@ -1,8 +1,7 @@
-"""The figures of a run: numbers in, a matplotlib `Figure` out.
+"""The figures of a run: functions that take numbers and return a matplotlib `Figure`.
 
-Pure: no files, no pyplot, no change of matplotlib's settings; whoever wants a file calls `figure.savefig`. One look
-for all: dark grey text on white, and colours after Okabe and Ito (https://jfly.uni-koeln.de/color/) that colour-blind
-people can tell apart. What a colour says, a text says too.
+They write no files and change no global state: no pyplot, no rcParams. All figures have dark gray text on white, and
+the color-blind safe colors of Okabe and Ito (https://jfly.uni-koeln.de/color/). Color never carries meaning alone.
 """
 
 import textwrap
@@ -23,8 +22,8 @@ RIGHT, WRONG = "#008066", "#D0301C"
 MISTAKE_RATES = LinearSegmentedColormap.from_list("mistake_rates", ["#FFFFFF", "#FDE0BC", "#E88B35", "#8F3200"])
 RECALLS = LinearSegmentedColormap.from_list("recalls", ["#FFFFFF", "#C9DAE6"])
 
-# Lengths are in inches, sizes of text in points (1/72 inch). At this resolution a tile of one inch gives each pixel of
-# an MNIST image exactly 4 by 4 pixels on the screen.
+# Lengths are in inches, text sizes in points (1/72 inch). At this resolution, a tile of one inch shows each pixel of an
+# MNIST image as exactly 4 by 4 pixels.
 DOTS_PER_INCH = 112
 WIDTH, MARGIN, HEADING = 9.4, 0.14, 0.62
 TITLE_SIZE, TEXT_SIZE, SMALL_SIZE, SMALLEST_SIZE = 12, 9, 8, 5
@@ -34,14 +33,14 @@ PREDICTIONS_SHOWN, MISTAKES_SHOWN = 24, 40
 
 
 def curves(history: Mapping[str, Sequence[float]], best_epoch: int, objective: str) -> Figure:
-    """Training and validation over the epochs, with the best epoch marked.
+    """Learning curves on training and validation data, with the best epoch marked.
 
-    The learning rate has a panel of its own when it changes, logarithmic when it spans more than a decade.
+    If the learning rate changes, it is shown in a third panel, on a logarithmic scale if it spans more than a decade.
 
     Args:
         history: one value per epoch of `loss`, `accuracy`, `val_loss`, `val_accuracy` and `learning_rate`.
         best_epoch: the epoch whose weights were kept, counted from 1.
-        objective: `val_accuracy` or `val_loss`, what the best epoch was chosen by.
+        objective: the metric that selected the best epoch.
     """
     rates, best = history["learning_rate"], history[objective][best_epoch - 1]
     panels = ["accuracy", "loss"] + (["learning rate"] if min(rates) < max(rates) else [])
@@ -63,7 +62,7 @@ def curves(history: Mapping[str, Sequence[float]], best_epoch: int, objective: s
 
     chosen = axes[objective.removeprefix("val_")]
     chosen.plot(best_epoch, best, "o", color=VALIDATION, markersize=8, markeredgecolor="white", zorder=4)
-    # The value stands over the panel, where no curve can run through it.
+    # The value is written above the panel, where no curve can cross it.
     above = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "center"}
     chosen.annotate(f"{best:.4f}", (best_epoch, 1), (0, 3), color=VALIDATION, fontsize=TEXT_SIZE, **above)
     if "learning rate" in axes:
@@ -78,7 +77,7 @@ def curves(history: Mapping[str, Sequence[float]], best_epoch: int, objective: s
 
 
 def _epoch_axis(axes: Axes, title: str, epochs: int) -> None:
-    """Give a panel its title and an axis of whole epochs from 1 to `epochs`."""
+    """Sets the title of a panel, and its axis of whole epochs from 1 to `epochs`."""
     axes.set_title(title, loc="left", fontsize=TEXT_SIZE + 1, color=INK, pad=17)
     axes.set_xlabel("epoch", fontsize=SMALL_SIZE, color=QUIET)
     step = next(step for step in (1, 5, 10, 20, 50, 100, 200, 500, epochs) if epochs <= 8 * step)
@@ -89,7 +88,7 @@ def _epoch_axis(axes: Axes, title: str, epochs: int) -> None:
 
 
 def _quiet(axes: Axes) -> None:
-    """Leave nothing of a panel's frame but faint lines to read values by."""
+    """Replaces the frame of a panel with faint horizontal grid lines."""
     axes.tick_params(length=0, labelsize=SMALL_SIZE, labelcolor=QUIET)
     axes.grid(axis="y", color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -97,26 +96,26 @@ def _quiet(axes: Axes) -> None:
 
 
 def _line(axes: Axes, values: Sequence[float], color: str) -> Line2D:
-    """Draw one value per epoch; with dots while they can be told apart, so that a single epoch is seen too."""
+    """Plots one value per epoch, with markers for up to 20 epochs, so that a single epoch is visible, too."""
     marker = "o" if len(values) <= 20 else ""
     return axes.plot(range(1, len(values) + 1), values, color=color, linewidth=1.8, marker=marker, markersize=3.5)[0]
 
 
 def search_history(trials: Sequence[tuple[int, float, bool]], metric: str, mode: str) -> Figure:
-    """What every trial of a search has reached, and the best so far.
+    """The values of all trials of a search, and the best so far.
 
     Args:
-        trials: number, value and whether it was pruned.
+        trials: number, value, and whether it was pruned.
         metric: name of the values.
-        mode: `max` or `min`, what is better.
+        mode: `max` or `min`: whether higher or lower values are better.
     """
     whole = [(number, value) for number, value, pruned in trials if not pruned]
     cut = [(number, value) for number, value, pruned in trials if pruned]
     better = max if mode == "max" else min
     best = [(number, better(value for _, value in whole[: end + 1])) for end, (number, _) in enumerate(whole)]
     height, right = 3.5, 1 - MARGIN / WIDTH
-    said = f"best {metric}: {best[-1][1]:.4f}" if best else "no trial has a result"
-    figure = _figure(WIDTH, height, f"{len(trials)} trials, {said}", "line: the best so far; crosses: pruned")
+    result = f"best {metric}: {best[-1][1]:.4f}" if best else "no trial has a result"
+    figure = _figure(WIDTH, height, f"{len(trials)} trials, {result}", "line: the best so far; crosses: pruned")
     figure.subplots_adjust(0.6 / WIDTH, 0.5 / height, right, 1 - 0.8 / height)
     axes = figure.subplots()
     _quiet(axes)
@@ -131,9 +130,9 @@ def search_history(trials: Sequence[tuple[int, float, bool]], metric: str, mode:
 
 
 def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
-    """Which class was taken for which: mistakes in orange, what is right in a pale blue that does not outshine them.
+    """The confusion matrix: errors in orange, correct predictions in a pale blue that does not distract from them.
 
-    A cell's colour is its share of its row. Counts are printed while there is room to read them, zeros never.
+    The color of a cell is its share of its row. Counts are written if there is room, zeros never.
 
     Args:
         matrix: (classes, classes) integers; rows are the true classes, columns the predicted ones.
@@ -153,13 +152,16 @@ def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
     left, bottom = 0.45 + longest / 72, 0.5 + (name_size if level else longest) / 72
     width, height = left + side + 2 * MARGIN, bottom + side + HEADING
     title = f"Accuracy {np.trace(matrix) / max(total, 1):.2%} on {total:,} images"
-    figure = _figure(width, height, title, f"orange: mistakes, by their share of the true class, at most {highest:.1%}")
+    figure = _figure(width, height, title, f"orange: errors, by their share of the true class, at most {highest:.1%}")
     axes = figure.add_axes((left / width, bottom / height, side / width, side / height))
-    # The power spreads out the small rates, where most mistakes are; below 5 % even the worst is no cause for alarm.
+    # The power spreads out the small rates, where most errors are. The scale ends at 5 % at least, so that rare errors
+    # stay pale.
     shades = np.asarray(PowerNorm(0.6, 0, max(highest, 0.05))(rates))
     axes.imshow(np.where(right[..., None], RECALLS(rates), MISTAKE_RATES(shades)), interpolation="nearest")
 
-    ticks = np.arange(0, classes, int(np.ceil(6 / cell)))  # names need 6 points each; beyond that some are left out
+    ticks = np.arange(
+        0, classes, int(np.ceil(6 / cell))
+    )  # names need 6 points each; if there is less, some are left out
     shown = [names[tick] for tick in ticks]
     axes.set_xticks(ticks, shown, rotation=0 if level else 90, parse_math=False)
     axes.set_yticks(ticks, shown, parse_math=False)
@@ -178,35 +180,35 @@ def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
 
 
 def reliability(counts: np.ndarray, confidences: np.ndarray, accuracies: np.ndarray, intervals: np.ndarray) -> Figure:
-    """Whether a model is calibrated, in bins of rising confidence.
+    """Reliability diagram: accuracy against confidence, in bins of increasing confidence.
 
-    At the left accuracy over confidence, both by their log odds, which spread 99 % and 99.9 % apart; at the right the
-    gaps whose mean size is the calibration error.
+    The left panel has log-odds axes, which separate 99 % from 99.9 %. The right panel shows the differences, whose mean
+    absolute value is the calibration error.
 
     Args:
-        counts: (bins,) images of each.
+        counts: (bins,) images per bin.
         confidences: (bins,) mean probability of the predicted class, 0 to 1.
-        accuracies: (bins,) share of right images, 0 to 1.
-        intervals: (2, bins) lower and upper ends of the intervals of the accuracies.
+        accuracies: (bins,) share of correct predictions, 0 to 1.
+        intervals: (2, bins) lower and upper limits of the accuracies.
     """
     error = float(np.average(abs(accuracies - confidences), weights=counts))
     off = (intervals[0] > confidences + 1e-6) | (intervals[1] < confidences - 1e-6)  # float32 probabilities exceed 1
     colors = np.where(off, WRONG, VALIDATION)
     each = " or ".join(f"{count:,}" for count in np.unique(counts))
     height, right = 3.9, 1 - MARGIN / WIDTH
-    note = f"{len(counts)} bins of {each} test images; below the line: overconfident; red: beyond the 95 % intervals"
+    note = f"{len(counts)} bins of {each} test images; below the line: overconfident; red: outside the 95 % interval"
     figure = _figure(WIDTH, height, f"Calibration error {error:.4f}", note)
     figure.subplots_adjust(0.72 / WIDTH, 0.52 / height, right, 1 - 0.95 / height, wspace=0.2)
     odds, gaps = figure.subplots(1, 2, width_ratios=[1, 1.2])
-    sizes = f"accuracy - confidence, percentage points; mean size {100 * error:.2f}"
-    for axes, title in ((odds, "accuracy over confidence"), (gaps, sizes)):
+    sizes = f"accuracy - confidence, percentage points; mean gap {100 * error:.2f}"
+    for axes, title in ((odds, "accuracy against confidence"), (gaps, sizes)):
         axes.set_title(title, loc="left", fontsize=TEXT_SIZE + 1, color=INK, pad=9)
         axes.set_xlabel("confidence", fontsize=SMALL_SIZE, color=QUIET)
         _quiet(axes)
 
     low = min(0.4, 0.8 * confidences.min())
     nines = int(np.ceil(-np.log10(np.clip(1 - confidences.max(), 1e-7, 0.1))))
-    high = 1 - 10.0 ** -(nines + 0.3)  # a little more than the highest confidence; what is beyond stands on the edge
+    high = 1 - 10.0 ** -(nines + 0.3)  # a little above the highest confidence; values beyond it are drawn on the edge
     low_shares, high_shares = (0.01, 0.1, 0.5), 1 - 10.0 ** -np.arange(1, nines + 1, 1 if nines < 5 else 2)
     shares = np.array([share for share in (*low_shares, *high_shares) if share > low])
     names, ends = [f"{100 * share:.9g}%" for share in shares], _log_odds(np.array([low, high]))
@@ -236,7 +238,7 @@ def samples(images: np.ndarray, labels: Sequence[str]) -> Figure:
     """Training images as the model sees them, after augmentation and scaling, with their labels.
 
     Args:
-        images: (images, height, width, channels) in any range; stretched together to black and white.
+        images: (images, height, width, channels) of any range; the lowest value is shown black, the highest white.
         labels: (images,) names of their classes.
     """
     darkest, brightest = float(images.min()), float(images.max())
@@ -247,7 +249,7 @@ def samples(images: np.ndarray, labels: Sequence[str]) -> Figure:
 def predictions(
     images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]
 ) -> Figure:
-    """The first test images: right in green and wrong in red, with the predicted class and its probability.
+    """The first test images with the predicted class and its probability, correct ones in green and wrong ones in red.
 
     Args:
         images: (images, height, width, channels); the first 24 are shown.
@@ -257,20 +259,20 @@ def predictions(
     """
     first = slice(PREDICTIONS_SHOWN)
     right = labels[first] == probabilities[first].argmax(axis=1)
-    title = f"{right.sum()} of the first {len(right)} test images right"
-    note = "green: right; red: wrong, true → predicted; below, the probability of the predicted class"
+    title = f"{right.sum()} of the first {len(right)} test images predicted correctly"
+    note = "green: correct; red: wrong, true → predicted; below: the probability of the predicted class"
     captions = _captions(labels[first], probabilities[first], class_names)
     return _gallery(title, note, images[first], captions, np.where(right, RIGHT, WRONG).tolist())
 
 
 def mistakes(images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]) -> Figure:
-    """The wrongly predicted test images, the most confident first; at most 40. Arguments as of `predictions`."""
+    """The wrongly predicted test images, the most confident first, at most 40; arguments as for `predictions`."""
     wrong = np.flatnonzero(labels != probabilities.argmax(axis=1))
-    title = f"{len(wrong):,} of {len(labels):,} wrong"
+    title = f"{len(wrong):,} of {len(labels):,} test images predicted wrongly"
     if len(wrong) == 0:
-        return _figure(WIDTH, HEADING, title, "Nothing to show here: the model got every test image right.")
+        return _figure(WIDTH, HEADING, title, "The model predicted every test image correctly.")
     shown = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:MISTAKES_SHOWN]
-    note = "true → predicted; below, the probability of the predicted class"
+    note = "true → predicted; below: the probability of the predicted class"
     if len(shown) < len(wrong):
         note += f"; {len(shown)} are shown"
     captions = _captions(labels[shown], probabilities[shown], class_names)
@@ -278,7 +280,7 @@ def mistakes(images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, 
 
 
 def _captions(labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]) -> list[str]:
-    """The prediction for each image: `class` or `true → predicted`, and the probability below."""
+    """The caption of each image: `class` or `true → predicted`, and the probability below."""
     captions = []
     for label, guess, probability in zip(labels, probabilities.argmax(axis=1), probabilities.max(axis=1), strict=True):
         names = [_wrap(class_names[label])]
@@ -290,16 +292,16 @@ def _captions(labels: np.ndarray, probabilities: np.ndarray, class_names: Sequen
 
 
 def _wrap(name: str) -> str:
-    """Break a long name into at most two lines that fit under a tile."""
+    """Wraps a long name into at most two lines that fit under a tile."""
     return textwrap.fill(name, CAPTION_CHARACTERS, max_lines=2, placeholder="…")
 
 
 def _gallery(title: str, note: str, images: np.ndarray, captions: Sequence[str], colors: Sequence[str] = ()) -> Figure:
-    """Rows of eight images with their captions; `colors`, one per image, give it a frame and its text the colour."""
-    step = max(1, max(images.shape[1:3]) // 100)  # more pixels than the screen has only cost time
+    """Rows of eight images with captions; `colors`, one per image, are those of frame and text."""
+    step = max(1, max(images.shape[1:3]) // 100)  # more pixels than the figure has only cost time
     images = images[:, ::step, ::step]
     height, width = images.shape[1:3]
-    scale = max(width, height / 1.5) / TILE  # pixels an inch: a tile is at most one inch wide and 1.5 inches high
+    scale = max(width, height / 1.5) / TILE  # pixels per inch: a tile is at most one inch wide and 1.5 inches high
     lines = 1 + max(caption.count("\n") for caption in captions)
     below, beside = int(np.ceil(scale * (0.1 + LINE * lines))), round(scale * (TILE + TILE_GAP)) - width
     mosaic = _mosaic(images, below, beside)
@@ -323,15 +325,15 @@ def _gallery(title: str, note: str, images: np.ndarray, captions: Sequence[str],
 
 
 def _mosaic(images: np.ndarray, below: int, beside: int) -> np.ndarray:
-    """Lay images out in rows of eight on white: one image, drawn at once, where axes for each take ten times as long.
+    """Arranges images in rows of eight on white, as one array; separate axes would take ten times as long to draw.
 
-    All are stretched together until the smallest value is black and the largest white. What is not RGB is shown as the
-    grey mean of its channels.
+    The lowest value of all becomes black, the highest white. Images that are not RGB are shown as the gray mean of
+    their channels.
 
     Args:
         images: (images, height, width, channels) of any type; not changed.
-        below: pixels of white under each image.
-        beside: pixels of white at its left and right together.
+        below: white pixels below each image.
+        beside: white pixels to its left and right together.
 
     Returns:
         (rows * (height + below), 8 * (width + beside), 3), uint8.
@@ -355,18 +357,18 @@ def classified(
     class_names: Sequence[str],
     unsure: float,
 ) -> Figure:
-    """A row for each image: as it is given, as the model sees it, and its probabilities as bars.
+    """One row per image: the image as given, the model input, and the probabilities as bars.
 
     Args:
         given: images of shape (height, width, channels), of any size.
-        seen: images of shape (height, width, channels).
+        seen: their model inputs, of shape (height, width, channels).
         probabilities: (images, classes); of more than 10 classes the most probable are shown.
         captions: one per image.
         class_names: (classes,) names.
-        unsure: a highest probability below it is shown as unsure.
+        unsure: a prediction with a lower probability is marked as unsure.
     """
     height = HEADING + len(given) * (TILE + 0.45)
-    figure = _figure(WIDTH, height, f"{len(given)} images", "as given, as the model sees it, probabilities")
+    figure = _figure(WIDTH, height, f"{len(given)} images", "image, model input, probabilities")
     bars = WIDTH - 2 * TILE - 5 * MARGIN
     for place, (image, pixels, row) in enumerate(zip(given, seen, probabilities, strict=True)):
         bottom = height - HEADING - (place + 1) * (TILE + 0.45) + 0.3
@@ -377,10 +379,10 @@ def classified(
             panel.spines[:].set_color(FAINT)
         shown = np.sort(np.argsort(-row, kind="stable")[:10])
         first = int(row.argmax())
-        colours = [FAINT if name != first else RIGHT if row[first] >= unsure else WRONG for name in shown]
+        bar_colors = [FAINT if name != first else RIGHT if row[first] >= unsure else WRONG for name in shown]
         place_of_bars = ((4 * MARGIN + 2 * TILE) / WIDTH, bottom / height, bars / WIDTH, (TILE - 0.2) / height)
         panel = figure.add_axes(place_of_bars)
-        panel.bar(range(len(shown)), row[shown], color=colours)
+        panel.bar(range(len(shown)), row[shown], color=bar_colors)
         panel.set(ylim=(0, 1), yticks=[])
         panel.set_xticks(range(len(shown)), [class_names[name][:12] for name in shown])
         panel.tick_params(length=0, labelsize=SMALL_SIZE, labelcolor=INK)
@@ -392,7 +394,7 @@ def classified(
 
 
 def _figure(width: float, height: float, title: str, note: str) -> Figure:
-    """Open a white page of so many inches with its heading at the top left."""
+    """Creates a white figure of a size in inches, with its heading at the top left."""
     figure = Figure((width, height), dpi=DOTS_PER_INCH, facecolor="white")
     figure.text(MARGIN / width, 1 - 0.12 / height, title, fontsize=TITLE_SIZE, color=INK, va="top")
     figure.text(MARGIN / width, 1 - 0.36 / height, note, fontsize=SMALL_SIZE, color=QUIET, va="top")
