@@ -1,0 +1,40 @@
+"""The Python and YAML files of the how-to guides do what their pages say."""
+
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_docs import ROOT, write_files
+
+from experiments import run
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    """Writes the files of a how-to guide into the current folder, which Python imports from."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("EXPERIMENTS_ALLOW_TARGETS", "my_data")
+    return lambda page: write_files(ROOT / "docs" / "how-to" / page, tmp_path)
+
+
+def test_own_data(recipe, compose, store):
+    from experiments.config.targets import instantiate
+
+    recipe("own-images.md")
+    data = instantiate(compose("data=shapes", config_dir="mine").cfg, "data")
+    assert data.class_names == ("square", "disk")
+    assert (data.image_shape, data.num_images, len(data.test_labels)) == ((28, 28, 1), 1000, 200)
+    result = run(["data=shapes", "data.number=200", "epochs=1"], config_dir="mine")
+    assert store.get_run(result.run_id).data.params["data.noise"] == "128"
+
+
+def test_own_figure(recipe, store):
+    recipe("own-figure.md")
+    made = runpy.run_path("my_figure.py")
+    assert Path(made["result"].artifacts, "recall.png").stat().st_size > 1000
+    bars = made["figure"].axes[0].patches
+    labels, probabilities = np.array([0, 0, 1]), np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]])
+    assert len(bars) == 10
+    assert [bar.get_height() for bar in made["recall_by_class"](labels, probabilities).axes[0].patches] == [0.5, 1.0]
