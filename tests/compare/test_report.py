@@ -163,7 +163,7 @@ def test_many_variants_are_cut_in_charts_and_not_in_the_table(compared):
     assert len(chart_titled(many, "best/val_accuracy of every variant")["data"]) == 60
     text = report.page(many)
     assert text.count("data-rank=") == 100
-    assert "Curves and mistakes are those of the first 20 variants, 10 seeds each;" in text
+    assert "Learning curves and mistakes are shown for the first 20 variants, 10 seeds each;" in text
 
 
 @pytest.mark.slow
