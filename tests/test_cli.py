@@ -116,13 +116,22 @@ def test_list_shows_every_option_of_every_group(here):
             shown.append(f"{group}/{option}")
         else:
             group = line
-    assert shown == sorted(str(file.relative_to(CONF_DIR).with_suffix("")) for file in CONF_DIR.glob("*/*.yaml"))
+    files = sorted(CONF_DIR.glob("*/**/*.yaml"), key=lambda file: (file.parent.relative_to(CONF_DIR).as_posix(), file))
+    assert shown == [file.relative_to(CONF_DIR).with_suffix("").as_posix() for file in files]
+
+
+def test_list_shows_the_options_of_a_group_inside_another_one(here):
+    status, output, _ = light("list", "hydra/sweeper/pruner", cwd=here)
+    assert status == 0
+    group, *lines = output.splitlines()
+    assert group == "hydra/sweeper/pruner"
+    assert [line.split()[0] for line in lines] == ["hyperband", "median", "none"]
 
 
 def test_list_of_one_group_shows_the_first_comment_of_each_file(here):
     status, output, errors = light("list", "scale", cwd=here)
     assert (status, errors) == (0, "")
-    width = max(len(file.stem) for file in CONF_DIR.glob("*/*.yaml"))
+    width = max(len(file.stem) for file in CONF_DIR.glob("*/**/*.yaml"))
     first = {file.stem: file.read_text().splitlines()[0][2:] for file in sorted((CONF_DIR / "scale").glob("*.yaml"))}
     assert output.splitlines() == ["scale", *(f"  {option:{width}}  {what}" for option, what in first.items())]
     # The directive of a file that is packaged elsewhere is no description.
@@ -138,7 +147,10 @@ def test_list_shows_options_of_the_users_own(here, tmp_path):
     assert re.search(r"^  tiny +One layer\.$", output, re.MULTILINE)
 
 
-GROUPS = "augment, callbacks, data, experiment, model, optimizer, scale, schedule, sweep"
+GROUPS = (
+    "augment, callbacks, data, experiment, hydra/launcher, hydra/sweeper, hydra/sweeper/pruner, hydra/sweeper/sampler, "
+    "model, optimizer, scale, schedule, sweep"
+)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ ALLOWED = {
         "__init__",
     },
     "__init__": {"config", "serving", "train"},
-    "hydra_plugins": {"sweeps"},
+    "hydra_plugins": {"config", "sweeps"},
 }
 #: What a module may import beyond its room: the processes of jobs begin with what a run needs; an export loads quietly.
 EXCEPTIONS = {"preload": {"plots", "train", "__init__"}, "export": {"__init__"}}

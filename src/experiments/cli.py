@@ -194,16 +194,15 @@ def list_options(group: str | None, config_dir: str | None) -> None:
     """List every group and option, or those of one GROUP."""
     from experiments.config import compose
 
-    files = [file for folder in compose.folders(config_dir) for file in sorted(folder.glob("*/*.yaml"))]
-    groups = sorted({file.parent.name for file in files})
+    files = compose.option_files(config_dir)
+    groups = sorted(files)
     if group and group not in groups:
         raise ExperimentError(f"{group}: there is no such group.", given=group, allowed=groups)
-    width = max(len(file.stem) for file in files)
+    width = max(len(file.stem) for options in files.values() for file in options)
     for name in [group] if group else groups:
         print(name)
-        for file in files:
-            if file.parent.name == name:
-                print(f"  {file.stem:{width}}  {compose.first_comment(file)}")
+        for file in files[name]:
+            print(f"  {file.stem:{width}}  {compose.first_comment(file)}")
 
 
 @commands.command()

@@ -13,6 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from experiments.config.compose import CONF_DIR
+
 EXPERIMENTS = str(Path(sys.executable).parent / "experiments")
 PROCESS = ["-m", "hydra/launcher=process", "hydra/sweeper=basic"]
 CONFIG = "x: 0\ndo: report\nseconds: 0.0\n"
@@ -233,6 +235,9 @@ def fresh_keras():
 def written(folder, **scripts):
     folder.mkdir(exist_ok=True)
     (folder / "config.yaml").write_text(CONFIG)
+    option = Path("hydra", "launcher", "process.yaml")
+    (folder / option).parent.mkdir(parents=True, exist_ok=True)
+    (folder / option).write_text((CONF_DIR / option).read_text())
     for name, script in scripts.items():
         (folder / f"{name}.py").write_text(script)
     return folder

@@ -8,12 +8,13 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import hydra
 import mlflow
 import numpy as np
 import pytest
 
 from commands import EXPERIMENTS, experiments, runs
-from experiments.config.compose import CONF_DIR, _composed, compose
+from experiments.config.compose import CONF_DIR, compose
 from experiments.config.identity import PACKAGE
 from experiments.errors import ExperimentError
 from experiments.sweeps import jobs
@@ -33,6 +34,13 @@ def children(store):
 
 def parents(store):
     return [run for run in runs(store) if "sweep.name" in run.data.tags]
+
+
+def sweeper_of(*words):
+    """The sweeper that Hydra makes for a command line."""
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR), job_name="experiments"):
+        cfg = hydra.compose("config", overrides=list(words), return_hydra_config=True)
+    return hydra.utils.instantiate(cfg.hydra.sweeper)
 
 
 # The list of jobs
@@ -127,15 +135,40 @@ def test_jobs_are_told_apart_by_what_differs():
 
 @pytest.mark.parametrize("file", sorted((CONF_DIR / "sweep").glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_sweep_file_has_as_many_jobs_as_its_head_says(file):
-    cfg = _composed([f"sweep={file.stem}"], None)
     said = int(re.search(r"(\d+) jobs", file.read_text())[1])
-    sweeper = cfg.hydra.sweeper
-    found = jobs.combinations([f"sweep={file.stem}"], dict(sweeper.params), list(sweeper.list), None)
+    sweeper = sweeper_of(f"sweep={file.stem}")
+    found = jobs.combinations([f"sweep={file.stem}"], sweeper.params, sweeper.include, None)
     assert len(found) == said
     assert (
         len({job.configuration.variant + str(job.configuration.cfg.seed) for job in jobs.composed(found, [], None)})
         == said
     )
+
+
+def test_a_sweep_file_of_the_first_version_keeps_its_list(tmp_path):
+    (tmp_path / "sweep").mkdir()
+    text = "# @package _global_\nhydra:\n  sweeper:\n    params:\n      seed: 0,1\n    list:\n      - model: conv2\n"
+    (tmp_path / "sweep" / "old.yaml").write_text(text)
+    sweeper = sweeper_of(f"hydra.searchpath=['file://{tmp_path}']", "sweep=old")
+    assert (sweeper.params, sweeper.include, sweeper.exclude) == ({"seed": "0,1"}, [{"model": "conv2"}], [])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sweeper:\n    exlude: []", "GridSweeper.__init__() got an unexpected keyword argument 'exlude'"),
+        ("launcher:\n    n_job: 2", "ProcessLauncher.__init__() got an unexpected keyword argument 'n_job'"),
+        ("sweeper:\n    exclude: conv2", "hydra.sweeper.exclude=conv2 is refused: it must be a list, each entry a map"),
+        ("launcher:\n    n_jobs: two", "hydra.launcher.n_jobs=two is refused: it must be a whole number of at least 1"),
+        ("launcher:\n    on_error: end", "hydra.launcher.on_error=end is refused. Allowed: continue, stop."),
+    ],
+)
+def test_a_mistake_in_a_sweep_file_is_refused(tmp_path, text, message):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "mine.yaml").write_text(f"# @package _global_\nhydra:\n  mode: MULTIRUN\n  {text}\n")
+    done = experiments("--config-dir", str(tmp_path), "sweep=mine", "seed=0,1")
+    assert message in done.stdout
+    assert (done.returncode, done.stdout.count("\n")) == (2, 1)
 
 
 def test_a_sweep_is_named_by_its_file_or_first_swept_key_and_what_is_in_it():
@@ -175,7 +208,7 @@ def test_a_sweep_over_data_is_kept_under_the_names_of_all_of_them():
         (["-m", "seed=range(1001)"], "The sweep has more than 1,000 jobs."),
         (["-m", "model.dropout=interval(0,1)"], "model.dropout=interval(0,1): a grid needs single values."),
         (["-m", "seed=0,1", "hydra.launcher.n_jobs=0"], "hydra.launcher.n_jobs=0 is refused"),
-        (["-m", "seed=0,1", "hydra.sweeper.list=[{modle: conv2}]"], "Job 0 (modle=conv2 seed=0): modle:"),
+        (["-m", "seed=0,1", "hydra.sweeper.include=[{modle: conv2}]"], "Job 0 (modle=conv2 seed=0): modle:"),
         (["-m", "seed=0,1", "hydra.sweeper.exclude=[{modle: conv2}]"], "modle: there is no such key. Did you mean mo"),
         (["-m", "seed=0,1", "hydra.sweeper.exclude=[{model: conv2}]"], "The sweep has no job: every combination is ex"),
         (["-m", "hydra/sweeper=optuna", "seed=3"], "The search space names no parameter."),

@@ -136,6 +136,15 @@ def folders(config_dir: str | None) -> list[Path]:
     return [CONF_DIR, *([Path(config_dir)] if config_dir else [])]
 
 
+def option_files(config_dir: str | None) -> dict[str, list[Path]]:
+    """Group, such as `model` or `hydra/launcher` -> the files of its options, those of the user's folder last."""
+    found: dict[str, list[Path]] = {}
+    for folder in folders(config_dir):
+        for file in sorted(folder.glob("*/**/*.yaml")):
+            found.setdefault(file.parent.relative_to(folder).as_posix(), []).append(file)
+    return found
+
+
 def first_comment(file: Path) -> str:
     """The first comment line of an option's file, which says what it is; a directive such as `@package` is none."""
     comments = (line[1:].strip() for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#"))

@@ -14,7 +14,9 @@ from experiments.config.targets import locate, mappings
 
 PACKAGE = Path(__file__).resolve().parents[1]
 #: Modules of this package that can change a number, as patterns.
-RESULT_MODULES = ("train", "artifacts", "data", "dataset", "images", "models", "schedules", "training/*")
+RESULT_MODULES = (
+    "train", "artifacts", "data", "dataset", "images", "library_internals", "models", "schedules", "training/*",
+)  # fmt: skip
 
 
 def read_own_code() -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 
 from experiments.errors import ExperimentError
 
@@ -83,6 +83,8 @@ def is_choice(override: Override) -> bool:
 
 def first_line(error: BaseException | None) -> str:
     """What an exception of Hydra or OmegaConf says, without the lines about their insides."""
+    if isinstance(error, InstantiationException) and error.__cause__:
+        return first_line(error.__cause__)
     said = re.sub(r"\w+ raised while (composing config|resolving interpolation):\s", "", str(error))
     plain = said.replace("DictConfig", "a mapping").replace("ListConfig", "a list")
     return plain.partition("\n")[0] or first_line(error and error.__cause__)

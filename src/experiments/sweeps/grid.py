@@ -53,7 +53,7 @@ def run(sweeper: Any, arguments: Sequence[str]) -> None:
 
 
 def _jobs(sweeper: Any, arguments: Sequence[str], display: Display) -> list[Job]:
-    found = job_list.combinations(arguments, sweeper.params, sweeper.list, sweeper.hydra_context.config_loader)
+    found = job_list.combinations(arguments, sweeper.params, sweeper.include, sweeper.hydra_context.config_loader)
     composed = job_list.composed(found, sweeper.exclude, config_dir(sweeper))
     jobs = list(display.progress("Checking", composed, len(found)))
     if not jobs:
