@@ -150,7 +150,7 @@ def _run_job(configuration: "Configuration") -> Any:
     from experiments import train
     from experiments.sweeps import display
     from experiments.sweeps.sweep import job_output
-    from experiments.tracking.run import redirect_output
+    from experiments.tracking.output import redirect_output
 
     cfg = configuration.cfg
     if cfg.dry_run:

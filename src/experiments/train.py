@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +20,10 @@ from experiments.config.targets import typed
 from experiments.dataset import Dataset
 from experiments.errors import ExperimentError
 from experiments.tracking.locks import close_stale_runs, lock
+from experiments.tracking.output import console_log
 from experiments.tracking.provenance import environment, uncommitted
 from experiments.tracking.run import TAGS, Run, open_run
 from experiments.tracking.runs import StoredRun, earlier_runs
-from experiments.tracking.secrets import WithoutSecrets
 from experiments.tracking.store import check_store, run_folder, set_store_timeout, shown_uri
 from experiments.training import checkpoints
 from experiments.training.batches import training_batches
@@ -78,7 +78,7 @@ def run(configuration: Configuration, stop: EpochFunction | None = None, reprodu
         ExperimentError: what was asked cannot work, or another process trains it; nothing has been recorded.
     """
     cfg = configuration.cfg
-    with _console(of_a_job=bool(cfg.tracking.parent)):
+    with console_log(of_a_job=bool(cfg.tracking.parent)):
         _start_runtime(cfg)
         configuration = typed(configuration)
         _check_custom_tags(cfg)
@@ -343,7 +343,7 @@ def _fit(
     def on_epoch(epoch: int, metrics: Mapping[str, float]) -> bool:
         record.log_metrics(metrics, step=epoch)
         values = "  ".join(f"{name} {metrics[name]:.4f}" for name in EPOCH_METRICS)
-        # On a terminal Keras's progress bar says the same; job.log has the line in any case.
+        # On a terminal the progress bar says the same; job.log has the line in any case.
         level = logging.DEBUG if terminal or epoch <= trained else logging.INFO
         _log.log(level, "Epoch %d/%d  %s  %.1f s", epoch, cfg.epochs, values, metrics["epoch_seconds"])
         stopped = stop is not None and stop(epoch, metrics) and epoch < cfg.epochs
@@ -380,20 +380,3 @@ def _fit(
 def _diverged(record: Run, diverged: Diverged) -> RunResult:
     record.fail(str(diverged), {"diverged": "true", "diverged_epoch": diverged.epoch})
     return RunResult(record.id, record.name, "FAILED", None, {}, diverged.history, record.artifacts)
-
-
-@contextlib.contextmanager
-def _console(*, of_a_job: bool) -> Iterator[None]:
-    """Shows the log of this package on standard output while a run lasts; that of a sweep's job is in its file."""
-    _log.setLevel(logging.DEBUG)
-    if of_a_job:
-        yield
-        return
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setLevel(logging.INFO)
-    handler.setFormatter(WithoutSecrets("%(message)s"))
-    _log.addHandler(handler)
-    try:
-        yield
-    finally:
-        _log.removeHandler(handler)

@@ -8,13 +8,12 @@ import os
 import shutil
 import signal
 import socket
-import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 from urllib.parse import urlparse
 
 import mlflow
@@ -25,8 +24,9 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from experiments.errors import ExperimentError
 from experiments.tracking.delivery import MODEL, NOT_RECORDED, REMEMBERED, is_waiting, send_before_reopening
 from experiments.tracking.outbox import Outbox, full_disk_is_a_warning
+from experiments.tracking.output import job_log
 from experiments.tracking.provenance import environment, provenance
-from experiments.tracking.secrets import WithoutSecrets, without_secrets
+from experiments.tracking.secrets import without_secrets
 from experiments.tracking.store import (
     call_store,
     experiment_id,
@@ -42,7 +42,6 @@ _log = logging.getLogger(__name__)
 _LONGEST_PARAM = 6000  # characters, MLflow's limit
 _LONGEST_DIGEST = 36  # MLflow's limit, too
 _CUT = " … see config.yaml"
-_own_output: Path | None = None  # where this process writes its output as long as no run of a sweep is open
 
 #: Tags that the record itself sets; a user's free tags may not take their names.
 TAGS = {
@@ -234,7 +233,7 @@ def open_run(
     folder = _made_folder(client, info.run_id, fingerprint)
     if output and (jobs_folder() / output).exists():
         (jobs_folder() / output).rename(folder / "job.log")
-    with _job_log(folder / "job.log"):
+    with job_log(folder / "job.log"):
         outbox = Outbox(client, info.run_id, folder, unsure=attempt is not None)
         run = Run(info.run_id, info.run_name, info.experiment_id, info.artifact_uri, folder, outbox)
         with _status(run, patience):
@@ -303,57 +302,6 @@ def release_owner(folder: Path) -> None:
     with contextlib.suppress(OSError, json.JSONDecodeError):
         written = json.loads((folder / REMEMBERED).read_text(encoding="utf-8"))
         (folder / REMEMBERED).write_text(json.dumps(written | {"pid": None}), encoding="utf-8")
-
-
-@contextlib.contextmanager
-def redirect_output(name: str) -> Iterator[TextIO]:
-    """Sends everything that this process prints to a file, which becomes `job.log` of the next run.
-
-    Args:
-        name: of the file as long as there is no run.
-
-    Yields:
-        The standard output as it was before.
-    """
-    global _own_output
-    jobs_folder().mkdir(parents=True, exist_ok=True)
-    _own_output = jobs_folder() / name
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with contextlib.ExitStack() as restore, open(os.dup(1), "w", encoding="utf-8", buffering=1) as console:
-        for descriptor in (1, 2):
-            before = os.dup(descriptor)
-            restore.callback(os.close, before)
-            restore.callback(os.dup2, before, descriptor)
-        restore.callback(sys.stderr.flush)
-        restore.callback(sys.stdout.flush)
-        with _own_output.open("ab") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        try:
-            yield console
-        except Exception:
-            print(without_secrets(traceback.format_exc()), file=sys.stderr)
-            raise
-        finally:
-            _own_output = None
-
-
-@contextlib.contextmanager
-def _job_log(file: Path) -> Iterator[None]:
-    """Writes the log of this package to `file`, after what this process has printed so far if that is kept."""
-    if _own_output:
-        if file.exists():  # from an attempt before; this process goes on writing at the end
-            _own_output.write_bytes(file.read_bytes() + _own_output.read_bytes())
-        _own_output.rename(file)
-    job_log = logging.FileHandler(file)
-    job_log.setFormatter(WithoutSecrets("%(asctime)s %(levelname)s %(message)s"))
-    logging.getLogger("experiments").addHandler(job_log)
-    try:
-        yield
-    finally:
-        logging.getLogger("experiments").removeHandler(job_log)
-        job_log.close()
 
 
 @contextlib.contextmanager

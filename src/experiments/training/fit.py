@@ -4,15 +4,19 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
+from rich.console import Console
+from rich.live import Live
 
 from experiments.training.callbacks import CheckpointCallback, EpochFunction, HistoryCallback
 from experiments.training.checkpoints import Checkpoint
+from experiments.training.progress import ProgressBar
 
 _log = logging.getLogger(__name__)
 
@@ -73,7 +77,7 @@ def fit(
         recipe: how to train.
         num_images: training images per epoch.
         on_epoch: called at the end of every epoch, including those restored from `checkpoint`.
-        progress_bar: whether to show Keras's progress bar.
+        progress_bar: whether to show the epochs on the terminal while they are trained.
         folder: where checkpoints are written.
         checkpoint: the checkpoint to resume from.
 
@@ -96,17 +100,19 @@ def fit(
     trained_before = checkpoint.epoch if checkpoint else 0
     has_ended = checkpoints.restore_history()
     started = time.perf_counter()
-    model.fit(
-        batches,
-        initial_epoch=recipe.epochs if has_ended else trained_before,
-        epochs=recipe.epochs,
-        steps_per_epoch=math.ceil(num_images / recipe.batch_size),
-        validation_data=(images, keras.utils.to_categorical(labels, num_classes)),
-        validation_batch_size=PREDICTION_BATCH_SIZE,
-        callbacks=[*averaging, history, *others, checkpoints],
-        shuffle=False,  # the batches are
-        verbose=1 if progress_bar else 0,
-    )
+    console = Console(highlight=False)
+    with Live(console=console, auto_refresh=False, transient=True) if progress_bar else nullcontext() as live:
+        model.fit(
+            batches,
+            initial_epoch=recipe.epochs if has_ended else trained_before,
+            epochs=recipe.epochs,
+            steps_per_epoch=math.ceil(num_images / recipe.batch_size),
+            validation_data=(images, keras.utils.to_categorical(labels, num_classes)),
+            validation_batch_size=PREDICTION_BATCH_SIZE,
+            callbacks=[*averaging, history, *others, *([ProgressBar(live)] if live else []), checkpoints],
+            shuffle=False,  # the batches are
+            verbose=0,  # Keras's own progress bar wraps on a narrow terminal
+        )
     seconds = history.seconds_before + time.perf_counter() - started
     model.set_weights(history.best_weights)
     trained = len(history.history["loss"])
