@@ -5,7 +5,6 @@ import gc
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -171,20 +170,18 @@ def _run_job(configuration: "Configuration") -> Any:
 @contextlib.contextmanager
 def _as_job_failure() -> Iterator[None]:
     """Turns whatever ends a job into an error that its launcher can read, and that does not end the launcher."""
-    from experiments.sweeps.launcher import JobDied
+    from experiments.tracking.endings import Ending, JobDied
 
     try:
         yield
     except ExperimentError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # In words: to read TensorFlow's errors, the launching process would have to import it.
-        last_line = traceback.format_exception_only(error)[-1].strip()
-        raise JobDied("error", last_line) from None
-    except SystemExit as error:
-        if error.code in {128 + number for number in signal.Signals}:  # so do signals end a process
+        ending = Ending.of(error)
+        if ending.reason == "signal":
             raise
-        raise JobDied("exit", f"exit status {error.code}") from None
+        raise JobDied(ending) from None
 
 
 @commands.command("list")

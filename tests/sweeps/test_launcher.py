@@ -185,12 +185,13 @@ def launcher(task_function, overrides):
 def told(result):
     value = result._return_value
     answer = isinstance(value, Answer)
+    ending = getattr(value, "ending", None)
     return {
         "status": result.status.name,
         "type": type(value).__name__,
         "value": vars(value) if answer else str(value),
-        "reason": getattr(value, "reason", None),
-        "failure": getattr(value, "failure", None),
+        "reason": getattr(ending, "reason", None),
+        "failure": getattr(ending, "failure", None),
         "overrides": None if result.overrides is None else list(result.overrides),
         "number": result.hydra_cfg and result.hydra_cfg.hydra.job.num,
         "id": result.hydra_cfg and result.hydra_cfg.hydra.job.id,
@@ -560,7 +561,7 @@ def test_a_closure_without_a_name_is_a_task(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("do", "error"),
-    [("fail", "ValueError: two is too many"), ("exit", "experiments.sweeps.launcher.JobDied: exit status 3")],
+    [("fail", "ValueError: two is too many"), ("exit", "experiments.tracking.endings.JobDied: exit status 3")],
 )
 def test_a_failed_job_fails_the_script_after_the_others_ran(tmp_path, do, error):
     done = app(written(tmp_path, app=APP), *PROCESS, "hydra.launcher.n_jobs=1", "x=1,2,3", f"do={do}")

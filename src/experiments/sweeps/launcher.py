@@ -22,7 +22,7 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrid
 from omegaconf import DictConfig
 
 from experiments.sweeps.worker import GRACE, Surroundings, Work, answer, work_on_job
-from experiments.tracking.store import StoreLost
+from experiments.tracking.endings import Ending, JobDied
 
 _log = logging.getLogger(__name__)
 
@@ -31,28 +31,6 @@ _ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if 
 _GIGABYTE = 2**30
 _A_JOB_NEEDS = 1.2  # gigabytes
 _KERNEL_COUNTS = Path("/proc/vmstat")
-
-
-class JobDied(Exception):
-    """A job's process ended without a result.
-
-    Args:
-        reason: `error`, `exit`, `signal`, `timeout`, `memory`, `interrupted` or `store`.
-        failure: in words.
-    """
-
-    def __init__(self, reason: str, failure: str) -> None:
-        self.reason = reason
-        self.failure = failure
-        super().__init__(reason, failure)
-
-    def __str__(self) -> str:
-        return self.failure
-
-    @property
-    def status(self) -> str:
-        """How its run ended: FAILED by an error, an exit code or a lost store, KILLED by all else."""
-        return "FAILED" if self.reason in ("error", "exit", "store") else "KILLED"
 
 
 @dataclass(frozen=True)
@@ -245,19 +223,19 @@ class Pool:
 
     def _end(self, job: _Job) -> JobReturn:
         job.process.join()
-        result = job.result or failed(self._death(job), job.overrides)
+        result = job.result or failed(JobDied(self._ending(job)), job.overrides)
         job.process.close()
         del self.running[job.number]
         return result
 
-    def _death(self, job: _Job) -> JobDied:
-        code = job.process.exitcode or 0
+    def _ending(self, job: _Job) -> Ending:
+        code = job.process.exitcode
         if job.timed_out:
-            return JobDied("timeout", f"took longer than {self.timeout / 60:g} minutes")
+            return Ending("KILLED", "timeout", f"took longer than {self.timeout / 60:g} minutes")
         if code == -signal.SIGKILL and _out_of_memory_kills() > self.out_of_memory:
             self.out_of_memory = _out_of_memory_kills()
-            return JobDied("memory", "killed by the kernel: out of memory")
-        return _death(code)
+            return Ending("KILLED", "memory", "killed by the kernel: out of memory")
+        return Ending.of_exit_code(code)
 
     def stop(self, number: signal.Signals) -> None:
         """Ends all jobs: asks them by a signal, and after some seconds does not ask."""
@@ -281,32 +259,6 @@ def failed(error: BaseException, overrides: Sequence[str] = ()) -> JobReturn:
     result = JobReturn(status=JobStatus.FAILED, overrides=filter_overrides(overrides))
     result.return_value = error
     return result
-
-
-def _death(code: int) -> JobDied:
-    """Why a process has ended with `code`, which multiprocessing makes negative for a signal."""
-    number = -code if code < 0 else code - 128
-    named = number in {each.value for each in signal.Signals}
-    if code >= 0 and not (named and code > 128):
-        return JobDied("exit", f"exit status {code}")
-    return JobDied("signal", signal.Signals(number).name if named else f"signal {number}")
-
-
-def as_job_died(error: BaseException | None) -> JobDied:
-    """Why a job or a sweep has ended, as its run says it."""
-    if isinstance(error, JobDied):
-        return error
-    if isinstance(error, StoreLost):
-        return JobDied("store", str(error))
-    if isinstance(error, KeyboardInterrupt):
-        return JobDied("interrupted", "SIGINT")
-    if isinstance(error, SystemExit):
-        ended_by = next((number.name for number in signal.Signals if error.code == 128 + number), None)
-        return JobDied("signal", ended_by) if ended_by else JobDied("exit", f"exit status {error.code}")
-    if error is None:
-        return JobDied("error", "it has returned without a run in this store")
-    text = str(error).splitlines()
-    return JobDied("error", f"{type(error).__name__}: {text[0] if text else ''}")
 
 
 def _out_of_memory_kills() -> int:
@@ -335,7 +287,7 @@ def launch(
         _end_server()
         raise
     return [
-        results.get(number) or failed(JobDied("exit", "not started"), overrides)
+        results.get(number) or failed(JobDied(Ending("FAILED", "exit", "not started")), overrides)
         for number, overrides in zip(numbers, job_overrides, strict=True)
     ]
 
@@ -372,7 +324,7 @@ class Planner:
             return cloudpickle.loads(self.connection.recv())
         except (EOFError, BrokenPipeError, ConnectionResetError):
             self.process.join()
-            died = failed(_death(self.process.exitcode or 0), overrides)
+            died = failed(JobDied(Ending.of_exit_code(self.process.exitcode)), overrides)
             self.__exit__()
             self.__enter__()  # for the jobs to come
             return died

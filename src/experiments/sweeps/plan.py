@@ -20,8 +20,9 @@ from experiments.sweeps.jobs import (  # fmt: skip
     Job,
     apply_result,
 )
-from experiments.sweeps.launcher import Planner, as_job_died
+from experiments.sweeps.launcher import Planner
 from experiments.sweeps.worker import Work
+from experiments.tracking.endings import Ending
 from experiments.tracking.runs import earlier_runs
 
 
@@ -91,7 +92,8 @@ def plan_job(planner: Planner, overrides: Sequence[str]) -> Plan:
     error = job_error(result)
     if isinstance(error, ExperimentError):
         raise error
-    raise ExperimentError(f"it cannot be built: {as_job_died(error).failure}.")
+    assert error  # noqa: S101 - it has not completed
+    raise ExperimentError(f"it cannot be built: {Ending.of(error).failure}.")
 
 
 def look_up(jobs: Sequence[Job], display: Display) -> str:

@@ -28,8 +28,9 @@ from experiments.sweeps.jobs import (  # fmt: skip
     apply_result,
     counts,
 )
-from experiments.sweeps.launcher import Ended, JobDied, Said, Started, as_job_died, deaf, failed
+from experiments.sweeps.launcher import Ended, Said, Started, deaf, failed
 from experiments.tracking import ui
+from experiments.tracking.endings import Ending, JobDied
 from experiments.tracking.locks import AlreadyRunning, lock, lock_of_sweep, unlock
 from experiments.tracking.parent import Parent, end_run, open_parent
 from experiments.tracking.provenance import environment
@@ -91,17 +92,17 @@ class Sweep:
             self.lost.append((job, result))
 
     def _take_result(self, job: Job, error: BaseException | None, output: Path) -> None:
+        ending = Ending.of(error) if error else Ending("FAILED", "error", "it has returned without a run in this store")
         run = self._run_of(job)
         if run is None and error is None:  # another sweep had finished it meanwhile
             earlier = earlier_runs(job.configuration.variant, job.configuration.cfg.seed)
             run = next((run for run in earlier if run.tags.get("fingerprint") == job.fingerprint), None)
             output.unlink(missing_ok=True)
         if run is None:
-            self._record(job, as_job_died(error))
+            self._record(job, ending)
             run = self._run_of(job)
         elif run.status == "RUNNING":
-            died = as_job_died(error)
-            end_run(run.run_id, died.status, {"reason": died.reason, "failure": died.failure})
+            end_run(run.run_id, ending.status, ending.tags)
             run = self._run_of(job)
         apply_result(job, run)
 
@@ -131,7 +132,7 @@ class Sweep:
             begun = {int(run.tags["job"]) for run in self.parent.runs() if self.older.get(run.run_id) != run.attempt}
         for job in self.jobs:
             if job.state == RUNNING or (job.state == WAITING and job.number in begun):
-                self.settle(job, failed(as_job_died(error)))
+                self.settle(job, failed(JobDied(Ending.of(error))))
             elif job.state == WAITING and not job.twin:
                 job.state = NOT_STARTED
 
@@ -143,7 +144,7 @@ class Sweep:
         runs = [*self.parent.runs(job.number), *equal]
         return next((run for run in runs if before.get(run.run_id) != run.attempt), None)
 
-    def _record(self, job: Job, died: JobDied) -> None:
+    def _record(self, job: Job, ending: Ending) -> None:
         """Makes the run of a job that ended before it could."""
         configuration = job.configuration
         assert job.plan  # noqa: S101 - all have been planned
@@ -166,7 +167,7 @@ class Sweep:
             output=job_output(self.parent.run_id, job.number),
             patience=self.cfg.tracking.patience,
         ) as run:
-            run.fail(died.failure, {"reason": died.reason}, died.status)
+            run.fail(ending.failure, ending.tags, ending.status)
 
     def write_jobs(self) -> None:
         """Keeps the list of jobs and their runs with the parent."""
@@ -268,11 +269,11 @@ def _opened(jobs: list[Job], first: Configuration, experiment: str, name: str, d
     except BaseException as error:
         with deaf():  # a second Ctrl-C would leave the record half-written
             set_store_timeout(0)
-            died = as_job_died(error)
+            ending = Ending.of(error)
             try:
                 sweep.salvage(error)
             finally:
-                sweep.close(died.status, {"reason": died.reason, "failure": died.failure}, patience=0)
+                sweep.close(ending.status, ending.tags, patience=0)
         display.say(f"Resume with: {command}")
         raise
     failed = [job for job in sweep.jobs if job.state in (FAILED, KILLED, ELSEWHERE, NOT_RECORDED, NOT_STARTED, WAITING)]

@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import shutil
-import signal
 import socket
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from experiments.errors import ExperimentError
 from experiments.tracking.delivery import MODEL, NOT_RECORDED, REMEMBERED, is_waiting, send_before_reopening
+from experiments.tracking.endings import Ending
 from experiments.tracking.outbox import Outbox, full_disk_is_a_warning
 from experiments.tracking.output import job_log
 from experiments.tracking.provenance import environment, provenance
@@ -307,33 +307,20 @@ def release_owner(folder: Path) -> None:
 @contextlib.contextmanager
 def _status(run: Run, patience: float) -> Iterator[None]:
     """Closes `run` as FINISHED, FAILED or KILLED, and says why in tags and files."""
-    status, tags = "FAILED", {}
     try:
         yield
-        status = run.status
-    except KeyboardInterrupt:
-        status, tags = "KILLED", {"reason": "interrupted", "failure": "SIGINT"}
-        raise
-    except SystemExit as error:
-        ended_by = next((number.name for number in signal.Signals if error.code == 128 + number), None)
-        status = "KILLED" if ended_by else "FAILED"
-        tags = {"reason": "signal" if ended_by else "exit", "failure": ended_by or f"{error!r}"}
-        raise
     except BaseException as error:
-        last_line = traceback.format_exception_only(error)[-1].strip().splitlines()[-1].strip()
-        # TensorFlow says in its own way that memory is short.
-        short = isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"
-        tags = {"reason": "memory" if short else "error", "failure": last_line}
-        with contextlib.suppress(OSError), run.file("traceback.txt") as file:  # the error itself is what matters
-            file.write_text(without_secrets(traceback.format_exc()), encoding="utf-8")
+        ending = Ending.of(error)
+        run.status = ending.status
+        if isinstance(error, Exception):
+            with contextlib.suppress(OSError), run.file("traceback.txt") as file:  # the error itself is what matters
+                file.write_text(without_secrets(traceback.format_exc()), encoding="utf-8")
+        level = logging.DEBUG if ending.reason == "interrupted" else logging.ERROR  # by the user, who knows
+        _log.log(level, "%s: %s", ending.status, ending.failure)
+        run.set_tags(ending.tags)
         raise
     finally:
-        run.status = status
-        if tags:
-            interrupted = tags["reason"] == "interrupted"  # by the user, who knows
-            _log.log(logging.DEBUG if interrupted else logging.ERROR, "%s: %s", status, tags["failure"])
-        run.set_tags(tags)
-        if not run.outbox.close(status, patience):
+        if not run.outbox.close(run.status, patience):
             release_owner(run.folder)
 
 
