@@ -44,7 +44,7 @@ def test_a_run_is_had_again_to_the_last_bit(store, small, capsys):
     assert again.info.run_name == first.info.run_name
     assert again.info.experiment_id == first.info.experiment_id
     for values in (first.data.params, again.data.params):
-        assert values["label_smoothing"] == "0.0"
+        assert values["loss.label_smoothing"] == "0.0"
     points = store.get_metric_history(first.info.run_id, "val_accuracy")
     assert all(len(str(point.value)) <= 10 for point in points)  # float32 and not 0.9459999799728394
     for tag in ("variant", "fingerprint", "weights.sha256", "predictions.sha256"):

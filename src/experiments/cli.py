@@ -94,10 +94,12 @@ def train(arguments: tuple[str, ...]) -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     from experiments.config.compose import CONF_DIR, check_command, current_job
+    from experiments.config.earlier import current_words
     from experiments.config.overrides import first_line
     from experiments.library_internals import hydra_argument_parser
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of Hydra's own printer
+    arguments = tuple(current_words(arguments))
     sys.argv = ["experiments train", *arguments]  # where hydra.main reads them
     options = hydra_argument_parser().parse_args(arguments)
     for option in ("config_name", "config_path", "experimental_rerun"):
@@ -163,7 +165,7 @@ def _run_job(configuration: "Configuration") -> Any:
         from experiments.sweeps import search
 
         method = HydraConfig.get().sweeper.pruner
-        hopeless = search.pruner_of(cfg.tracking.parent, cfg.tracking.trial, method, cfg.objective.metric)
+        hopeless = search.pruner_of(cfg.tracking.parent, cfg.tracking.trial, method, configuration.cfg.objective)
         return train.run(configuration, lambda *epoch: tell(*epoch) or hopeless(*epoch)).objective
 
 

@@ -15,7 +15,7 @@ from experiments import artifacts
 from experiments.config.compose import CHECKOUT
 from experiments.config.configuration import Configuration, Plan
 from experiments.config.identity import code_sha256, read_own_code
-from experiments.config.schema import EPOCH_METRICS
+from experiments.config.schema import epoch_metrics
 from experiments.config.targets import typed
 from experiments.dataset import Dataset
 from experiments.errors import ExperimentError
@@ -126,14 +126,15 @@ def plan(configuration: Configuration) -> Plan:
     _check_custom_tags(cfg)
     data: Dataset = build_part(cfg, "data", Dataset)
     tags = _identify(configuration, data)
-    num_parameters = build(cfg, data).model.count_params()
+    parts = build(cfg, data)
     return Plan(
         variant=tags["variant"],
         fingerprint=tags["fingerprint"],
         data_sha256=tags["data.sha256"],
         code_sha256=tags["code.sha256"],
-        num_parameters=num_parameters,
+        num_parameters=parts.model.count_params(),
         parameters=typed(configuration).parameters,
+        mode=parts.modes[cfg.objective.removeprefix("val_")],
     )
 
 
@@ -161,13 +162,13 @@ def _trained(
     test = evaluate(parts.model, data.test_images, data.test_labels)
     metrics = artifacts.metrics(parts.model, count_macs(parts.model), data, result, test)
     artifacts.write_tables(record, data, validation, test)
-    artifacts.draw(record, data, result, test, cfg.objective.metric)
+    artifacts.draw(record, data, result, test, cfg.objective)
     if cfg.tracking.model:
         artifacts.log_model(record, parts.model, data, result.best_epoch)
     record.log_metrics(metrics)  # at step 0 the UI draws single values as bars beside each other
     record.set_tags(artifacts.digests(parts.model, validation, test))
-    artifacts.summarise(record, data, result, test, metrics, cfg.objective.metric, cfg.tracking.note)
-    objective = result.best[cfg.objective.metric]
+    artifacts.summarise(record, data, result, test, metrics, cfg.objective, cfg.tracking.note)
+    objective = result.best[cfg.objective]
     return RunResult(record.id, record.name, "FINISHED", objective, metrics, result.history, record.artifacts)
 
 
@@ -209,7 +210,7 @@ def _equal_run(cfg: Any, tags: Mapping[str, str], earlier: Sequence[StoredRun]) 
 
 
 def _as_recorded(cfg: Any, run: StoredRun) -> RunResult:
-    objective = run.metrics.get(f"best/{cfg.objective.metric}")
+    objective = run.metrics.get(f"best/{cfg.objective}")
     metrics = {name: value for name, value in run.metrics.items() if "/" in name}
     return RunResult(run.run_id, run.name, run.status, objective, metrics, {}, run.artifact_uri)
 
@@ -342,7 +343,7 @@ def _fit(
 
     def on_epoch(epoch: int, metrics: Mapping[str, float]) -> bool:
         record.log_metrics(metrics, step=epoch)
-        values = "  ".join(f"{name} {metrics[name]:.4f}" for name in EPOCH_METRICS)
+        values = "  ".join(f"{name} {metrics[name]:.4f}" for name in epoch_metrics(cfg))
         # On a terminal the progress bar says the same; job.log has the line in any case.
         level = logging.DEBUG if terminal or epoch <= trained else logging.INFO
         _log.log(level, "Epoch %d/%d  %s  %.1f s", epoch, cfg.epochs, values, metrics["epoch_seconds"])
@@ -359,10 +360,10 @@ def _fit(
         batch_size=cfg.batch_size,
         optimizer=parts.optimizer,
         schedule=parts.schedule,
-        label_smoothing=cfg.label_smoothing,
+        loss=parts.loss,
         callbacks=parts.callbacks,
-        metric=cfg.objective.metric,
-        mode=cfg.objective.mode,
+        metric=cfg.objective,
+        mode=parts.modes[cfg.objective.removeprefix("val_")],
     )
     return fit(
         parts.model,

@@ -39,8 +39,7 @@ def record(client, folder, experiment, model, dropout, seed, accuracy, parameter
         "sweep": "mine-000000",
     }
     run_id = client.create_run(experiment, run_name=f"{model} {dropout} seed={seed}").info.run_id
-    params = {"model": model, "model.dropout": dropout, "seed": str(seed), "objective.metric": "val_accuracy"}
-    params["objective.mode"] = "max"
+    params = {"model": model, "model.dropout": dropout, "seed": str(seed), "objective": "val_accuracy"}
     epochs = [
         Metric(name, value, 0, epoch)
         for epoch in (1, 2)

@@ -14,7 +14,7 @@ from experiments.config.targets import typed
 from experiments.errors import ExperimentError
 
 ROOT = (
-    "augment, batch_size, callbacks, data, deterministic, dry_run, epochs, experiment, force, label_smoothing, model, "
+    "augment, batch_size, callbacks, data, deterministic, dry_run, epochs, experiment, force, loss, model, "
     "objective, optimizer, precision, resume, scale, schedule, seed, sweep, threads, tracking"
 )
 CONV2 = "activation, batch_norm, conv_dropout, dense_units, dropout, filters, kernel_size, padding, pool_sizes"
@@ -54,10 +54,8 @@ UNKNOWN = {
     "schedule.factor=0.5": "schedule.factor: schedule=constant has no such key.",
     "callbacks.early_stopping.patience=2": "callbacks.early_stopping.patience: callbacks=[] has no such key.",
     "callbacks=[early_stopping] callbacks.early_stopping.patince=2": "callbacks.early_stopping.patince: "
-    "callbacks=[early_stopping] has no such key. Did you mean patience? Allowed: min_delta, mode, monitor, patience.",
+    "callbacks=[early_stopping] has no such key. Did you mean patience? Allowed: min_delta, monitor, patience.",
     "callbacks={early_stopping:{patience:3}}": "callbacks.early_stopping.patience: callbacks=[] has no such key.",
-    "objective={metrik:val_loss}": "objective.metrik: there is no such key. Did you mean metric? "
-    "Allowed: metric, mode.",
     "tracking.notes=x": "tracking.notes: there is no such key. Did you mean note? "
     "Allowed: experiment, model, note, patience, tags.",
     "tracking.tags.idea=wider": "tracking.tags.idea: there is no such key. "
@@ -124,21 +122,17 @@ VALUES = {
     "batch_size=-1": f"batch_size=-1 is refused: {COUNT}",
     "threads=0": f"threads=0 is refused: {COUNT}",
     "seed=-1": "seed=-1 is refused: it must be a whole number of at least 0 and below 4294967296.",
-    "label_smoothing=2": "label_smoothing=2 is refused: it must be a number of at least 0 and below 1.",
-    "label_smoothing=nan": "label_smoothing=nan is refused: it must be a number of at least 0 and below 1.",
+    "loss.label_smoothing=2": "loss.label_smoothing=2 is refused: it must be a number of at least 0 and below 1.",
+    "loss.label_smoothing=nan": "loss.label_smoothing=nan is refused: it must be a number of at least 0 and below 1.",
     "optimizer.learning_rate=-0.1": "optimizer.learning_rate=-0.1 is refused: it must be a number above 0.",
     "optimizer.learning_rate=fast": "optimizer.learning_rate=fast is refused: it must be a number above 0.",
     "optimizer.learning_rate=inf": "optimizer.learning_rate=inf is refused: it must be a number above 0.",
     "deterministic=1": "deterministic=1 is refused: it must be true or false.",
     "precision=float16": "precision=float16 is refused. Did you mean float32? "
     "Allowed: float32, mixed_bfloat16, mixed_float16.",
-    "objective.metric=f1": "objective.metric=f1 is refused. Allowed: val_accuracy, val_loss.",
-    "objective.metric=accuracy": "objective.metric=accuracy is refused. Did you mean val_accuracy? "
-    "Allowed: val_accuracy, val_loss.",
-    "objective.metric=val_loss": "objective.mode=max with objective.metric=val_loss would take the worst epoch for the "
-    "best. Add objective.mode=min.",
-    "objective.mode=min": "objective.mode=min with objective.metric=val_accuracy would take the worst epoch for the "
-    "best. Add objective.mode=max.",
+    "objective=f1": "objective=f1 is refused. Allowed: val_accuracy, val_loss.",
+    "objective=accuracy": "objective=accuracy is refused. Did you mean val_accuracy? Allowed: val_accuracy, val_loss.",
+    "objective={metrik:val_loss}": 'objective={"metrik": "val_loss"} is refused: it must be a text.',
     "tracking.model=3": "tracking.model=3 is refused: it must be true or false.",
     "tracking.note=[1]": "tracking.note=[1] is refused: it must be a text, a number, true or false or null.",
     "+tracking.tags.a.b=1": 'tracking.tags={"a": {"b": 1}} is refused: it must be a mapping of names to plain values.',
@@ -146,8 +140,8 @@ VALUES = {
     "model.filters={a:1}": "model.filters={a:1} is refused: Cannot merge a mapping with a list.",
     "~epochs": f"epochs is missing: {COUNT}",
     "~optimizer.learning_rate": "optimizer.learning_rate is missing: it must be a number above 0.",
-    "~objective": "objective.metric is missing: it must be val_accuracy or val_loss.",
-    "++objective=3": "objective.metric is missing: it must be val_accuracy or val_loss.",
+    "~objective": "objective is missing: it must be a text.",
+    "++objective=3": "objective=3 is refused: it must be a text.",
     "~data.limit": "~data.limit: data.limit cannot be left out.",
 }
 
@@ -160,9 +154,6 @@ def test_refused_value(words):
 CALLBACKS = {
     "callbacks=[early_stopping] callbacks.early_stopping.monitor=val_acc": "callbacks.early_stopping.monitor=val_acc: "
     "no epoch measures it. Did you mean val_accuracy? Allowed: accuracy, loss, val_accuracy, val_loss.",
-    "callbacks=[reduce_on_plateau] callbacks.reduce_on_plateau.monitor=val_accuracy": "callbacks.reduce_on_plateau.mode"
-    "=min with callbacks.reduce_on_plateau.monitor=val_accuracy would take the worst epoch for the best. "
-    "Add callbacks.reduce_on_plateau.mode=max.",
     "callbacks=[reduce_on_plateau] schedule=cosine": "callbacks.reduce_on_plateau sets the learning rate, and so does "
     "schedule=cosine. Take schedule=constant or leave reduce_on_plateau out of callbacks.",
 }
@@ -298,6 +289,7 @@ def test_choices():
         "scale": "unit",
         "augment": "none",
         "model": "conv2",
+        "loss": "categorical_crossentropy",
         "optimizer": "adam",
         "schedule": "constant",
         "callbacks": "[early_stopping,reduce_on_plateau]",
@@ -312,18 +304,17 @@ DEFAULT_PARAMETERS = {
     "scale": "unit",
     "augment": "none",
     "model": "conv2",
+    "loss": "categorical_crossentropy",
     "optimizer": "adam",
     "schedule": "constant",
     "callbacks": "[]",
     "epochs": "5",
     "batch_size": "32",
-    "label_smoothing": "0.0",
     "precision": "float32",
     "seed": "0",
     "threads": "2",
     "deterministic": "true",
-    "objective.metric": "val_accuracy",
-    "objective.mode": "max",
+    "objective": "val_accuracy",
     "data._target_": "experiments.data.mnist_5k",
     "data.validation_fraction": "0.1111",
     "data.split_seed": "0",
@@ -340,6 +331,8 @@ DEFAULT_PARAMETERS = {
     "model.dropout": "0.0",
     "model.activation": "relu",
     "model.padding": "valid",
+    "loss._target_": "keras.losses.CategoricalCrossentropy",
+    "loss.label_smoothing": "0.0",
     "optimizer._target_": "keras.optimizers.Adam",
     "optimizer.learning_rate": "0.001",
     "optimizer.beta_1": "0.9",
@@ -359,7 +352,7 @@ def test_parameters_hold_no_path_and_nothing_of_the_tracking():
 
 @pytest.mark.parametrize("zero", ["0", "0.0", ".0", "0e0"])
 def test_a_value_is_recorded_in_one_spelling(zero):
-    floats = ("label_smoothing", "model.dropout", "optimizer.weight_decay")
+    floats = ("loss.label_smoothing", "model.dropout", "optimizer.weight_decay")
     chosen = composed(["optimizer=adamw", *(f"{key}={zero}" for key in floats), "model.batch_norm=False"])
     parameters = typed(chosen).parameters
     assert [parameters[key] for key in floats] == ["0.0"] * 3
@@ -405,8 +398,8 @@ def another(key, value):
     """A value unlike `value` that passes every check of a configuration that is not built."""
     special = {
         "precision": "mixed_float16",
-        "objective.metric": ["objective.metric=val_loss", "objective.mode=min"],
-        "objective.mode": ["objective.metric=val_loss", "objective.mode=min"],
+        "objective": "val_loss",
+        "loss._target_": "keras.losses.Dice",
         "data._target_": "experiments.data.npz",
         "scale._target_": "keras.layers.UnitNormalization",
         "model._target_": "experiments.models.sequential",
@@ -422,7 +415,7 @@ def another(key, value):
         changed = [*value, 5]
     else:
         changed = f"{value}x" if isinstance(value, str) else value + (1 if isinstance(value, int) else 0.01)
-    return changed if key.startswith("objective.") else [f"{key}={json.dumps(changed)}"]
+    return [f"{key}={json.dumps(changed)}"]
 
 
 def test_every_hyperparameter_changes_the_variant():
@@ -431,8 +424,7 @@ def test_every_hyperparameter_changes_the_variant():
     assert len(keys) == 29
     variants = {key: composed(another(key, value_of(default, key))).variant for key in keys}
     variants |= {option: composed([option]).variant for option in ("augment=mixup", "callbacks=[early_stopping]")}
-    assert variants.pop("objective.mode") == variants["objective.metric"]  # no one can be without the other
-    assert len({default.variant, *variants.values()}) == 1 + len(variants) == 31
+    assert len({default.variant, *variants.values()}) == 1 + len(variants) == 32
 
 
 def value_of(configuration, key):
@@ -475,8 +467,8 @@ def test_title(words):
 
 
 def test_title_has_at_most_80_characters():
-    longest = composed(["model.filters=[16,32,64]", "model.kernel_size=5", "label_smoothing=0.1", "epochs=12"])
-    words = "conv2 model.filters=[16,32,64] model.kernel_size=5 label_smoothing=0.1 epochs=12"
+    longest = composed(["model.filters=[16,32,64]", "model.kernel_size=5", "loss.label_smoothing=0.1", "epochs=12"])
+    words = "conv2 model.filters=[16,32,64] model.kernel_size=5 loss.label_smoothing=0.1 epochs=12"
     assert longest.title == f"{words[:72]}… seed=0"
     assert len(longest.title) == 80
     assert len(composed(["model.filters=[16,32,64]", "model.kernel_size=5", "batch_size=1234"]).title) < 80

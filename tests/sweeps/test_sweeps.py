@@ -115,9 +115,9 @@ def test_an_exclusion_may_name_what_only_some_jobs_have_but_not_what_none_has():
 
 
 def test_values_of_a_list_are_written_in_hydras_grammar():
-    listed = [{"objective": {"metric": "val_loss", "mode": "min"}}]
+    listed = [{"optimizer": {"learning_rate": 0.01, "beta_1": 0.8}}]
     (job,) = jobs.composed(jobs.combinations([], {}, listed, None), [], None)
-    assert (job.configuration.cfg.objective.metric, job.configuration.cfg.objective.mode) == ("val_loss", "min")
+    assert (job.configuration.cfg.optimizer.learning_rate, job.configuration.cfg.optimizer.beta_1) == (0.01, 0.8)
 
 
 def test_quotes_in_a_value_do_not_reach_the_name_that_the_store_is_asked_for():
@@ -219,7 +219,7 @@ def test_a_sweep_over_data_is_kept_under_the_names_of_all_of_them():
         (["-m", "hydra/sweeper=optuna", "seed=0,1", "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0 is refused"),
         (["-m", "hydra/sweeper=optuna", "model.dropout=interval(0,2)"], "Job 1 (model.dropout=2.0): model.dropout=2"),
         (["-m", "sweep=quick,batch_size"], "sweep= names one sweep, and cannot be swept."),
-        (["-m", "objective={metric: val_accuracy, mode: max},{metric: val_loss, mode: min}"], "The objective differs"),
+        (["-m", "objective=val_accuracy,val_loss"], "The objective differs"),
         (["-m", "hydra/sweeper=optuna", "seed=0,1", "+hydra.sweeper.sampler.foo=1"], "unexpected keyword argument"),
         (["-m", "hydra/launcher=joblib", "seed=0,1", "hydra.launcher.n_jobs=0"], "hydra.launcher.n_jobs=0 is refused"),
         (["sweep=nope"], "sweep=nope: there is no such option."),

@@ -75,7 +75,7 @@ def fit(model, *, epochs=2, schedule=0.01, optimizer=None, augmentation=(), call
     """Trains `model` on TRAIN; what reached on_epoch comes second."""
     calls = []
     asked = {
-        "label_smoothing": 0.0,
+        "loss": keras.losses.CategoricalCrossentropy(),
         "metric": "val_accuracy",
         "mode": "max",
         "on_epoch": lambda epoch, metrics: calls.append((epoch, dict(metrics))),
@@ -96,7 +96,7 @@ def fit(model, *, epochs=2, schedule=0.01, optimizer=None, augmentation=(), call
             optimizer=optimizer or keras.optimizers.Adam(schedule),
             schedule=schedule,
             callbacks=callbacks,
-            **{key: asked.pop(key) for key in ("label_smoothing", "metric", "mode")},
+            **{key: asked.pop(key) for key in ("loss", "metric", "mode")},
         ),
         num_images=50,
         progress_bar=False,
@@ -292,7 +292,8 @@ def test_the_epoch_of_least_loss_is_the_best_when_the_loss_is_asked():
 
 def test_label_smoothing_is_in_both_losses():
     bias, smoothing = favour(COMMON), 0.3
-    _, result, _ = fit_biases(bias, label_smoothing=smoothing)
+    loss_function = keras.losses.CategoricalCrossentropy(label_smoothing=smoothing)
+    _, result, _ = fit_biases(bias, loss=loss_function)
 
     def loss(labels):
         shares = (1 - smoothing) * np.bincount(labels) / len(labels) + smoothing / CLASSES

@@ -166,7 +166,7 @@ def _metric(runs: Sequence[StoredRun], given: str) -> str:
     """The full name of the metric to rank by."""
     names = {name for run in runs for name in run.metrics}
     if not given:
-        objectives = {run.params.get("objective.metric", "val_accuracy") for run in runs}
+        objectives = {run.params.get("objective", "val_accuracy") for run in runs}
         if len(objectives) > 1:
             raise ExperimentError(
                 f"The runs have different objectives: {', '.join(sorted(objectives))}.",
@@ -181,9 +181,6 @@ def _metric(runs: Sequence[StoredRun], given: str) -> str:
 
 def _mode(metric: str, runs: Sequence[StoredRun]) -> str:
     """`max` if a higher metric is better, else `min`."""
-    modes = {run.params.get("objective.mode") for run in runs if f"best/{run.params.get('objective.metric')}" == metric}
-    if len(modes) == 1 and (mode := modes.pop()):
-        return mode
     return "min" if metric.endswith(_LESS_IS_BETTER) else "max"
 
 

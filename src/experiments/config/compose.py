@@ -26,6 +26,7 @@ from experiments.config.configuration import (
     plain_values,
     unknown_key,
 )
+from experiments.config.earlier import current_values, current_words
 from experiments.config.identity import PACKAGE
 from experiments.config.overrides import first_line, is_choice, pairs, parse
 from experiments.config.schema import GROUPS, OF_A_JOB, check_run
@@ -59,6 +60,7 @@ def compose_unchecked(overrides: Sequence[str], config_dir: str | None = None) -
     Raises:
         ExperimentError: an override that cannot work.
     """
+    overrides = current_words(overrides)
     _refuse_sweep(_swept(overrides), overrides, config_dir)
     _check_overrides(overrides, config_dir)
     cfg = _composed(overrides, config_dir)
@@ -72,6 +74,7 @@ def check_command(overrides: Sequence[str], config_dir: str | None, *, multirun:
     Raises:
         ExperimentError: an override or a value that cannot work, or a sweep that is not asked for as one.
     """
+    overrides = current_words(overrides)
     swept = _swept(overrides)
     fixed = [text for text in overrides if text not in swept]
     compose(fixed, config_dir)
@@ -95,7 +98,7 @@ def _refuse_sweep(swept: Sequence[str], overrides: Sequence[str], config_dir: st
 def current_job(cfg: DictConfig, config_dir: str | None) -> Configuration:
     """The job that Hydra is running, checked (for the task function of `hydra.main`)."""
     job = HydraConfig.get()
-    overrides = [text for text in job.overrides.task if not text.startswith(OF_A_JOB)]
+    overrides = [text for text in current_words(job.overrides.task) if not text.startswith(OF_A_JOB)]
     _check_overrides(overrides, config_dir)
     return checked(_configuration(cfg, job.runtime.choices, overrides, config_dir))
 
@@ -120,9 +123,10 @@ def restored(text: str, overrides: Sequence[str], experiment: str | None, choice
     today = compose([])
     if not isinstance(values, dict):
         raise ExperimentError("it is no mapping.")
-    values |= {key: plain_values(today.cfg)[key] for key in NO_IDENTITY}
+    values = current_values(values) | {key: plain_values(today.cfg)[key] for key in NO_IDENTITY}
     options = {group: choices.get(group, "") for group in today.options}
-    return checked(Configuration(OmegaConf.create(values), tuple(overrides), experiment, options))
+    words = tuple(current_words(overrides))
+    return checked(Configuration(DictConfig(values), words, experiment, options))
 
 
 def folders(config_dir: str | None) -> list[Path]:
@@ -179,8 +183,10 @@ def _configuration(
     cfg: DictConfig, choices: Mapping[str, str], overrides: Sequence[str], config_dir: str | None
 ) -> Configuration:
     without_hydra = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    overridden = {override.key_or_group for override in parse(overrides) if not isinstance(override.value(), dict)}
+    current = DictConfig(current_values(OmegaConf.to_container(without_hydra), overridden))
     options = {group: str(choices[group]) for group in GROUPS if group in choices}
-    return Configuration(without_hydra, tuple(overrides), choices.get("experiment"), options, config_dir)
+    return Configuration(current, tuple(overrides), choices.get("experiment"), options, config_dir)
 
 
 def checked(configuration: Configuration) -> Configuration:

@@ -121,6 +121,7 @@ class Plan:
     code_sha256: str
     num_parameters: int
     parameters: Mapping[str, str]  # as they will be recorded
+    mode: str  # of the objective, `max` or `min`
 
 
 def known_keys(known: Configuration) -> set[str]:

@@ -1,7 +1,7 @@
 """What a configuration may say: names, types and ranges."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -9,9 +9,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from experiments.errors import ExperimentError
 
 #: The groups that make a run, each with exactly one option, but `callbacks` with any number.
-GROUPS = ("data", "scale", "augment", "model", "optimizer", "schedule", "callbacks")
-#: What an epoch measures, and so what a callback may monitor.
-EPOCH_METRICS = ("loss", "accuracy", "val_loss", "val_accuracy")
+GROUPS = ("data", "scale", "augment", "model", "loss", "optimizer", "schedule", "callbacks")
 
 _Count = Annotated[int, Field(ge=1)]
 _Scalar = str | int | float | bool
@@ -19,13 +17,11 @@ _Scalar = str | int | float | bool
 _ROOT: dict[str, Any] = {
     "epochs": _Count,
     "batch_size": _Count,
-    "label_smoothing": Annotated[float, Field(ge=0, lt=1)],
     "precision": Literal["float32", "mixed_float16", "mixed_bfloat16"],
     "seed": Annotated[int, Field(ge=0, lt=2**32)],
     "threads": _Count,
     "deterministic": bool,
-    "objective.metric": Literal["val_accuracy", "val_loss"],
-    "objective.mode": Literal["max", "min"],
+    "objective": str,
     "optimizer.learning_rate": Annotated[float, Field(gt=0)],
     "tracking.experiment": Annotated[str, Field(min_length=1, max_length=500)] | int | None,
     "tracking.note": _Scalar | None,
@@ -41,8 +37,17 @@ _ROOT: dict[str, Any] = {
     "dry_run": bool,
 }
 
+#: Keys of losses whose range Keras does not check.
+_OF_LOSSES: dict[str, Any] = {"label_smoothing": Annotated[float, Field(ge=0, lt=1)]}
+
 #: What a sweep tells its jobs; nothing that a user sets.
 OF_A_JOB = ("tracking.parent", "tracking.job", "tracking.fingerprint", "tracking.trial")
+
+
+def epoch_metrics(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The metrics of an epoch by their recorded names, those of the validation images last."""
+    measured = ("loss", "accuracy")
+    return (*measured, *(f"val_{name}" for name in measured))
 
 
 def check_run(values: Mapping[str, Any], options: Mapping[str, str]) -> None:
@@ -64,9 +69,14 @@ def check_run(values: Mapping[str, Any], options: Mapping[str, str]) -> None:
                 raise ExperimentError(f"{key} is missing: it must be {must_be}.")
             inside, value = value, value[part]
         inside[part] = check_value(key, value, annotation)
-    _check_mode("objective.mode", values["objective"]["mode"], "objective.metric", values["objective"]["metric"])
     _check_parts(values)
-    _check_callbacks(values, options["schedule"])
+    for name, annotation in _OF_LOSSES.items():
+        if name in values["loss"]:
+            values["loss"][name] = check_value(f"loss.{name}", values["loss"][name], annotation)
+    measured = epoch_metrics(values)
+    validated = tuple(name for name in measured if name.startswith("val_"))
+    check_value("objective", values["objective"], Literal[validated])
+    _check_callbacks(values, measured, options["schedule"])
 
 
 def _check_names(values: Mapping[str, Any]) -> None:
@@ -76,13 +86,12 @@ def _check_names(values: Mapping[str, Any]) -> None:
             unpacked = key == "experiment"
             advice = "A file in experiment/ begins with the line: # @package _global_" if unpacked else ""
             raise ExperimentError(f"{key}: there is no such key.", given=key, allowed=root, advice=advice)
-    for section in ("objective", "tracking"):
-        known = [key.partition(".")[2] for key in _ROOT if key.startswith(f"{section}.")]
-        allowed = [name for name in known if f"{section}.{name}" not in OF_A_JOB]
-        found = values.get(section)
-        for key in found if isinstance(found, dict) else ():
-            if key not in known:
-                raise ExperimentError(f"{section}.{key}: there is no such key.", given=key, allowed=allowed)
+    known = [key.partition(".")[2] for key in _ROOT if key.startswith("tracking.")]
+    allowed = [name for name in known if f"tracking.{name}" not in OF_A_JOB]
+    found = values.get("tracking")
+    for key in found if isinstance(found, dict) else ():
+        if key not in known:
+            raise ExperimentError(f"tracking.{key}: there is no such key.", given=key, allowed=allowed)
 
 
 def _check_parts(values: Mapping[str, Any]) -> None:
@@ -100,27 +109,16 @@ def _check_parts(values: Mapping[str, Any]) -> None:
             )
 
 
-def _check_mode(key: str, mode: str, metric_key: str, metric: str) -> None:
-    right = "min" if metric.endswith("loss") else "max"
-    if mode != right:
-        raise ExperimentError(
-            f"{key}={mode} with {metric_key}={metric} would take the worst epoch for the best.",
-            advice=f"Add {key}={right}.",
-        )
-
-
-def _check_callbacks(values: Mapping[str, Any], schedule: str) -> None:
+def _check_callbacks(values: Mapping[str, Any], measured: Sequence[str], schedule: str) -> None:
     constant = values["schedule"]["_target_"] == "experiments.schedules.constant"
     for name, callback in (values.get("callbacks") or {}).items():
         key = f"callbacks.{name}"
         if "monitor" in callback:
             monitor = callback["monitor"]
-            if monitor not in EPOCH_METRICS:
+            if monitor not in measured:
                 raise ExperimentError(
-                    f"{key}.monitor={monitor}: no epoch measures it.", given=str(monitor), allowed=EPOCH_METRICS
+                    f"{key}.monitor={monitor}: no epoch measures it.", given=str(monitor), allowed=measured
                 )
-            if callback.get("mode", "auto") != "auto":
-                _check_mode(f"{key}.mode", callback["mode"], f"{key}.monitor", monitor)
         if callback["_target_"] == "keras.callbacks.SwapEMAWeights" and callback.get("swap_on_epoch") is not True:
             raise ExperimentError(
                 f"{key}.swap_on_epoch must be true: the run would keep other weights than the validated ones."

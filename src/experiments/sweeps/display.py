@@ -137,7 +137,7 @@ class Display:
 
 def _outcome(job: Job) -> str:
     why = f": {job.reason}" if job.reason else ""
-    value = f", {job.configuration.cfg.objective.metric} {job.objective:.4f}" if job.objective is not None else ""
+    value = f", {job.configuration.cfg.objective} {job.objective:.4f}" if job.objective is not None else ""
     return f"{job.state}{why}{value}"
 
 
@@ -165,7 +165,7 @@ def teller(configuration: Configuration, console: TextIO) -> Callable[[int, Mapp
         console: standard output as it was before the job's own output went to a file.
     """
     cfg = configuration.cfg
-    metric = cfg.objective.metric
+    metric = cfg.objective
 
     def tell(epoch: int, metrics: Mapping[str, float]) -> bool:
         message = {"epoch": epoch, "epochs": cfg.epochs, metric: metrics[metric]}

@@ -71,7 +71,7 @@ def _launch(launcher: Any, opened: Sweep, jobs: Sequence[Job]) -> None:
     if hasattr(launcher, "pool"):
         pool = launcher.pool()
         source = ((job.number, opened.overrides(job)) for job in jobs)
-        with pool, opened.display.live(len(jobs), pool.n_jobs, opened.cfg.objective.metric):
+        with pool, opened.display.live(len(jobs), pool.n_jobs, opened.cfg.objective):
             for _ in opened.follow(pool.events(source), {job.number: job for job in jobs}):
                 pass
         for job in jobs:

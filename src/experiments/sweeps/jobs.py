@@ -70,7 +70,7 @@ class Job:
     @property
     def objective(self) -> float | None:
         """The best epoch's value of the metric that chooses."""
-        name = f"best/{self.configuration.cfg.objective.metric}"
+        name = f"best/{self.configuration.cfg.objective}"
         return self.run.metrics.get(name) if self.run and self.state in (FINISHED, PRUNED) else None
 
     def share_with_twin(self) -> None:

@@ -44,7 +44,7 @@ def check_objectives(jobs: Sequence[Job]) -> None:
     Raises:
         ExperimentError: they cannot be ranked.
     """
-    if len({job.configuration.cfg.objective.metric for job in jobs}) > 1:
+    if len({job.configuration.cfg.objective for job in jobs}) > 1:
         raise ExperimentError("The objective differs between the jobs, so nothing could rank them.")
 
 

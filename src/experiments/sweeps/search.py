@@ -90,8 +90,10 @@ def run(sweeper: Any, arguments: Sequence[str]) -> None:
             close_stale_runs()
             for parent in runs.parents(name):
                 _load(journal(parent.run_id))
+            assert checked[0].plan  # noqa: S101 - all have been planned
+            mode = checked[0].plan.mode
             with sweep.opened([], first, experiment_of(checked), name, display) as opened:
-                _Study(sweeper, opened, planner, fixed, distributions, identity).run()
+                _Study(sweeper, opened, planner, fixed, distributions, identity, mode).run()
 
 
 def _checked(
@@ -157,6 +159,7 @@ class _Study:
         fixed: tuple[str, ...],
         distributions: dict[str, BaseDistribution],
         identity: Mapping[str, Any],
+        mode: str,
     ) -> None:
         self.sweeper = sweeper
         self.opened = opened
@@ -164,13 +167,14 @@ class _Study:
         self.fixed = fixed
         self.distributions = distributions
         self.objective = opened.cfg.objective
+        self.mode = mode  # of the objective
         self.trials: dict[int, Trial] = {}  # asked in this call
         self.held: dict[str, list[Job]] = {}  # fingerprint of a running job -> trials that are the very same run
         file = journal(opened.parent.run_id)
         if not file.exists():
             self._tell_of_older(identity)
         self.storage = _storage(file)
-        self.study = _open(self.storage, self.objective.mode, sweeper, identity)
+        self.study = _open(self.storage, self.mode, sweeper, identity)
 
     def run(self) -> None:
         """Asks and tells until there are `n_trials`."""
@@ -195,7 +199,7 @@ class _Study:
 
         file = self.opened.parent.folder / "history.png"
         try:
-            tables.write_search_history(file, self.values(), self.objective.metric, self.objective.mode)
+            tables.write_search_history(file, self.values(), self.objective, self.mode)
         except Exception as error:  # a figure must neither fail a search nor hide why one has failed
             self.opened.display.say(f"history.png cannot be drawn: {type(error).__name__}: {error}")
 
@@ -216,7 +220,7 @@ class _Study:
                 by_number[job.number] = job
                 yield job.number, self.opened.overrides(job)
 
-        with pool, self.opened.display.live(self.to_run, pool.n_jobs, self.objective.metric):
+        with pool, self.opened.display.live(self.to_run, pool.n_jobs, self.objective):
             for job in self.opened.follow(pool.events(source()), by_number):
                 self._tell(job)
 
@@ -247,7 +251,7 @@ class _Study:
             job = self._refused_job(trial.number, trial.params, trial.user_attrs.get("reason", ""))
         else:
             job = self._job(trial.number, trial.params)
-            job.plan = Plan(job.configuration.variant, trial.user_attrs["fingerprint"], "", "", 0, {})
+            job.plan = Plan(job.configuration.variant, trial.user_attrs["fingerprint"], "", "", 0, {}, self.mode)
             job.state, job.reason = FAILED, trial.user_attrs.get("reason", "")
             if run_id := trial.user_attrs.get("run_id"):
                 apply_result(job, get_run(run_id))

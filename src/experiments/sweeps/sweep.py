@@ -186,7 +186,7 @@ class Sweep:
         from experiments.compare import comparison  # SciPy and statsmodels would keep the first job waiting
 
         runs = [job.run for job in self.jobs if job.run and job.state == FINISHED and job.objective is not None]
-        metric = self.cfg.objective.metric
+        metric = self.cfg.objective
         return comparison.compare_runs(runs, self.parent.name, metric, across_data=True) if runs else None
 
     def close(self, status: str, tags: Mapping[str, object], patience: float, *, page: bool = False) -> None:
@@ -215,7 +215,7 @@ class Sweep:
         self.display.say(counts(self.jobs))
         if found:
             self.display.say(f"Best run: {found.best_run.run_id}")
-        self.display.say(f"Look at them with experiments ui: {ui.page(self._link())}")
+        self.display.say(f"Look at them with experiments ui: {ui.page(self._link(found.mode if found else 'max'))}")
 
     def _write_page(self, comparison: "Comparison") -> None:
         from experiments.compare import report
@@ -226,10 +226,10 @@ class Sweep:
             problem = f"Without report.html: {type(error).__name__}: {error}"
             self.display.say(f"{problem} Later: experiments compare {self.parent.name} --html FILE")
 
-    def _link(self) -> str:
+    def _link(self, mode: str) -> str:
         ids = {job.run.run_id for job in self.jobs if job.run}
         elsewhere = any(job.run and job.run.parent != self.parent.run_id for job in self.jobs)
-        return self.parent.link(self.cfg.objective.metric, self.cfg.objective.mode, sorted(ids) if elsewhere else ())
+        return self.parent.link(self.cfg.objective, mode, sorted(ids) if elsewhere else ())
 
 
 def job_output(parent: str, number: int) -> str:

@@ -18,6 +18,7 @@ from mlflow.entities import Run as MlflowRun
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.uri import append_to_uri_path
 
+from experiments.config.earlier import current_parameters
 from experiments.errors import ExperimentError
 from experiments.tracking.store import StoreRefused, call_store, open_store, store_uri
 
@@ -72,7 +73,7 @@ def _stored_run(run: MlflowRun) -> StoredRun:
         status=info.status,
         artifact_uri=info.artifact_uri,
         experiment_id=info.experiment_id,
-        params=run.data.params,
+        params=current_parameters(run.data.params),
         tags=run.data.tags,
         metrics=run.data.metrics,
         seconds=seconds,

@@ -1,5 +1,6 @@
 """Everything that a configuration names, built and checked for a data set."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +20,12 @@ class Components:
 
     scaling: keras.Layer  # the model's first layer
     model: keras.Model
+    loss: keras.losses.Loss
     optimizer: keras.optimizers.Optimizer
     schedule: float | keras.optimizers.schedules.LearningRateSchedule
     callbacks: list[keras.callbacks.Callback]
     augmentation: list[keras.Layer]
+    modes: Mapping[str, str]  # metric -> `max` or `min`, which of its values is best
 
 
 def build(cfg: Any, data: Dataset) -> Components:
@@ -36,6 +39,7 @@ def build(cfg: Any, data: Dataset) -> Components:
     scaling = build_part(cfg, "scale", keras.Layer, train_images=data.train_images)
     model = instantiate(cfg, "model", input_shape=input_shape, num_classes=num_classes)
     _check_model(model, cfg.model._target_, input_shape, num_classes)
+    modes = {"loss": "min", "accuracy": "max"}
     schedule = instantiate(
         cfg,
         "schedule",
@@ -46,13 +50,12 @@ def build(cfg: Any, data: Dataset) -> Components:
     return Components(
         scaling=scaling,
         model=models.with_scaling(model, scaling, input_shape),
+        loss=_loss(cfg, num_classes),
         optimizer=build_part(cfg, "optimizer", keras.Optimizer, learning_rate=schedule),
         schedule=schedule,
-        callbacks=[
-            build_part(cfg, f"callbacks.{name}", keras.callbacks.Callback)
-            for name in sorted(cfg.get("callbacks") or {})
-        ],
+        callbacks=[_callback(cfg, f"callbacks.{name}", modes) for name in sorted(cfg.get("callbacks") or {})],
         augmentation=[build_part(cfg, f"augment.{name}", keras.Layer) for name in cfg.get("augment") or {}],
+        modes=modes,
     )
 
 
@@ -78,6 +81,44 @@ def _check_model(model: Any, builder: str, input_shape: tuple[int, ...], num_cla
             f"{outputs.min():.3g} to {outputs.max():.3g} and sum to {outputs.sum():.3g}.",
             advice="End the model in a softmax.",
         )
+
+
+def _loss(cfg: Any, num_classes: int) -> keras.losses.Loss:
+    loss = build_part(cfg, "loss", keras.losses.Loss)
+    value = _on_one_image(f"loss: {cfg.loss._target_}", loss, num_classes)
+    if value.shape != ():
+        raise ExperimentError(
+            f"loss: {cfg.loss._target_} gives values of shape {value.shape}, one number is needed.",
+            advice="Leave out reduction, or set it to sum_over_batch_size.",
+        )
+    return loss
+
+
+def _callback(cfg: Any, key: str, modes: Mapping[str, str]) -> keras.callbacks.Callback:
+    """A callback that knows whether more or less of the metric that it monitors is better."""
+    monitor = OmegaConf.select(cfg, f"{key}.monitor")
+    if monitor is None:
+        return build_part(cfg, key, keras.callbacks.Callback)
+    mode = modes[monitor.removeprefix("val_")]
+    given = OmegaConf.select(cfg, f"{key}.mode")
+    if given not in (None, "auto", mode):
+        raise ExperimentError(
+            f"{key}.mode={given} with {key}.monitor={monitor} would take the worst epoch for the best.",
+            advice=f"Leave {key}.mode out.",
+        )
+    return build_part(cfg, key, keras.callbacks.Callback, mode=mode)
+
+
+def _on_one_image(what: str, function: Callable[..., Any], num_classes: int) -> np.ndarray:
+    """What a loss or a metric says of a one-hot label and equal probabilities, the only form that it will be given."""
+    label = np.eye(1, num_classes, dtype="float32")
+    try:
+        return np.asarray(function(label, np.full_like(label, 1 / num_classes)))
+    except Exception as error:  # whatever the user's own class raises
+        raise ExperimentError(
+            f"{what} cannot take one-hot labels and probabilities of shape (images, {num_classes}): "
+            f"{' '.join(str(error).split())}"
+        ) from error
 
 
 def build_part(cfg: Any, key: str, kind: type, **run_values: Any) -> Any:

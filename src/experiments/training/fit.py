@@ -47,10 +47,10 @@ class Recipe:
     batch_size: int
     optimizer: keras.optimizers.Optimizer  # with `schedule` as its learning rate
     schedule: float | keras.optimizers.schedules.LearningRateSchedule
-    label_smoothing: float  # of the training and the validation loss
+    loss: keras.losses.Loss
     callbacks: Sequence[keras.callbacks.Callback]
     metric: str  # chooses the best epoch, the first of equal ones
-    mode: str  # `max` or `min`
+    mode: str  # of `metric`, `max` or `min`
 
 
 def fit(
@@ -88,7 +88,7 @@ def fit(
     num_classes = model.output_shape[-1]
     model.compile(
         recipe.optimizer,
-        loss=keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
+        loss=recipe.loss,
         metrics=["accuracy"],
     )
     _make_variables(model)

@@ -12,6 +12,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 from pydantic import Field
 
+from experiments.config.earlier import current_keys
 from experiments.config.schema import check_value
 from experiments.errors import ExperimentError
 
@@ -72,7 +73,8 @@ class ExperimentSweeper(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Takes what the jobs have in common and makes the launcher; refuses values that cannot work."""
         for key, annotation in self.types.items():
-            check_value(f"hydra.sweeper.{key}", getattr(self, key), annotation)
+            value = check_value(f"hydra.sweeper.{key}", getattr(self, key), annotation)
+            setattr(self, key, current_keys(value))
         self.hydra_context = hydra_context
         self.task_function = task_function
         self.config = config

@@ -1,0 +1,81 @@
+"""Keys of earlier versions: old commands, YAML files and recorded runs keep working."""
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+#: Key of an earlier version -> its name today; None for one that has no meaning any more.
+RENAMED: dict[str, str | None] = {
+    "label_smoothing": "loss.label_smoothing",
+    "objective.metric": "objective",
+    "objective.mode": None,  # follows from the metric
+}
+#: What version 0.1 did without recording it as a parameter.
+_IMPLIED = {"loss": "categorical_crossentropy", "loss._target_": "keras.losses.CategoricalCrossentropy"}
+_WORD = re.compile(r"([+~]*)([^=]*)(.*)", re.DOTALL)
+_ABSENT = object()
+
+
+def current_words(words: Iterable[str]) -> list[str]:
+    """The words of a command line with the keys of today."""
+    parts = [match.groups() for match in map(_WORD.fullmatch, words) if match]
+    named = [(sign, RENAMED.get(key, key), rest) for sign, key, rest in parts]
+    return [f"{sign}{key}{rest}" for sign, key, rest in named if key is not None]
+
+
+def current_keys(values: Any) -> Any:
+    """A flat mapping of dotted keys, or a list of such mappings, with the keys of today."""
+    if isinstance(values, list):
+        return [current_keys(each) for each in values]
+    if not isinstance(values, Mapping):
+        return values
+    named = [(RENAMED.get(key, key), value) for key, value in values.items()]
+    return {key: value for key, value in named if key is not None}
+
+
+def current_parameters(parameters: Mapping[str, str]) -> dict[str, str]:
+    """The parameters of a recorded run with the keys of today."""
+    return (_IMPLIED if "label_smoothing" in parameters else {}) | current_keys(parameters)
+
+
+def current_values(values: Any, overridden: Collection[str] = ()) -> Any:
+    """The unresolved values of a whole configuration with the keys of today.
+
+    Args:
+        values: plain values; not changed.
+        overridden: keys of today that the command line sets, and so an old key in a file does not.
+    """
+    values = _with_current_references(values)
+    for old, new in RENAMED.items():
+        *path, last = old.split(".")
+        section = _section(values, path)
+        value = section.pop(last, _ABSENT) if section else _ABSENT
+        if value is not _ABSENT and new is not None and new not in overridden:
+            *path, last = new.split(".")
+            _section(values, path, make=True)[last] = value
+    if "_target_" not in values.get("loss", {"_target_": ""}):
+        values["loss"]["_target_"] = _IMPLIED["loss._target_"]
+    return values
+
+
+def _section(values: Any, path: list[str], *, make: bool = False) -> Any:
+    """The mapping at `path`; None if there is none and it is not to be made."""
+    for name in path:
+        if make:
+            values.setdefault(name, {})
+        values = values.get(name) if isinstance(values, dict) else None
+    return values if isinstance(values, dict) else None
+
+
+def _with_current_references(node: Any) -> Any:
+    """A copy with references such as ${objective.metric} renamed; what refers to a key without meaning is left out."""
+    if isinstance(node, dict):
+        renamed = {key: _with_current_references(value) for key, value in node.items()}
+        return {key: value for key, value in renamed.items() if value is not _ABSENT}
+    if isinstance(node, list):
+        return [_with_current_references(value) for value in node]
+    if isinstance(node, str) and "${" in node:
+        for old, new in RENAMED.items():
+            if f"${{{old}}}" in node:
+                return _ABSENT if new is None else node.replace(f"${{{old}}}", f"${{{new}}}")
+    return node
