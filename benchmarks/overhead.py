@@ -22,13 +22,13 @@ TIME_LOG_MODEL = """
 import sys, time
 from experiments import quiet_import, run
 with quiet_import():
-    from experiments import tracking
-log_model = tracking.Run.log_model
+    from experiments.tracking.run import Run
+log_model = Run.log_model
 def timed(*arguments, **keywords):
     started = time.perf_counter()
     log_model(*arguments, **keywords)
     print("log_model", time.perf_counter() - started)
-tracking.Run.log_model = timed
+Run.log_model = timed
 run(["data.limit=200", "epochs=1"])
 """
 

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+_ALIGNMENT = 64  # bytes, of TensorFlow's tensors
 _DRAWS = 2**20  # more random numbers than any augmentation draws for a batch
 
 
@@ -37,7 +38,7 @@ def training_batches(
     """
     total = len(images)
     steps = math.ceil(total / batch_size)
-    all_images, all_labels = tf.constant(images), tf.constant(labels)
+    all_images, all_labels = _tensor(images), tf.constant(labels)
     generators = [
         variable for layer in augmentation for variable in layer.variables if variable.name == "seed_generator_state"
     ]
@@ -61,3 +62,12 @@ def training_batches(
         return images, labels
 
     return tf.data.Dataset.range(after_epoch * steps, epochs * steps).map(batch).map(augment).prefetch(2)
+
+
+def _tensor(array: np.ndarray) -> tf.Tensor:
+    """A tensor of an array, copied once; `tf.constant` would hold two copies of it in memory."""
+    memory = np.empty(array.nbytes + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    aligned = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    aligned[:] = array
+    return tf.experimental.dlpack.from_dlpack(aligned.__dlpack__())
