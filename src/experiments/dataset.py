@@ -1,18 +1,25 @@
 """`Dataset`: training, validation and test images with their labels and hashes."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+from experiments.duplicates import describe_duplicates, image_numbers, without_duplicates
 from experiments.errors import ExperimentError
+
+#: What to do with images that occur more than once: say so, keep one of each, or refuse the data set.
+Duplicates = Literal["warn", "drop", "refuse"]
+_log = logging.getLogger("experiments")
 
 #: `Dataset.test_sha256` of the 10,000 test images of MNIST in the published order.
 MNIST_TEST_SHA256 = "65f8dd92a0a1565c0ca8892c2dc6afc40577b69a8ce2d15d10ac7efb414281af"
 #: Positions of those whose label most raters reject (Northcutt et al. 2021, https://arxiv.org/abs/2103.14749).
 MNIST_REJECTED = (947, 1621, 1901, 2130, 2462, 2597, 2654, 3520, 3558, 5937, 6651, 6783, 8527, 9679, 9729)
+_CHANNELS = (1, 3, 4)  # gray, color, color with opacity
 _TEST_SEED = 0  # fixed: if it followed split_seed, test images of one run would be training images of another
 
 
@@ -45,29 +52,39 @@ class Dataset:
         test_images: np.ndarray | None = None,
         test_labels: np.ndarray | None = None,
         *,
+        validation_images: np.ndarray | None = None,
+        validation_labels: np.ndarray | None = None,
         name: str,
         class_names: Sequence[str] | None = None,
+        image_names: Sequence[str] | None = None,
         test_fraction: float = 0.2,
         validation_fraction: float = 0.1,
         split_seed: int = 0,
         limit: int | None = None,
+        duplicates: Duplicates = "warn",
     ) -> "Dataset":
         """Builds a data set from arrays: checks them, splits off the validation images and computes the hashes.
 
         A function of yours that returns its result can be an option of `data`.
 
         Args:
-            train_images: integers from 0 to 255 of shape (n, height, width), (n, height, width, 1) or
-                (n, height, width, 3).
-            train_labels: integers from 0 to classes - 1, of shape (n,) or (n, 1).
+            train_images: pixels from 0 to 255, or floats from 0 to 1, of shape (n, height, width) or
+                (n, height, width, channels), or channels first; 1 or 3 channels, or 4 if they are opaque.
+            train_labels: integers from 0 to classes - 1, or from 1 to classes, of shape (n,) or (n, 1); or one-hot,
+                of shape (n, classes).
             test_images: test images of the same height, width and channels; None splits off `test_fraction`.
             test_labels: their labels; None if `test_images` is None.
+            validation_images: validation images; None splits off `validation_fraction`.
+            validation_labels: their labels; None if `validation_images` is None.
             name: shown in the record of the run.
-            class_names: names of the classes in the order of the labels; None means 0 to the highest label.
+            class_names: names of the classes in the order of the labels; None means the numbers of the labels.
+            image_names: of all training, test and validation images, in this order, for messages; None numbers them.
             test_fraction: fraction of the images used for testing without `test_images`; always the same images.
             validation_fraction: fraction of the remaining images used for validation.
             split_seed: seed that selects the validation images.
             limit: at most this many images in each of the three sets, stratified; None means all.
+            duplicates: what to do with equal images: `warn`; `drop` all but one, the one in a given test set first, and
+                all that are in several classes; or `refuse` them.
 
         Raises:
             ExperimentError: an array has a wrong shape, type or range, or a class has too few images to split.
@@ -75,20 +92,15 @@ class Dataset:
         Example:
             >>> Dataset.from_arrays(images, labels, name="flowers", class_names=["daisy", "rose"])
         """
-        train = check_arrays(train_images, train_labels, "train_images", "train_labels")
-        if (test_images is None) != (test_labels is None):
-            raise ExperimentError("test_images and test_labels belong together.", advice="Give both or none.")
-        test = None
-        if test_images is not None and test_labels is not None:
-            test = check_arrays(test_images, test_labels, "test_images", "test_labels")
-            if train.images.shape[1:] != test.images.shape[1:]:
-                raise ExperimentError(
-                    f"The training images have the shape {train.images.shape[1:]}, the test images "
-                    f"{test.images.shape[1:]}; they must be equal."
-                )
-        loaded = [train] if test is None else [train, test]
-        highest = max(int(part.labels.max()) for part in loaded)
-        names = _class_names(class_names, highest, len(train.labels))
+        given = {
+            "train": (train_images, train_labels),
+            "test": (test_images, test_labels),
+            "validation": (validation_images, validation_labels),
+        }
+        loaded = _loaded(given)
+        if class_names is None:
+            loaded, class_names = _numbered(loaded)
+        names = _class_names(class_names, loaded)
         if len(names) < 2:
             raise ExperimentError(f"The data set {name} has only the class {names[0]}; at least 2 are needed.")
         if limit is not None and limit < len(names):
@@ -96,27 +108,58 @@ class Dataset:
                 f"data.limit={limit} is fewer than the {len(names)} classes.",
                 advice=f"Give data.limit={len(names)} or more, or null for all images.",
             )
-        sha256 = arrays_sha256(*(array for part in loaded for array in part))
-        if test is None:
-            train, test = _split(train, names, "data.test_fraction", test_fraction, _TEST_SEED, keep=2)
-        train, validation = _split(train, names, "data.validation_fraction", validation_fraction, split_seed, keep=1)
-        train, validation = (part.at(_limited(part.labels, limit)) for part in (train, validation))
+        parts = list(loaded.values())
+        numbers, labels = image_numbers([part.images for part in parts]), [part.labels for part in parts]
+        kept = (
+            without_duplicates(numbers, labels) if duplicates == "drop" else [np.arange(len(part)) for part in labels]
+        )
+        starts = np.cumsum([0, *map(len, labels)])
+        sets = {
+            key: _Selection(part, start, positions)
+            for (key, part), start, positions in zip(loaded.items(), starts, kept, strict=False)
+        }
+        for key, selection in sets.items():
+            if not len(selection.positions):
+                raise ExperimentError(f"The data set {name}: every {key} image is a duplicate.")
+        if "test" not in sets:
+            sets["train"], sets["test"] = _split(
+                sets["train"], names, "data.test_fraction", test_fraction, _TEST_SEED, keep=2
+            )
+        if "validation" not in sets:
+            sets["train"], sets["validation"] = _split(
+                sets["train"], names, "data.validation_fraction", validation_fraction, split_seed, keep=1
+            )
+        train, validation, test = (sets[key] for key in ("train", "validation", "test"))
+        if duplicates == "drop":
+            _log.info("The data set %s: %d duplicates dropped.", name, starts[-1] - sum(map(len, kept)))
+        elif problem := describe_duplicates(
+            *(selection.among_all for selection in (train, validation, test)),
+            numbers=np.concatenate(numbers),
+            labels=np.concatenate(labels),
+            names=image_names or [f"{key} image {n}" for key, part in loaded.items() for n in range(len(part.labels))],
+        ):
+            advice = "data.duplicates=drop leaves them out."
+            if duplicates == "refuse":
+                raise ExperimentError(f"The data set {name}: {problem}.", advice=advice)
+            _log.warning("The data set %s: %s. %s", name, problem, advice)
+        train, validation = (selection.at(_limited(selection.labels, limit)) for selection in (train, validation))
         test_index = _limited(test.labels, limit)
         test = test.at(test_index)
+        test_images, validation_images = test.images, validation.images
         return cls(
             name=name,
             class_names=names,
             train_images=train.images,
             train_labels=train.labels,
-            validation_images=validation.images,
+            validation_images=validation_images,
             validation_labels=validation.labels,
-            test_images=test.images,
+            test_images=test_images,
             test_labels=test.labels,
             test_index=test_index,
-            sha256=sha256,
-            validation_sha256=arrays_sha256(*validation),
-            test_sha256=arrays_sha256(*test),
-            num_images=sum(len(part.labels) for part in loaded),
+            sha256=arrays_sha256(*(array for part in parts for array in part)),
+            validation_sha256=arrays_sha256(validation_images, validation.labels),
+            test_sha256=arrays_sha256(test_images, test.labels),
+            num_images=int(starts[-1]),
         )
 
     @property
@@ -142,9 +185,46 @@ class LabelledImages(NamedTuple):
     images: np.ndarray
     labels: np.ndarray
 
-    def at(self, positions: np.ndarray) -> "LabelledImages":
-        """Selects images and their labels by position."""
-        return LabelledImages(self.images[positions], self.labels[positions])
+
+@dataclass(frozen=True)
+class _Selection:
+    """Some of the loaded images of a part."""
+
+    part: LabelledImages
+    start: int  # position of the first image of the part among all loaded images
+    positions: np.ndarray  # in the part
+
+    @property
+    def images(self) -> np.ndarray:
+        return self.part.images[self.positions]
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.part.labels[self.positions]
+
+    @property
+    def among_all(self) -> np.ndarray:
+        return self.start + self.positions
+
+    def at(self, positions: np.ndarray) -> "_Selection":
+        return replace(self, positions=self.positions[positions])
+
+
+def _loaded(given: Mapping[str, tuple[np.ndarray | None, np.ndarray | None]]) -> dict[str, LabelledImages]:
+    """The parts that are given, checked and in one form."""
+    loaded: dict[str, LabelledImages] = {}
+    for key, (images, labels) in given.items():
+        if (images is None) != (labels is None):
+            raise ExperimentError(f"{key}_images and {key}_labels belong together.", advice="Give both or none.")
+        if images is not None and labels is not None:
+            loaded[key] = check_arrays(images, labels, f"{key}_images", f"{key}_labels")
+            shapes = [part.images.shape[1:] for part in loaded.values()]
+            if shapes[-1] != shapes[0]:
+                raise ExperimentError(
+                    f"The training images have the shape {shapes[0]}, the {key} images {shapes[-1]}; "
+                    "they must be equal."
+                )
+    return loaded
 
 
 def check_arrays(images: np.ndarray, labels: np.ndarray, images_name: str, labels_name: str) -> LabelledImages:
@@ -153,43 +233,87 @@ def check_arrays(images: np.ndarray, labels: np.ndarray, images_name: str, label
     Raises:
         ExperimentError: the shape, type or range of an array is wrong.
     """
-    images, labels = np.asarray(images), np.asarray(labels)
-    if images.size == 0 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[-1] in (1, 3))):
+    pixels = _pixels(np.asarray(images), images_name)
+    return LabelledImages(pixels, _classes(np.asarray(labels), labels_name, len(pixels)))
+
+
+def _pixels(images: np.ndarray, name: str) -> np.ndarray:
+    """Images as uint8 of shape (n, height, width, channels)."""
+    shape = images.shape
+    if images.ndim == 3:
+        images = images[..., np.newaxis]
+    elif images.ndim == 4 and shape[-1] not in _CHANNELS and shape[1] in (1, 3):
+        images = np.moveaxis(images, 1, -1)
+    if images.size == 0 or images.ndim != 4 or images.shape[-1] not in _CHANNELS:
         raise ExperimentError(
-            f"{images_name} has the shape {images.shape}.",
-            advice="Use (n, height, width) or (n, height, width, 1) for grayscale, (n, height, width, 3) for color.",
+            f"{name} has the shape {shape}.",
+            advice="Use (n, height, width) or (n, height, width, 1) for grayscale, (n, height, width, 3) for color; "
+            "channels may come first.",
         )
-    if images.dtype.kind not in "iu" or images.min() < 0 or images.max() > 255:
+    kind, lowest, highest = images.dtype.kind, images.min(), images.max()
+    if kind == "f" and lowest >= 0 and highest <= 1:
+        images = np.rint(images * 255)
+    elif kind not in "iuf" or not (lowest >= 0 and highest <= 255) or (kind == "f" and (images % 1).any()):
         raise ExperimentError(
-            f"{images_name} holds {_values(images)}; pixels must be integers from 0 to 255.",
+            f"{name} holds {_values(images)}; pixels must be integers from 0 to 255, or floats from 0 to 1.",
             advice="Save the unscaled images as uint8: the model itself scales them.",
         )
-    if labels.shape not in ((len(images),), (len(images), 1)):
+    images = images.astype(np.uint8, copy=False)
+    if images.shape[-1] == _CHANNELS[-1]:
+        if images[..., -1].min() < 255:
+            raise ExperimentError(
+                f"{name} has transparent pixels.", advice="Composite the images onto a color, and save 3 channels."
+            )
+        images = images[..., :-1]
+    return np.ascontiguousarray(images)
+
+
+def _classes(labels: np.ndarray, name: str, num_images: int) -> np.ndarray:
+    """Labels as int64 of shape (n,)."""
+    one_hot = labels.ndim == 2 and labels.shape[1] > 1 and labels.dtype.kind in "iufb"
+    if one_hot and not ((labels == 1).sum(axis=1) + (labels == 0).sum(axis=1) == labels.shape[1]).all():
+        one_hot = False
+    if labels.shape not in ((num_images,), (num_images, 1)) and not (one_hot and len(labels) == num_images):
         raise ExperimentError(
-            f"{labels_name} has the shape {labels.shape}, but there are {len(images)} images.",
-            advice="Give one integer per image.",
+            f"{name} has the shape {labels.shape}, but there are {num_images} images.",
+            advice="Give one integer per image, or one-hot rows.",
         )
-    if labels.dtype.kind not in "iu" or labels.min() < 0:
+    if one_hot:
+        if (labels.sum(axis=1) != 1).any():
+            raise ExperimentError(f"{name} has rows with no or several classes; an image must have exactly one.")
+        return labels.argmax(axis=1)
+    is_whole = labels.dtype.kind in "iu" or (labels.dtype.kind == "f" and not (labels % 1).any())
+    if not is_whole or labels.min() < 0:
         raise ExperimentError(
-            f"{labels_name} holds {_values(labels)}; labels must be integers from 0 on.",
+            f"{name} holds {_values(labels)}; labels must be integers from 0 on.",
             advice="Number the classes 0, 1, 2, ... without gaps.",
         )
-    channels = images if images.ndim == 4 else images[..., np.newaxis]
-    return LabelledImages(channels.astype(np.uint8, copy=False), labels.reshape(-1).astype(np.int64))
+    return labels.reshape(-1).astype(np.int64)
+
+
+def _numbered(loaded: Mapping[str, LabelledImages]) -> tuple[dict[str, LabelledImages], list[str]]:
+    """Parts whose labels begin with 0, and the names of the classes: the numbers that the labels had."""
+    lowest = min(int(part.labels.min()) for part in loaded.values())
+    highest = max(int(part.labels.max()) for part in loaded.values())
+    first = 1 if lowest == 1 else 0  # as in EMNIST's letters
+    total = len(loaded["train"].labels)
+    if highest - first >= total:
+        raise ExperimentError(
+            f"The label {highest} makes {highest + 1 - first} classes, but there are {total} training images.",
+            advice="Number the classes 0, 1, 2, ... without gaps.",
+        )
+    shifted = {key: LabelledImages(part.images, part.labels - first) for key, part in loaded.items()}
+    return shifted, [str(label) for label in range(first, highest + 1)]
 
 
 def _values(array: np.ndarray) -> str:
     return f"{array.dtype} from {array.min()} to {array.max()}" if array.dtype.kind in "iuf" else str(array.dtype)
 
 
-def _class_names(class_names: Sequence[str] | None, highest: int, total: int) -> tuple[str, ...]:
-    """The given names, or a number per class; checks that there is one for the highest label."""
-    if class_names is None and highest >= total:
-        raise ExperimentError(
-            f"The label {highest} makes {highest + 1} classes, but there are {total} training images.",
-            advice="Number the classes 0, 1, 2, ... without gaps.",
-        )
-    names = tuple(map(str, range(highest + 1) if class_names is None else class_names))
+def _class_names(class_names: Sequence[str], loaded: Mapping[str, LabelledImages]) -> tuple[str, ...]:
+    """The given names; checks that there is one for the highest label."""
+    names = tuple(map(str, class_names))
+    highest = max(int(part.labels.max()) for part in loaded.values())
     if highest >= len(names):
         raise ExperimentError(
             f"The label {highest} has no name: class_names has {len(names)} entries.",
@@ -199,8 +323,8 @@ def _class_names(class_names: Sequence[str] | None, highest: int, total: int) ->
 
 
 def _split(
-    whole: LabelledImages, class_names: tuple[str, ...], key: str, fraction: float, seed: int, keep: int
-) -> tuple[LabelledImages, LabelledImages]:
+    whole: _Selection, class_names: tuple[str, ...], key: str, fraction: float, seed: int, keep: int
+) -> tuple[_Selection, _Selection]:
     """Splits off a stratified `fraction`: at least one image of each class, leaving at least `keep` of each."""
     from sklearn.model_selection import train_test_split  # imported here because it takes a second
 

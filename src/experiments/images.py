@@ -2,8 +2,10 @@
 
 import base64
 import io
+import logging
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from glob import glob
 from pathlib import Path
 
@@ -12,9 +14,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from experiments.errors import ExperimentError
 
+_log = logging.getLogger("experiments")
+
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_OF_THE_SYSTEM = ("thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin")  # lower case; beside hidden files
 _BOX = 20  # width and height in pixels, of 28, that an MNIST digit is fitted into
-_FAINTEST = 25  # gray levels between paper and ink; a smaller difference is not ink
+FAINTEST = 25  # gray levels between paper and ink; a smaller difference is not ink
+_MOST_NAMED = 5  # files in a message
 _NOISE = 0.15  # fraction of the strongest ink below which it is paper grain or a compression artifact
 
 
@@ -55,6 +61,26 @@ _KINDS = "PNG, JPEG, BMP, GIF, WebP or TIFF"
 
 def _neighbours(path: Path) -> list[str]:
     return [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+
+
+def visible(folder: Path) -> list[Path]:
+    """What a folder holds, sorted by name, without hidden files and those that an operating system leaves behind."""
+    names = (name for name in os.listdir(folder) if not name.startswith(".") and name.lower() not in _OF_THE_SYSTEM)
+    return [folder / name for name in sorted(names)]
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """All visible files in a folder and its sub-folders, sorted by their path within it."""
+    for entry in visible(folder):
+        if not entry.is_dir():
+            yield entry
+        elif not entry.is_symlink():  # which may lead back to a folder above
+            yield from files_below(entry)
+
+
+def shown(path: Path | str) -> str:
+    """A path as text that can be printed and stored: bytes that are not UTF-8 are escaped."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def read(file: Path) -> Image.Image:
@@ -119,7 +145,7 @@ def as_mnist(image: Image.Image) -> np.ndarray:
     edge = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     difference = grey - np.median(edge)
     ink = np.abs(np.clip(difference, 0, None) if difference.max() > -difference.min() else np.clip(difference, None, 0))
-    if ink.max() < _FAINTEST:
+    if ink.max() < FAINTEST:
         raise NotAnImage("is blank")
     ink = np.where(ink < _NOISE * ink.max(), 0, ink) / ink.max()
     rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
@@ -139,24 +165,29 @@ def as_mnist(image: Image.Image) -> np.ndarray:
     return np.rint(255 * placed).astype(np.uint8)[..., None]
 
 
-def resized(image: Image.Image, shape: tuple[int, ...], *, invert: bool = False) -> np.ndarray:
-    """Resizes an image as `data=folder` does: composited onto white, without keeping its aspect ratio.
+def resized(
+    image: Image.Image, shape: tuple[int, ...], *, invert: bool = False, background: str = "white"
+) -> np.ndarray:
+    """Resizes an image as `data=folder` does, without keeping its aspect ratio.
 
     Args:
         image: of any size and color mode.
         shape: height, width and channels; 1 channel for grayscale, 3 for RGB.
         invert: whether to swap dark and light.
+        background: the color that transparent pixels are composited onto.
 
     Returns:
         uint8 of `shape`.
     """
     height, width, channels = shape
-    image = composited(image).convert("L" if channels == 1 else "RGB")
+    image = composited(image, background).convert("L" if channels == 1 else "RGB")
     pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)).reshape(shape)
     return 255 - pixels if invert else pixels
 
 
-def as_it_is(image: Image.Image, shape: tuple[int, ...], *, invert: bool = False) -> np.ndarray:
+def as_it_is(
+    image: Image.Image, shape: tuple[int, ...], *, invert: bool = False, background: str = "white"
+) -> np.ndarray:
     """Converts an image of the right size to pixels, as `resized` does.
 
     Raises:
@@ -165,7 +196,42 @@ def as_it_is(image: Image.Image, shape: tuple[int, ...], *, invert: bool = False
     height, width, _ = shape
     if image.size != (width, height):
         raise NotAnImage(f"has {image.size[0]} x {image.size[1]} pixels, but the model takes {width} x {height}")
-    return resized(image, shape, invert=invert)
+    return resized(image, shape, invert=invert, background=background)
+
+
+def read_all(files: Sequence[Path], shape: tuple[int, ...], *, invert: bool, background: str) -> np.ndarray:
+    """Reads image files and converts them as `resized` does.
+
+    Returns:
+        uint8 of shape (files, height, width, channels).
+
+    Raises:
+        ExperimentError: names the files that cannot be used, and why.
+    """
+    pixels = np.empty((len(files), *shape), np.uint8)
+    unreadable, invisible = [], 0
+    for position, file in enumerate(files):
+        try:
+            image = read(file)
+            pixels[position] = resized(image, shape, invert=invert, background=background)
+        except NotAnImage as error:
+            unreadable.append(f"{shown(file)} {error}")
+            continue
+        invisible += image.has_transparency_data and int(np.ptp(pixels[position])) < FAINTEST
+    if unreadable:
+        more = len(unreadable) - _MOST_NAMED
+        first = "; ".join(unreadable[:_MOST_NAMED]) + (f"; and {more} more" if more > 0 else "")
+        many = f"{len(unreadable)} files cannot be used: " if len(unreadable) > 1 else ""
+        raise ExperimentError(
+            f"{many}{first}.", advice="Delete or repair what cannot be read, or move it out of the class folders."
+        )
+    if invisible:
+        other = "black" if background == "white" else "white"
+        _log.warning(
+            "%d of %d images are a single color once they are composited onto %s. Try data.background=%s.",
+            invisible, len(files), background, other,
+        )  # fmt: skip
+    return pixels
 
 
 def data_uri(pixels: np.ndarray) -> str:

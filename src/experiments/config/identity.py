@@ -15,7 +15,8 @@ from experiments.config.targets import locate, mappings
 PACKAGE = Path(__file__).resolve().parents[1]
 #: Modules of this package that can change a number, as patterns.
 RESULT_MODULES = (
-    "train", "artifacts", "data", "dataset", "images", "library_internals", "models", "schedules", "training/*",
+    "train", "artifacts", "data", "dataset", "duplicates", "images", "library_internals", "models",
+    "schedules", "training/*",
 )  # fmt: skip
 
 

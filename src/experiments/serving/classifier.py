@@ -36,6 +36,11 @@ class Classifier:
         return self.run is not None and self.run.params.get("data.invert") == "true"
 
     @property
+    def background(self) -> str:
+        """The color that transparent pixels of its training images were composited onto."""
+        return self.run.params.get("data.background", "white") if self.run else "white"
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels."""
         return self.model.input_shape[1:]

@@ -76,7 +76,7 @@ def preparation(classifier: Classifier, chosen: str | None) -> Callable[[Image.I
     if shape[-1] not in (1, 3):
         raise ExperimentError(f"{classifier.name} takes {shape[-1]} channels; image files have 1 or 3.")
     convert = images.resized if kind == "resize" else images.as_it_is
-    return partial(convert, shape=shape, invert=classifier.inverts)
+    return partial(convert, shape=shape, invert=classifier.inverts, background=classifier.background)
 
 
 def predict_files(
