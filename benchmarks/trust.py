@@ -80,7 +80,7 @@ def train_one(left_out: str, overrides: Sequence[str]) -> Inside:
     if left_out == "tracking":
         Run.log_metrics = lambda record, metrics, step=0: None
     fit = _timed(keras.Model, "fit")
-    writing = _timed(CheckpointCallback, "_write")
+    writing = _timed(CheckpointCallback, "write_checkpoint")
     evaluation = _timed(train, "evaluate")
     result = run([*overrides, f"deterministic={str(left_out != 'determinism').lower()}"])
     returned = time.perf_counter()

@@ -2,12 +2,8 @@
 
 import json
 import logging
-import shlex
-import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -155,20 +151,9 @@ def summarise(
     )
     for line in collapsed:
         _log.info("%s", line)
-    _log.info("Recorded as %s (%s)", record.name, record.id)
-    _log.info("View it with: %s", _ui_command())
 
 
 def _collapsed(test: Evaluation, class_names: Sequence[str]) -> list[str]:
     """A line on a model that predicts one class for every test image."""
     predicted = np.unique(test.predicted)
     return [f"The model predicts {class_names[predicted[0]]} for every test image."] if len(predicted) == 1 else []
-
-
-def _ui_command() -> str:
-    """The words that start the UI from here: in an environment that is not activated, with the command's place."""
-    command = Path(sys.executable).parent / "experiments"
-    if shutil.which("experiments") == str(command):
-        return "experiments ui"
-    here = Path.cwd()
-    return shlex.join([str(command.relative_to(here) if command.is_relative_to(here) else command), "ui"])

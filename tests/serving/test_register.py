@@ -167,3 +167,19 @@ def test_of_a_sweep_the_median_seed_of_the_best_variant_is_taken(trained):
     assert get_run(version.run_id).metrics["best/val_accuracy"] == middle
     best = load("best:optimizer.learning_rate=1e-9,0.005").run
     assert best.metrics["best/val_accuracy"] == children[-1].data.metrics["best/val_accuracy"]
+
+
+def test_last_is_the_latest_run_and_not_the_latest_sweep(recorded_store):
+    experiments = [found.experiment_id for found in recorded_store.search_experiments()]
+    found = recorded_store.search_runs(experiments, order_by=["attributes.start_time DESC"])
+    latest = next(run for run in found if "sweep.name" not in run.data.tags)
+    assert any("sweep.name" in run.data.tags for run in found)
+    with pytest.raises(ExperimentError, match=rf"^{latest.info.run_id} .+ has no model: it has not come to its end"):
+        register_model("last", "digits")
+
+
+def test_last_of_an_empty_store_is_refused_and_makes_no_store(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    with pytest.raises(ExperimentError, match=rf"^Nothing is recorded in sqlite:///{tmp_path}/mlflow\.db yet\."):
+        register_model("last", "digits")
+    assert list(tmp_path.iterdir()) == []

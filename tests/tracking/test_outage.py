@@ -77,7 +77,10 @@ def test_a_server_that_never_comes_back_leaves_the_run_to_sync(server, tmp_path,
     server.kill()
     said = finished(process)
     (folder,) = (tmp_path / "home" / "mlruns" / "jobs").iterdir()
-    assert f"What is missing there waits in {folder}. Send it later with: experiments sync" in said
+    assert f"Everything not yet sent is kept in {folder}." in said
+    last = f"conv2 data.limit=2000 batch_size=32 epochs=4 seed=0 ({folder.name}) is not fully recorded yet."
+    assert said.splitlines()[-1] == f"{last} Send the rest with: experiments sync"
+    assert "Recorded as" not in said
     other = Server(server.folder)  # at another address, with the same database
     other.start()
     try:

@@ -51,14 +51,17 @@ def register_model(source: str, name: str, *, force: bool = False) -> str:
 
 
 def _find_candidates(source: str) -> list[StoredRun]:
-    """The runs of a sweep, or a single run."""
-    try:
-        return find_runs([source], "")[1]
-    except ExperimentError as no_sweep:
+    """The runs of a sweep, or a single run; `last` is the latest run, as everywhere a run may be named."""
+    if source == "last":
+        run = find_run(source)
+    else:
         try:
-            run = find_run(source)
-        except ExperimentError as no_run:
-            raise (no_run if re.fullmatch(r"runs:/.*|[0-9a-f]+", source) else no_sweep) from None
+            return find_runs([source], "")[1]
+        except ExperimentError as no_sweep:
+            try:
+                run = find_run(source)
+            except ExperimentError as no_run:
+                raise (no_run if re.fullmatch(r"runs:/.*|[0-9a-f]+", source) else no_sweep) from None
     if "reproduces" in run.tags:
         advice = f"Register the original run: {run.tags['reproduces']}"
         raise ExperimentError(f"{run.run_id} ({run.name}) reproduces another run.", advice=advice)

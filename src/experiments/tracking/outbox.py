@@ -107,7 +107,7 @@ class Outbox:
                 self._journal.unlink(missing_ok=True)
             else:
                 _log.warning(
-                    "%s What is missing there waits in %s. Send it later with: experiments sync",
+                    "%s Everything not yet sent is kept in %s.",
                     store_error(store_uri(), self._lost) if self._lost else "The store does not have all of the run.",
                     self._delivery.folder,
                 )
@@ -131,7 +131,9 @@ class Outbox:
         with self._news:
             known, self._lost = self._lost, error
         if known is None or (is_refusal(known) and not is_refusal(error)):
-            _log.warning("%s The training goes on; what it records is kept.", store_error(store_uri(), error))
+            _log.warning(
+                "%s Training continues; everything recorded is kept and sent later.", store_error(store_uri(), error)
+            )
         with self._news:
             self._news.notify_all()
             self._news.wait_for(self._is_another_try_due, timeout=AGAIN_AFTER)

@@ -1,6 +1,7 @@
 """A sweep in the store: its parent run, and the end of jobs whose process has died."""
 
 import json
+import logging
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from experiments.tracking.run import release_owner, write_owner
 from experiments.tracking.runs import StoredRun, search
 from experiments.tracking.secrets import without_secrets
 from experiments.tracking.store import call_store, experiment_id, open_store, run_folder, set_store_timeout
+
+_log = logging.getLogger(__name__)
 
 _MOST_IN_A_LINK = 50
 
@@ -93,6 +96,7 @@ class Parent:
             shutil.rmtree(self.folder)
         else:
             release_owner(self.folder)
+            _log.warning("%s is not fully recorded yet. Send the rest with: experiments sync", self.name)
 
 
 def open_parent(experiment: str, name: str, tags: Mapping[str, object], patience: float) -> Parent:

@@ -36,6 +36,7 @@ from experiments.tracking.store import (
     run_folder,
     shown_uri,
 )
+from experiments.tracking.ui import ui_command
 
 _log = logging.getLogger(__name__)
 
@@ -322,6 +323,10 @@ def _status(run: Run, patience: float) -> Iterator[None]:
     finally:
         if not run.outbox.close(run.status, patience):
             release_owner(run.folder)
+            _log.warning("%s (%s) is not fully recorded yet. Send the rest with: experiments sync", run.name, run.id)
+        elif status == "FINISHED":
+            _log.info("Recorded as %s (%s)", run.name, run.id)
+            _log.info("View it with: %s", ui_command())
 
 
 def _shortened(value: str) -> str:

@@ -20,7 +20,7 @@ from mlflow.utils.uri import append_to_uri_path
 
 from experiments.config.earlier import current_parameters
 from experiments.errors import ExperimentError
-from experiments.tracking.store import StoreRefused, call_store, open_store, store_uri
+from experiments.tracking.store import StoreRefused, call_store, nothing_recorded, open_store, shown_uri, store_uri
 
 _Kind = TypeVar("_Kind")
 
@@ -167,11 +167,13 @@ def get_run(run_id: str) -> StoredRun:
 
 
 def find_run(run: str) -> StoredRun:
-    """A run that a user names: by its id or a unique prefix of it, alone or as `runs:/…`, or as `last`.
+    """Finds the run that a user names: by its id or a unique prefix of it, alone or as `runs:/…`, or as `last`.
 
     Raises:
-        ExperimentError: there is none, and the nearest name is said; or there are several.
+        ExperimentError: there is no such run, or there are several.
     """
+    if nothing_recorded():
+        raise ExperimentError(f"Nothing is recorded in {shown_uri()} yet.", advice="Start with: experiments train")
     run_id = run.removeprefix("runs:/").partition("/")[0]
     client = open_store()
     if run == "last" and (newest := next((each for each in search(client, "") if "sweep.name" not in each.tags), None)):

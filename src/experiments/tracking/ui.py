@@ -2,11 +2,14 @@
 
 import contextlib
 import os
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import webbrowser
+from pathlib import Path
 from time import sleep
 from urllib.parse import urlparse
 
@@ -78,6 +81,15 @@ def page(link: str) -> str:
     if address.scheme in ("http", "https"):
         return f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}/{link}"
     return f"http://127.0.0.1:{DEFAULT_PORT}/{link}"
+
+
+def ui_command() -> str:
+    """The words that start the UI from here: in an environment that is not activated, with the command's place."""
+    command = Path(sys.executable).parent / "experiments"
+    if shutil.which("experiments") == str(command):
+        return "experiments ui"
+    here = Path.cwd()
+    return shlex.join([str(command.relative_to(here) if command.is_relative_to(here) else command), "ui"])
 
 
 def _answers(host: str, port: int) -> bool:

@@ -141,11 +141,12 @@ class CheckpointCallback(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Writes a checkpoint, then calls `on_epoch`."""
-        self._write(epoch + 1)
+        self.write_checkpoint(epoch + 1)
         if self.on_epoch(epoch + 1, self.history.epoch(epoch + 1)):
             self.model.stop_training = True
 
-    def _write(self, epoch: int) -> None:
+    def write_checkpoint(self, epoch: int) -> None:
+        """Writes a checkpoint after an epoch; a full disk is only a warning."""
         of_callbacks: list[np.ndarray] = []
         state = {
             "history": self.history.history,
