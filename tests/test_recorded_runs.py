@@ -120,7 +120,7 @@ def test_predict_says_of_a_file_what_the_run_has_recorded(recorded_store, tmp_pa
 
 def test_they_can_be_registered(recorded_store):
     first = command("register", SINGLE, "--name", "digits")
-    assert first.stdout.endswith(" is version 1 of digits, and its champion: the first one of this name.\n")
+    assert first.stdout.endswith(" is now version 1 of digits and its champion: it is the first version.\n")
     assert load("models:/digits@champion").run.run_id == SINGLE
     second = command("register", SWEEP, "--name", "digits", "--force")
     assert " is version 2 of digits, and its champion: " in second.stdout

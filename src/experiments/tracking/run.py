@@ -324,7 +324,7 @@ def _status(run: Run, patience: float) -> Iterator[None]:
         if not run.outbox.close(run.status, patience):
             release_owner(run.folder)
             _log.warning("%s (%s) is not fully recorded yet. Send the rest with: experiments sync", run.name, run.id)
-        elif status == "FINISHED":
+        elif run.status == "FINISHED":
             _log.info("Recorded as %s (%s)", run.name, run.id)
             _log.info("View it with: %s", ui_command())
 
