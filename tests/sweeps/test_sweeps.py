@@ -352,7 +352,8 @@ def test_the_parent_keeps_the_jobs_and_the_table(swept, tmp_path):
     assert f"Best run: {best}\n" in output
     note = parent.data.tags["mlflow.note.content"]
     result = output[output.index("\nmodel.dropout=") + 1 :].partition("\n")[0]
-    assert note.startswith(f"why\n\n**{result}**\n\n6 jobs: 6 finished\n\n| rank | variant |")
+    assert note.startswith(f"why\n\n6 jobs: 6 finished\n\n**{result}**\n\n| rank | variant |")
+    assert note.count(result) == 1
     assert (folder / "leaderboard.md").read_text() in note
     page = "runs?workflowType=machine_learning&compareRunsMode=CHART&searchFilter="
     assert f"#/experiments/{parent.info.experiment_id}/{page}" in output

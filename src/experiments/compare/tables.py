@@ -73,7 +73,7 @@ def _values(comparison: Comparison, row: Row) -> dict[str, object]:
 
 
 def as_markdown(comparison: Comparison, most: int | None = None) -> str:
-    """The table in Markdown, of at most `most` rows, and the notes."""
+    """The result, the table of at most `most` rows, and the other notes, in Markdown."""
     shown = columns(comparison, comparison.rows[:most])
     aligned = ["---" if column.is_text else "---:" for column in shown]
     lines = [[column.name for column in shown], aligned, *zip(*(column.cells for column in shown), strict=True)]
@@ -81,8 +81,9 @@ def as_markdown(comparison: Comparison, most: int | None = None) -> str:
     table = "\n".join(f"| {' | '.join(line)} |" for line in escaped)
     left_out = len(comparison.rows) - (most or len(comparison.rows))
     more = [f"and {left_out} more in leaderboard.md"] if left_out > 0 else []
-    remarks = "\n".join(f"- {sentence}" for sentence in notes(comparison))
-    return "\n\n".join([table, *more, remarks, f"Best run: {comparison.best_run.run_id}"]) + "\n"
+    result, *remarks = notes(comparison)
+    listed = "\n".join(f"- {sentence}" for sentence in remarks)
+    return "\n\n".join([f"**{result}**", table, *more, listed, f"Best run: {comparison.best_run.run_id}"]) + "\n"
 
 
 def print_table(comparison: Comparison, console: Console) -> None:

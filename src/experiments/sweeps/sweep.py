@@ -194,8 +194,7 @@ class Sweep:
         from experiments.compare import tables
 
         found = self.comparison()
-        # MLflow shows the first lines only, until one asks for more.
-        note = [str(self.cfg.tracking.note or ""), f"**{found.notes[0]}**" if found else "", counts(self.jobs)]
+        note = [str(self.cfg.tracking.note or ""), counts(self.jobs)]
         if found:
             self.parent.outbox.put_file("leaderboard.csv", tables.as_csv(found))
             self.parent.outbox.put_file("leaderboard.md", tables.as_markdown(found))
