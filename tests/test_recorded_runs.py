@@ -123,5 +123,5 @@ def test_they_can_be_registered(recorded_store):
     assert first.stdout.endswith(" is now version 1 of digits and its champion: it is the first version.\n")
     assert load("models:/digits@champion").run.run_id == SINGLE
     second = command("register", SWEEP, "--name", "digits", "--force")
-    assert " is version 2 of digits, and its champion: " in second.stdout
+    assert " is now version 2 of digits and its champion: " in second.stdout
     assert recorded_store.get_model_version_by_alias("digits", "champion").tags["mean"] == "0.315"
