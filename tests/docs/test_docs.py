@@ -14,6 +14,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from experiments.errors import ExperimentError
+from test_imports import ALLOWED, ROOMS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -188,6 +189,18 @@ def test_every_page_can_be_reached():
         reached |= new
         new = set(itertools.chain.from_iterable(linked(page) for page in new)) - reached
     assert set(PAGES) - reached == set()
+
+
+def test_the_map_of_the_code_has_every_module_and_the_import_rule():
+    page = (ROOT / "docs/explanation/code-map.md").read_text(encoding="utf-8")
+    rule = {
+        room: set(re.findall(r"\w+", names)) for room, names in re.findall(r"^\| `(\w+)` \| (`.+`) \|$", page, re.M)
+    }
+    unlisted = ("cli", "__init__", "hydra_plugins")
+    assert rule == {room: names for room, names in ALLOWED.items() if names and room not in unlisted}
+    modules = {f"{room}.py" for room, files in ROOMS.items() if files[0].name == f"{room}.py"}
+    packages = {f"{room}/" for room, files in ROOMS.items() if files[0].name == "__init__.py" and room != "__init__"}
+    assert {name for name in modules | packages if f"`{name}`" not in page and f"/{name}`" not in page} == set()
 
 
 def test_the_readme_is_short():
