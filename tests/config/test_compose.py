@@ -50,7 +50,8 @@ UNKNOWN = {
     "model=conv3 model.layers=[1]": f"model.layers: model=conv3 has no such key. Did you mean filters? "
     f"Allowed: {CONV2}.",
     "modle.dropout=0.3": "modle.dropout: there is no such key. Did you mean model.dropout?",
-    "data.path=x.npz": "data.path: data=mnist_5k has no such key. Allowed: limit, split_seed, validation_fraction.",
+    "data.path=x.npz": "data.path: data=mnist_5k has no such key. "
+    "Allowed: duplicates, limit, split_seed, validation_fraction.",
     "schedule.factor=0.5": "schedule.factor: schedule=constant has no such key.",
     "callbacks.early_stopping.patience=2": "callbacks.early_stopping.patience: callbacks=[] has no such key.",
     "callbacks=[early_stopping] callbacks.early_stopping.patince=2": "callbacks.early_stopping.patince: "
@@ -64,7 +65,7 @@ UNKNOWN = {
     "A free tag is added with +tracking.tags.idea=…",
     "~modle": f"modle: there is no such key. Did you mean model? Allowed: {ROOT}.",
     "~data.limt": "data.limt: data=mnist_5k has no such key. Did you mean limit? "
-    "Allowed: limit, split_seed, validation_fraction.",
+    "Allowed: duplicates, limit, split_seed, validation_fraction.",
     "model@net=conv3": f"model@net: there is no such key. Did you mean model? Allowed: {ROOT}.",
     "hydra.job.nmae=x": "hydra.job.nmae: there is no such key.",
 }
@@ -318,6 +319,7 @@ DEFAULT_PARAMETERS = {
     "data._target_": "experiments.data.mnist_5k",
     "data.validation_fraction": "0.1111",
     "data.split_seed": "0",
+    "data.duplicates": "warn",
     "data.limit": "null",
     "scale._target_": "keras.layers.Rescaling",
     "scale.scale": "0.00392156862745098",
@@ -347,7 +349,7 @@ def test_parameters_of_the_default_run():
 
 def test_parameters_hold_no_path_and_nothing_of_the_tracking():
     chosen = composed(["data=npz", "data.path=/home/me/digits.npz", "tracking.note=secret", "+tracking.tags.a=b"])
-    assert set(chosen.parameters) == set(DEFAULT_PARAMETERS)
+    assert set(chosen.parameters) == {*DEFAULT_PARAMETERS, "data.test_fraction"}
 
 
 @pytest.mark.parametrize("zero", ["0", "0.0", ".0", "0e0"])
