@@ -21,13 +21,13 @@ def run(overrides: Sequence[str] = (), *, config_dir: str | None = None) -> "Run
 
     Args:
         overrides: as on the command line, such as `["model=conv3", "epochs=2"]`.
-        config_dir: a folder with options of your own, laid out like `conf/`.
+        config_dir: a folder with your own options, laid out like `conf/`.
 
     Returns:
         What the run measured and where its record is.
 
     Raises:
-        ExperimentError: an override that cannot work; the message says what would.
+        ExperimentError: an override cannot work; the message says what is allowed.
 
     Example:
         >>> from experiments import run
@@ -64,7 +64,7 @@ def load(model: str) -> "Classifier":
 
 @contextlib.contextmanager
 def quiet_import() -> Iterator[None]:
-    """Lets Keras load TensorFlow, and keeps off the console what its libraries print meanwhile, unless that fails.
+    """Hides what TensorFlow's libraries print while they are imported, unless the import fails.
 
     They write to the file descriptor before they read any setting of their own.
     """

@@ -1,1 +1,1 @@
-"""What a user may say: composing, checking and building a configuration."""
+"""Composes, checks and builds configurations."""

@@ -1,4 +1,4 @@
-"""Digests of the code that can change a number."""
+"""Hashes of the code that can change a result."""
 
 import ast
 import inspect
@@ -21,13 +21,13 @@ RESULT_MODULES = (
 
 
 def read_own_code() -> str:
-    """Digest of the modules of this package that can change a number, and of the versions of TensorFlow and Keras."""
+    """Hash of the modules that can change a result, and of the versions of TensorFlow and Keras."""
     files = [file for pattern in RESULT_MODULES for file in sorted(PACKAGE.glob(f"{pattern}.py"))]
     return digest([*map(_code, files), version("tensorflow"), version("keras")])
 
 
 def code_sha256(own_code: str, cfg: DictConfig) -> str:
-    """`own_code` together with every module of the user that a `_target_` names."""
+    """Hash of `own_code` and of the user's modules that a `_target_` names."""
     targets = {node["_target_"]: key for key, node in mappings(plain_values(cfg), "") if "_target_" in node}
     foreign = sorted(target for target in targets if not target.startswith(("keras.", "experiments.")))
     files = sorted({str(inspect.getsourcefile(locate(targets[target], target))) for target in foreign})
@@ -35,7 +35,7 @@ def code_sha256(own_code: str, cfg: DictConfig) -> str:
 
 
 def _code(file: Path) -> str:
-    """The source of a module without comments, docstrings and blank lines: rewording them changes no result.
+    """The source of a module without comments, docstrings and blank lines, which cannot change a result.
 
     A dump of the syntax tree would say the same, but differs from one version of Python to the next.
     """

@@ -30,7 +30,7 @@ def training_batches(
         images: raw pixels of shape (images, height, width, channels).
         labels: classes of shape (images,).
         num_classes: length of a one-hot label.
-        batch_size: images a batch; an epoch's last batch may be smaller.
+        batch_size: images per batch; the last batch of an epoch may be smaller.
         epochs: how many times every image comes.
         seed: of the order.
         augmentation: Keras image layers, applied in order to whole batches.
@@ -65,7 +65,7 @@ def training_batches(
 
 
 def _tensor(array: np.ndarray) -> tf.Tensor:
-    """A tensor of an array, copied once; `tf.constant` would hold two copies of it in memory."""
+    """Converts an array to a tensor with one copy; `tf.constant` would keep two copies in memory."""
     memory = np.empty(array.nbytes + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
     aligned = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)

@@ -26,7 +26,7 @@ class Checkpoint:
 
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:
-    """Writes a checkpoint; a process that is killed meanwhile leaves those before untouched.
+    """Writes a checkpoint atomically: if the process is killed, the earlier ones are intact.
 
     Raises:
         OSError: the disk is full or the folder gone.
@@ -34,7 +34,7 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
     file = folder / f"checkpoint-{checkpoint.epoch:06}.npz"
     unfinished = file.with_suffix(".part")
     text = json.dumps(checkpoint.state).encode()
-    # NumPy would pickle bfloat16, which is none of its own types.
+    # NumPy would pickle bfloat16, which is not one of its own types.
     named: dict[str, Any] = {
         f"{name}.{number}": array.view(f"u{array.itemsize}") if array.dtype.kind == "V" else array
         for name, arrays in checkpoint.arrays.items()
@@ -69,12 +69,12 @@ def newest(folder: Path) -> Checkpoint | None:
 
 
 def encoded(values: Mapping[str, Any], arrays: list[np.ndarray]) -> dict[str, Any]:
-    """Plain values, nested ones and arrays as JSON has them; arrays are added to `arrays`."""
+    """Converts nested plain values and arrays to JSON; arrays are added to `arrays`."""
     return {name: _encoded(value, arrays) for name, value in values.items()}
 
 
 def decoded(values: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> dict[str, Any]:
-    """What `encoded` was given."""
+    """Reverses `encoded`."""
     return {name: _decoded(value, arrays) for name, value in values.items()}
 
 

@@ -11,13 +11,13 @@ def count_macs(model: keras.Model) -> int | None:
 
     Each product of a weight of a kernel with a value counts one: kernel height * kernel width * input channels * output
     channels at each output position of a convolution, inputs * outputs of a dense layer (Sze et al. 2017, section
-    III, https://arxiv.org/abs/1703.09039). Biases, activations, pooling, normalisation and scaling count nothing.
+    III, https://arxiv.org/abs/1703.09039). Biases, activations, pooling, normalization and scaling count nothing.
 
     Args:
         model: a Sequential or functional model; layers that it calls twice count twice.
 
     Returns:
-        None when a layer with weights is none of Keras's dense, convolutional and recurrent ones.
+        None if a layer with weights is not one of Keras's dense, convolutional and recurrent layers.
     """
     return _macs_on(model, [keras.Input(batch_shape=image.shape) for image in model.inputs])
 
@@ -37,7 +37,7 @@ def _macs_on(model: keras.Model, inputs: list[keras.KerasTensor]) -> int | None:
 
 
 def _layer_macs(layer: keras.Layer, inputs: Any, outputs: Any) -> int | None:
-    """Of one call; None for a layer of which it is not known whether it has any."""
+    """The operations of one call of a layer; None if they cannot be counted."""
     if isinstance(layer, keras.Model):
         return _macs_on(layer, keras.tree.flatten(inputs))
     if isinstance(layer, _CONVOLUTIONS | keras.layers.Dense):  # at each output position, all of the kernel
@@ -56,7 +56,7 @@ def _layer_macs(layer: keras.Layer, inputs: Any, outputs: Any) -> int | None:
 
 
 def _values(tensor: Any) -> int:
-    """How many an image has."""
+    """The number of values per image in a shape."""
     return math.prod(tensor.shape[1:])
 
 

@@ -34,7 +34,7 @@ def start_runtime(*, seed: int, threads: int, deterministic: bool, precision: st
 
 
 def forget_models(precision: str) -> None:
-    """Lets the next model be built as in a new process, with `precision`."""
+    """Clears Keras's state, so that the next model is built as in a new process, with `precision`."""
     keras.backend.clear_session()
     keras.config.set_dtype_policy(precision)
 
