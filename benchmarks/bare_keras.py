@@ -1,4 +1,4 @@
-"""What `experiments train experiment=three_conv_callbacks` is measured against: the same net in a bare Keras script."""
+"""The baseline for `experiments train experiment=three_conv_callbacks`: the same model in a bare Keras script."""
 
 import argparse
 

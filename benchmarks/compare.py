@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/compare.py [--repeats 3]
 
-Prints the table of benchmarks/README.md. One job for each of two nets is trained and recorded as users have it. The
+Prints the table of benchmarks/README.md. One job for each of two models is trained and recorded as users have it. The
 other runs are copies of these records, written with MLflow's own models of its tables; they differ in what they say of
 the variant, the seed, the sweep and the results.
 """

@@ -1,4 +1,4 @@
-"""What tracking costs: a whole recorded run against a bare Keras script of the same net, in alternating pairs.
+"""What tracking costs: a whole recorded run against a bare Keras script of the same model, in alternating pairs.
 
 Prints the tables of benchmarks/README.md. With --data FILE (an .npz of MNIST) nothing is downloaded.
 """

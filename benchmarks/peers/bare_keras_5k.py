@@ -1,6 +1,6 @@
-"""One job of sweep.py in plain Keras: the net of model=conv2, trained for an epoch and evaluated; nothing is recorded.
+"""One job of sweep.py in plain Keras: model=conv2, trained for one epoch and evaluated; nothing is recorded.
 
-The shell loop runs this file once a job; the other peers import its functions, so that all do the same work.
+The shell loop runs this file once per job; the other peers import its functions, so that all do the same work.
 """
 
 import argparse
@@ -20,7 +20,7 @@ def load(file: str) -> dict[str, np.ndarray]:
 
 
 def build(seed: int) -> keras.Model:
-    """The compiled net."""
+    """The compiled model."""
     keras.utils.set_random_seed(seed)
     model = keras.Sequential(
         [

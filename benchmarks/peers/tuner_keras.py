@@ -15,7 +15,7 @@ arguments = parser.parse_args()
 
 
 class Job(keras_tuner.HyperModel):
-    """A net whose only choice is its seed."""
+    """A model whose only choice is its seed."""
 
     def build(self, hp: Any) -> keras.Model:
         """As KerasTuner asks for it."""
