@@ -21,7 +21,7 @@ EXPERIMENTS = str(Path(sys.executable).parent / "experiments")
 COMMANDS = ["train", "list", "ui", "reproduce", "compare", "predict", "draw", "register", "export", "sync"]
 HEAVY = ["keras", "matplotlib", "mlflow", "sklearn", "tensorflow"]
 ROOT = (
-    "augment, batch_size, callbacks, data, deterministic, dry_run, epochs, experiment, force, loss, model, "
+    "augment, batch_size, callbacks, data, deterministic, dry_run, epochs, experiment, force, loss, metrics, model, "
     "objective, optimizer, precision, resume, scale, schedule, seed, sweep, threads, tracking"
 )
 

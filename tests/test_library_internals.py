@@ -45,6 +45,13 @@ def test_the_tables_of_mlflow_are_created(tmp_path):
     assert experiment.name == "Default"
 
 
+def test_keras_says_what_is_better():
+    metrics = keras.metrics
+    known = {metrics.AUC(): "max", metrics.F1Score(): "max", metrics.CategoricalCrossentropy(): "min"}
+    assert [library_internals.metric_mode(metric) for metric in known] == list(known.values())
+    assert library_internals.metric_mode(metrics.Mean()) is None
+
+
 @pytest.mark.parametrize("callback", [keras.callbacks.EarlyStopping, keras.callbacks.ReduceLROnPlateau])
 def test_the_mode_of_a_callback_is_resolved(callback):
     made = callback(monitor="val_loss", min_delta=0.01)

@@ -117,6 +117,17 @@ def test_best_epoch_is_marked(objective, chosen, value):
     assert not figure.axes[1 - chosen].texts
 
 
+@pytest.mark.parametrize(("others", "shape"), [(0, (1, 2)), (1, (1, 3)), (2, (2, 3)), (4, (2, 3)), (5, (3, 3))])
+def test_every_metric_has_a_panel(others, shape):
+    names = [f"metric_{number}" for number in range(others)]
+    more = {f"{prefix}{name}": [0.5] * 3 for name in names for prefix in ("", "val_")}
+    figure = drawn(plots.curves({**history(3), **more}, 1, "val_loss"))
+    shown = [axes for axes in figure.axes if axes.axison]
+    assert [axes.get_title(loc="left") for axes in shown] == ["accuracy", "loss", *names]
+    assert all(len(axes.lines) >= 3 for axes in shown)  # the best epoch, training and validation
+    assert figure.axes[0].get_subplotspec().get_gridspec().get_geometry() == shape
+
+
 @pytest.mark.parametrize(("epochs", "marker"), [(1, "o"), (20, "o"), (21, "")])
 def test_few_epochs_have_dots(epochs, marker):
     assert plots.curves(history(epochs), 1, "val_loss").axes[0].lines[1].get_marker() == marker

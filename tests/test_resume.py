@@ -25,6 +25,7 @@ ONE_CYCLE = [
     "schedule=one_cycle",
     "augment=both",
     "callbacks=[early_stopping]",
+    "metrics=[auc,macro_f1]",
     "callbacks.early_stopping.patience=9",
     "callbacks.early_stopping.min_delta=0.001",
     "model=conv2",

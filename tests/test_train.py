@@ -70,6 +70,7 @@ def test_a_run_leaves_a_complete_record(store, digits, tmp_path):
         "optimizer": "adam",
         "schedule": "constant",
         "callbacks": "[early_stopping]",
+        "metrics": "[]",
         "epochs": "5",
         "batch_size": "32",
         "precision": "float32",

@@ -19,20 +19,29 @@ from experiments.training.fit import TrainingResult
 _log = logging.getLogger("experiments")
 _SAMPLES = 16
 _MOST_MISTAKES = 500
+_ALWAYS = {"test/accuracy", "test/loss"}  # in every summary
 
 
 def metrics(
-    model: keras.Model, macs: int | None, data: Dataset, result: TrainingResult, test: Evaluation
+    model: keras.Model,
+    macs: int | None,
+    data: Dataset,
+    result: TrainingResult,
+    test: Evaluation,
+    measured: Mapping[str, float],
 ) -> dict[str, float]:
-    """The metrics of a whole run: its best epoch, the test set and the cost; `macs` None is not known."""
-    best = {name: result.best[name] for name in ("val_loss", "val_accuracy")}
+    """The metrics of a whole run: its best epoch, the test set and the cost; `macs` None is not known.
+
+    `measured` are the values that the selected metrics have on the test set.
+    """
+    best = {name: value for name, value in result.best.items() if name.startswith("val_")}
     rejected = data.rejected_labels
     if macs is None:
         _log.info("cost/macs is not recorded: a layer of the model is none of those that can be counted.")
     return {
         "best/epoch": result.best_epoch,
         **{f"best/{name}": value for name, value in best.items()},
-        **{f"test/{name}": value for name, value in test.metrics().items()},
+        **{f"test/{name}": value for name, value in {**measured, **test.metrics()}.items()},
         **({"test/accuracy_clean": test.accuracy_without(rejected)} if rejected else {}),
         "cost/train_seconds": result.seconds,
         "cost/images_per_second": result.images_per_second,
@@ -130,11 +139,13 @@ def summarise(
         f"95 % confidence interval {100 * low:.2f} to {100 * high:.2f} %, "
         f"largest class {100 * test.largest_class_share:.2f} %"
     )
+    selected = sorted({f"test/{name.removeprefix('val_')}" for name in result.best} & {*values} - _ALWAYS)
     collapsed = _collapsed(test, data.class_names)
     lines = [
         f"**Test accuracy {values['test/accuracy']:.2%}** ({doubts}), macro F1 {values['test/macro_f1']:.4f}, loss "
         f"{values['test/loss']:.4f}, validation accuracy {values['best/val_accuracy']:.2%}, "
         f"best epoch {result.best_epoch} of {trained} by {metric}",
+        *([f"On the test set: {', '.join(f'{name[5:]} {values[name]:.4f}' for name in selected)}"] if selected else []),
         *collapsed,
         f"{values['cost/parameters']:,} parameters, {macs}{result.seconds:.1f} s, {result.images_per_second:,.0f} "
         f"images/s; {data.name}: {sizes} images to train, validate and test",

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
-_MOST_LISTED = 21  # names beside the nearest one, and twice as many when none is near
+_MOST_LISTED = 22  # names beside the nearest one, and twice as many when none is near
 
 
 class ExperimentError(Exception):

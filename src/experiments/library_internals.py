@@ -33,6 +33,14 @@ def create_mlflow_tables(engine: "Engine") -> None:
     utils._initialize_tables(engine)
 
 
+def metric_mode(metric: Any) -> str | None:
+    """`max` if Keras says that a higher value of a metric is better, `min` for a lower one, None if it does not know.
+
+    The classes of Keras set this for the mode "auto" of EarlyStopping and ReduceLROnPlateau.
+    """
+    return {"up": "max", "down": "min"}.get(getattr(metric, "_direction", ""))
+
+
 def set_monitor_op(callback: Any) -> None:
     """Resolves `mode` of EarlyStopping or ReduceLROnPlateau, which Keras does at the end of the first epoch only.
 

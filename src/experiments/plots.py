@@ -35,25 +35,32 @@ PREDICTIONS_SHOWN, MISTAKES_SHOWN = 24, 40
 def curves(history: Mapping[str, Sequence[float]], best_epoch: int, objective: str) -> Figure:
     """Learning curves on training and validation data, with the best epoch marked.
 
-    If the learning rate changes, it is shown in a third panel, on a logarithmic scale if it spans more than a decade.
+    If the learning rate changes, it is shown in a last panel, on a logarithmic scale if it spans more than a decade.
 
     Args:
-        history: one value per epoch of `loss`, `accuracy`, `val_loss`, `val_accuracy` and `learning_rate`.
+        history: one value per epoch of `learning_rate` and, for the training and as `val_…` for the validation, of
+            `accuracy`, `loss` and any other metrics.
         best_epoch: the epoch whose weights were kept, counted from 1.
         objective: the metric that selected the best epoch.
     """
     rates, best = history["learning_rate"], history[objective][best_epoch - 1]
-    panels = ["accuracy", "loss"] + (["learning rate"] if min(rates) < max(rates) else [])
-    height, right = 3.5, 1 - MARGIN / WIDTH
+    first = ["accuracy", "loss"]
+    metrics = [*first, *sorted(name for name in history if f"val_{name}" in history and name not in first)]
+    panels = metrics + (["learning rate"] if min(rates) < max(rates) else [])
+    rows = -(-len(panels) // 3)
+    height, right = 3.5 + 2.6 * (rows - 1), 1 - MARGIN / WIDTH
     title = f"Best epoch: {best_epoch} of {len(rates)}, {objective} {best:.4f}"
     figure = _figure(WIDTH, height, title, "dashed: the epoch whose weights were kept")
-    figure.subplots_adjust(0.5 / WIDTH, 0.5 / height, right, 1 - 1.05 / height, wspace=0.24)
-    row = figure.subplots(1, len(panels), squeeze=False, width_ratios=[1, 1, 0.7][: len(panels)])[0]
-    axes = dict(zip(panels, row, strict=True))
+    figure.subplots_adjust(0.5 / WIDTH, 0.5 / height, right, 1 - 1.05 / height, wspace=0.24, hspace=0.55)
+    widths = [1, 1, 0.7 if rows == 1 else 1][: len(panels)]
+    grid = figure.subplots(rows, len(widths), squeeze=False, width_ratios=widths).flat
+    axes = dict(zip(panels, grid, strict=False))
+    for unused in grid[len(panels) :]:
+        unused.set_axis_off()
     for name, panel in axes.items():
         _epoch_axis(panel, name, len(rates))
         panel.axvline(best_epoch, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-    for name in ("accuracy", "loss"):
+    for name in metrics:
         lines = [_line(axes[name], history[name], TRAINING), _line(axes[name], history[f"val_{name}"], VALIDATION)]
     legend = {"ncols": 2, "frameon": False, "fontsize": TEXT_SIZE, "labelcolor": INK, "borderaxespad": 0}
     figure.legend(

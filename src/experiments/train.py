@@ -1,6 +1,7 @@
 """The composition root: a configuration becomes one tracked run."""
 
 import contextlib
+import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,7 @@ from experiments.training.batches import training_batches
 from experiments.training.build import Components, build, build_part
 from experiments.training.callbacks import Diverged, EpochFunction
 from experiments.training.checkpoints import Checkpoint
-from experiments.training.evaluation import evaluate
+from experiments.training.evaluation import evaluate, measure
 from experiments.training.fit import Recipe, TrainingResult, fit
 from experiments.training.macs import count_macs
 from experiments.training.runtime import forget_models, start_runtime
@@ -89,6 +90,7 @@ def run(configuration: Configuration, stop: EpochFunction | None = None, reprodu
         data: Dataset = build_part(cfg, "data", Dataset)
         tags = _identify(configuration, data) | ({"reproduces": reproduces} if reproduces else {})
         parts = build(cfg, data)
+        tags["metric_modes"] = json.dumps(parts.modes)
         _close_stale_runs(cfg)
         with lock(tags["fingerprint"]):
             earlier = earlier_runs(configuration.variant, cfg.seed)
@@ -134,7 +136,7 @@ def plan(configuration: Configuration) -> Plan:
         code_sha256=tags["code.sha256"],
         num_parameters=parts.model.count_params(),
         parameters=typed(configuration).parameters,
-        mode=parts.modes[cfg.objective.removeprefix("val_")],
+        mode=parts.mode,
     )
 
 
@@ -160,7 +162,8 @@ def _trained(
         return _diverged(record, diverged)
     validation = evaluate(parts.model, data.validation_images, data.validation_labels)
     test = evaluate(parts.model, data.test_images, data.test_labels)
-    metrics = artifacts.metrics(parts.model, count_macs(parts.model), data, result, test)
+    measured = measure(test, parts.metrics)
+    metrics = artifacts.metrics(parts.model, count_macs(parts.model), data, result, test, measured)
     artifacts.write_tables(record, data, validation, test)
     artifacts.draw(record, data, result, test, cfg.objective)
     if cfg.tracking.model:
@@ -361,9 +364,10 @@ def _fit(
         optimizer=parts.optimizer,
         schedule=parts.schedule,
         loss=parts.loss,
+        metrics=parts.metrics,
         callbacks=parts.callbacks,
         metric=cfg.objective,
-        mode=parts.modes[cfg.objective.removeprefix("val_")],
+        mode=parts.mode,
     )
     return fit(
         parts.model,

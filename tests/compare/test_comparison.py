@@ -48,6 +48,16 @@ def test_a_clear_difference_is_a_verdict():
     assert "and 1 more in leaderboard.md" in tables.as_markdown(found, most=1)
 
 
+@pytest.mark.parametrize(("modes", "best"), [('{"doubt": "min"}', "0"), ('{"doubt": "max"}', "0.3"), ("{}", "0.3")])
+def test_the_runs_say_whether_a_higher_or_a_lower_value_of_a_metric_is_better(modes, best):
+    def with_doubt(run):
+        metrics = {**run.metrics, "best/val_doubt": run.metrics["best/val_accuracy"]}
+        return replace(run, metrics=metrics, tags={**run.tags, "metric_modes": modes})
+
+    runs = [with_doubt(run) for run in two_variants()]
+    assert compare_runs(runs, "mine", "val_doubt").rows[0].label == f"model.dropout={best}"
+
+
 def test_what_does_not_count_is_left_out_and_said():
     left_out = [recorded(10, "0", 9, 0.5, pruned="true"), recorded(11, "0", 8, 0.5, reproduces="run-1")]
     found = compare_runs([*left_out, *two_variants()], "mine")

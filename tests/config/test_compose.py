@@ -14,7 +14,7 @@ from experiments.config.targets import typed
 from experiments.errors import ExperimentError
 
 ROOT = (
-    "augment, batch_size, callbacks, data, deterministic, dry_run, epochs, experiment, force, loss, model, "
+    "augment, batch_size, callbacks, data, deterministic, dry_run, epochs, experiment, force, loss, metrics, model, "
     "objective, optimizer, precision, resume, scale, schedule, seed, sweep, threads, tracking"
 )
 CONV2 = "activation, batch_norm, conv_dropout, dense_units, dropout, filters, kernel_size, padding, pool_sizes"
@@ -100,6 +100,7 @@ def test_unknown_option(words):
 
 
 NONE = {
+    "metrics=null": "For none write metrics=[].",
     "callbacks=null": "For none write callbacks=[].",
     "~callbacks": "For none write callbacks=[].",
     "experiment=null": "For none leave it out.",
@@ -294,9 +295,11 @@ def test_choices():
         "optimizer": "adam",
         "schedule": "constant",
         "callbacks": "[early_stopping,reduce_on_plateau]",
+        "metrics": "[]",
     }
     assert chosen.experiment == "two_conv"
-    assert composed([]).choices["callbacks"] == "[]"
+    assert composed([]).choices["callbacks"] == composed([]).choices["metrics"] == "[]"
+    assert composed(["metrics=[top_3_accuracy,auc]"]).choices["metrics"] == "[auc,top_3_accuracy]"
     assert composed([]).experiment is None
 
 
@@ -309,6 +312,7 @@ DEFAULT_PARAMETERS = {
     "optimizer": "adam",
     "schedule": "constant",
     "callbacks": "[]",
+    "metrics": "[]",
     "epochs": "5",
     "batch_size": "32",
     "precision": "float32",

@@ -71,6 +71,7 @@ def test_parameters_of_a_recorded_run():
         "loss": "categorical_crossentropy",
         "loss._target_": "keras.losses.CategoricalCrossentropy",
         "loss.label_smoothing": "0.0",
+        "metrics": "[]",
         "objective": "val_loss",
     }
     new = compose([]).parameters

@@ -243,8 +243,8 @@ def test_augmentation_is_a_mapping(refusal):
 def not_allowed(what, target):
     return (
         f"{what} is refused: a configuration may not call it. It may call the public classes of keras.layers, "
-        ".losses, .optimizers, .callbacks, .regularizers, .initializers and .constraints that run no foreign code, the "
-        "functions of experiments.data, .models and .schedules, and what you trust yourself: "
+        ".losses, .metrics, .optimizers, .callbacks, .regularizers, .initializers and .constraints that run no foreign "
+        "code, the functions of experiments.data, .models and .schedules, and what you trust yourself: "
         f"export EXPERIMENTS_ALLOW_TARGETS={target}"
     )
 

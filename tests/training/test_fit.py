@@ -76,6 +76,7 @@ def fit(model, *, epochs=2, schedule=0.01, optimizer=None, augmentation=(), call
     calls = []
     asked = {
         "loss": keras.losses.CategoricalCrossentropy(),
+        "metrics": [],
         "metric": "val_accuracy",
         "mode": "max",
         "on_epoch": lambda epoch, metrics: calls.append((epoch, dict(metrics))),
@@ -96,7 +97,7 @@ def fit(model, *, epochs=2, schedule=0.01, optimizer=None, augmentation=(), call
             optimizer=optimizer or keras.optimizers.Adam(schedule),
             schedule=schedule,
             callbacks=callbacks,
-            **{key: asked.pop(key) for key in ("loss", "metric", "mode")},
+            **{key: asked.pop(key) for key in ("loss", "metrics", "metric", "mode")},
         ),
         num_images=50,
         progress_bar=False,

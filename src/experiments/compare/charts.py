@@ -15,7 +15,6 @@ from experiments.compare import statistics
 from experiments.compare.comparison import COSTS, Comparison, Row
 from experiments.compare.statistics import Estimate, Sample
 
-CURVES = ("val_accuracy", "val_loss")
 MOST_VARIANTS = 60  # per chart
 _MOST_MAIN_EFFECTS = 12
 _LEGEND_LINE = 20  # pixels
@@ -40,15 +39,22 @@ def charts(
     Args:
         comparison: the ranked variants.
         read: the variants, with those of their runs whose histories were read.
-        histories: run id -> metric of `CURVES` -> one value per epoch.
+        histories: run id -> metric of `curve_metrics` -> one value per epoch.
     """
     rows = [row for row in comparison.rows if row.rank <= MOST_VARIANTS or row.pareto]
     return [
         *_intervals(comparison, rows),
-        *(chart for metric in CURVES if (chart := _curves(metric, read, histories))),
+        *(chart for metric in curve_metrics(comparison) if (chart := _curves(metric, read, histories))),
         *_main_effects(comparison),
         *(chart for cost in COSTS if (chart := _costs(comparison, rows, cost))),
     ]
+
+
+def curve_metrics(comparison: Comparison) -> list[str]:
+    """The validation metrics of every epoch, accuracy and loss first."""
+    names = {name for row in comparison.rows for run in row.runs for name in run.metrics if name.startswith("val_")}
+    first = ("val_accuracy", "val_loss")
+    return [*first, *sorted(names - {*first})]
 
 
 def templates() -> dict[str, Any]:

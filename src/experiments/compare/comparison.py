@@ -1,5 +1,6 @@
 """Ranks the variants among finished runs and tests each of them against the best one."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -181,7 +182,9 @@ def _metric(runs: Sequence[StoredRun], given: str) -> str:
 
 def _mode(metric: str, runs: Sequence[StoredRun]) -> str:
     """`max` if a higher metric is better, else `min`."""
-    return "min" if metric.endswith(_LESS_IS_BETTER) else "max"
+    name = metric.rpartition("/")[2].removeprefix("val_")
+    modes = {json.loads(run.tags.get("metric_modes", "{}")).get(name) for run in runs} - {None}
+    return modes.pop() if len(modes) == 1 else "min" if metric.endswith(_LESS_IS_BETTER) else "max"
 
 
 def _other_data(runs: Sequence[StoredRun], *, across_data: bool) -> str:

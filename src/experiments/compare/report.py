@@ -44,7 +44,8 @@ def page(comparison: Comparison) -> str:
         StoreLost: the store cannot be reached.
     """
     read = [replace(row, runs=row.runs[:_MOST_SEEDS]) for row in comparison.rows[:_MOST_VARIANTS]]
-    histories = {run.run_id: history(run, *charts.CURVES) for row in read for run in row.runs}
+    metrics = charts.curve_metrics(comparison)
+    histories = {run.run_id: history(run, *metrics) for row in read for run in row.runs}
     mistakes, compared = _mistakes(read)
     everywhere = [mistake for mistake in mistakes if len(mistake.wrong_in) == compared]
     divided = [mistake for mistake in mistakes if len(mistake.wrong_in) < compared]

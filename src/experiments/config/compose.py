@@ -29,7 +29,7 @@ from experiments.config.configuration import (
 from experiments.config.earlier import current_values, current_words
 from experiments.config.identity import PACKAGE
 from experiments.config.overrides import first_line, is_choice, pairs, parse
-from experiments.config.schema import GROUPS, OF_A_JOB, check_run
+from experiments.config.schema import GROUPS, LIST_GROUPS, OF_A_JOB, check_run
 from experiments.config.targets import check_targets
 from experiments.errors import ExperimentError
 
@@ -206,7 +206,9 @@ def _check_overrides(overrides: Sequence[str], config_dir: str | None) -> None:
     for text, override in pairs(overrides):
         key = override.key_or_group
         if (override.is_delete() and key in GROUPS) or (key in SELECTABLE and not is_choice(override)):
-            advice = {"callbacks": "For none write callbacks=[].", "experiment": "For none leave it out."}.get(key, "")
+            advice = {"experiment": "For none leave it out."}.get(key, "")
+            if key in LIST_GROUPS:
+                advice = f"For none write {key}=[]."
             raise ExperimentError(f"{text}: {key} needs an option.", allowed=_options(key, config_dir), advice=advice)
         if not (override.is_add() or override.is_force_add()) or f"{key}.".startswith((CUSTOM_TAGS, "hydra.")):
             continue

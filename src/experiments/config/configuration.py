@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config.overrides import absolute, absolute_paths, first_line, is_data_path
-from experiments.config.schema import GROUPS, OF_A_JOB
+from experiments.config.schema import GROUPS, LIST_GROUPS, OF_A_JOB
 from experiments.errors import ExperimentError, did_you_mean
 
 _FRACTION = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?|-?inf|nan")
@@ -29,14 +29,14 @@ class Configuration:
     cfg: DictConfig
     overrides: tuple[str, ...]
     experiment: str | None  # choice of the group `experiment`
-    options: Mapping[str, str]  # group -> choice, callbacks left out
+    options: Mapping[str, str]  # group -> choice, without the groups of which any number is chosen
     config_dir: str | None = None
 
     @cached_property
     def choices(self) -> dict[str, str]:
-        """The choice of every group; `callbacks` are their sorted names in Hydra's list grammar."""
-        callbacks = ",".join(sorted(self.cfg.get("callbacks") or {}))
-        return {**self.options, "callbacks": f"[{callbacks}]"}
+        """The choice of every group; of several options their sorted names in Hydra's list grammar."""
+        lists = {group: f"[{','.join(sorted(self.cfg.get(group) or {}))}]" for group in LIST_GROUPS}
+        return {**self.options, **lists}
 
     @cached_property
     def identity(self) -> dict[str, Any]:

@@ -11,7 +11,11 @@ RENAMED: dict[str, str | None] = {
     "objective.mode": None,  # follows from the metric
 }
 #: What version 0.1 did without recording it as a parameter.
-_IMPLIED = {"loss": "categorical_crossentropy", "loss._target_": "keras.losses.CategoricalCrossentropy"}
+_IMPLIED = {
+    "loss": "categorical_crossentropy",
+    "loss._target_": "keras.losses.CategoricalCrossentropy",
+    "metrics": "[]",
+}
 _WORD = re.compile(r"([+~]*)([^=]*)(.*)", re.DOTALL)
 _ABSENT = object()
 

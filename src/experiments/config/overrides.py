@@ -9,6 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException
 
+from experiments.config.schema import LIST_GROUPS
 from experiments.errors import ExperimentError
 
 _FOLDER_OPTIONS = ("--config-dir", "-cd")
@@ -76,7 +77,7 @@ def not_an_override(text: str) -> ExperimentError:
 def is_choice(override: Override) -> bool:
     """Whether a group gets an option, or a mapping that changes keys of the option chosen elsewhere."""
     value = override.value()
-    if override.key_or_group == "callbacks" and isinstance(value, list):
+    if override.key_or_group in LIST_GROUPS and isinstance(value, list):
         return all(isinstance(name, str) for name in value)
     return isinstance(value, str | dict) or override.is_delete()
 

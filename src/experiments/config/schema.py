@@ -1,6 +1,7 @@
 """What a configuration may say: names, types and ranges."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -8,8 +9,12 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from experiments.errors import ExperimentError
 
-#: The groups that make a run, each with exactly one option, but `callbacks` with any number.
-GROUPS = ("data", "scale", "augment", "model", "loss", "optimizer", "schedule", "callbacks")
+#: Groups of which a run takes any number of options.
+LIST_GROUPS = ("callbacks", "metrics")
+#: The groups that make a run.
+GROUPS = ("data", "scale", "augment", "model", "loss", "optimizer", "schedule", *LIST_GROUPS)
+#: Names of metrics that every run has, or that would be taken for one of them.
+_RESERVED = ("loss", "accuracy", "learning_rate", "epoch", "epoch_seconds", "accuracy_clean", "calibration_error")
 
 _Count = Annotated[int, Field(ge=1)]
 _Scalar = str | int | float | bool
@@ -46,7 +51,7 @@ OF_A_JOB = ("tracking.parent", "tracking.job", "tracking.fingerprint", "tracking
 
 def epoch_metrics(values: Mapping[str, Any]) -> tuple[str, ...]:
     """The metrics of an epoch by their recorded names, those of the validation images last."""
-    measured = ("loss", "accuracy")
+    measured = ("loss", "accuracy", *sorted(values.get("metrics") or {}))
     return (*measured, *(f"val_{name}" for name in measured))
 
 
@@ -70,6 +75,7 @@ def check_run(values: Mapping[str, Any], options: Mapping[str, str]) -> None:
             inside, value = value, value[part]
         inside[part] = check_value(key, value, annotation)
     _check_parts(values)
+    _check_metrics(values.get("metrics") or {})
     for name, annotation in _OF_LOSSES.items():
         if name in values["loss"]:
             values["loss"][name] = check_value(f"loss.{name}", values["loss"][name], annotation)
@@ -96,8 +102,8 @@ def _check_names(values: Mapping[str, Any]) -> None:
 
 def _check_parts(values: Mapping[str, Any]) -> None:
     """Whatever is to be built must say by what."""
-    parts = {group: values.get(group) for group in GROUPS if group not in ("augment", "callbacks")}
-    for group in ("augment", "callbacks"):
+    parts = {group: values.get(group) for group in GROUPS if group not in ("augment", *LIST_GROUPS)}
+    for group in ("augment", *LIST_GROUPS):
         several = values.get(group) or {}
         if not isinstance(several, dict):
             raise ExperimentError(f"{group}: it must be a mapping, with a name for each part.")
@@ -107,6 +113,17 @@ def _check_parts(values: Mapping[str, Any]) -> None:
             raise ExperimentError(
                 f"{key}._target_ is missing: it must name a class or a function, as in keras.layers.Dense."
             )
+
+
+def _check_metrics(metrics: Mapping[str, Any]) -> None:
+    for name, metric in metrics.items():
+        if name in _RESERVED or not re.fullmatch(r"(?!val_)[A-Za-z]\w*", name):
+            raise ExperimentError(
+                f"metrics.{name}: this cannot be the name of a metric.",
+                advice="Choose one of letters, digits and _ that does not begin with val_ and that no run has itself.",
+            )
+        if "mode" in metric:
+            check_value(f"metrics.{name}.mode", metric["mode"], Literal["max", "min"])
 
 
 def _check_callbacks(values: Mapping[str, Any], measured: Sequence[str], schedule: str) -> None:

@@ -17,7 +17,7 @@ from experiments.config.schema import check_run, check_value, refused_value
 from experiments.errors import ExperimentError
 
 _KERAS_CLASS = re.compile(
-    r"keras\.(layers|losses|optimizers(\.schedules)?|callbacks|regularizers|initializers|constraints)\.[A-Z]\w*"
+    r"keras\.(layers|losses|metrics|optimizers(\.schedules)?|callbacks|regularizers|initializers|constraints)\.[A-Z]\w*"
 )
 _OWN_FUNCTION = re.compile(r"experiments\.(data|models|schedules)\.[a-z]\w*")
 #: Run code from strings, write to places of their own, need another backend, or do what the run itself does.
@@ -79,9 +79,9 @@ def _refused_target(what: str, target: Any, key: str) -> ExperimentError:
         return ExperimentError(f"{what} is refused: it must name a class or a function, as in keras.layers.Dense.")
     return ExperimentError(
         f"{what} is refused: a configuration may not call it.",
-        advice="It may call the public classes of keras.layers, .losses, .optimizers, .callbacks, .regularizers, "
-        ".initializers and .constraints that run no foreign code, the functions of experiments.data, .models and "
-        ".schedules, and what you trust yourself: "
+        advice="It may call the public classes of keras.layers, .losses, .metrics, .optimizers, .callbacks, "
+        ".regularizers, .initializers and .constraints that run no foreign code, the functions of experiments.data, "
+        ".models and .schedules, and what you trust yourself: "
         f"export EXPERIMENTS_ALLOW_TARGETS={','.join([*_allowed_by_user(), target])}",
     )
 

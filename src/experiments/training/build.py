@@ -12,6 +12,7 @@ from experiments import models
 from experiments.config.targets import instantiate
 from experiments.dataset import Dataset, are_probabilities
 from experiments.errors import ExperimentError
+from experiments.library_internals import metric_mode
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,13 @@ class Components:
     scaling: keras.Layer  # the model's first layer
     model: keras.Model
     loss: keras.losses.Loss
+    metrics: list[keras.Metric]  # besides loss and accuracy
     optimizer: keras.optimizers.Optimizer
     schedule: float | keras.optimizers.schedules.LearningRateSchedule
     callbacks: list[keras.callbacks.Callback]
     augmentation: list[keras.Layer]
-    modes: Mapping[str, str]  # metric -> `max` or `min`, which of its values is best
+    modes: Mapping[str, str]  # metric -> `max` or `min`, what is better; without those of which it is not known
+    mode: str  # of the objective
 
 
 def build(cfg: Any, data: Dataset) -> Components:
@@ -39,7 +42,10 @@ def build(cfg: Any, data: Dataset) -> Components:
     scaling = build_part(cfg, "scale", keras.Layer, train_images=data.train_images)
     model = instantiate(cfg, "model", input_shape=input_shape, num_classes=num_classes)
     _check_model(model, cfg.model._target_, input_shape, num_classes)
-    modes = {"loss": "min", "accuracy": "max"}
+    metrics = [_metric(cfg, name, num_classes) for name in sorted(cfg.get("metrics") or {})]
+    modes = {"loss": "min", "accuracy": "max"} | {
+        metric.name: mode for metric in metrics if (mode := cfg.metrics[metric.name].get("mode") or metric_mode(metric))
+    }
     schedule = instantiate(
         cfg,
         "schedule",
@@ -55,7 +61,9 @@ def build(cfg: Any, data: Dataset) -> Components:
         schedule=schedule,
         callbacks=[_callback(cfg, f"callbacks.{name}", modes) for name in sorted(cfg.get("callbacks") or {})],
         augmentation=[build_part(cfg, f"augment.{name}", keras.Layer) for name in cfg.get("augment") or {}],
+        metrics=metrics,
         modes=modes,
+        mode=_mode_of(modes, "objective", cfg.objective),
     )
 
 
@@ -94,12 +102,41 @@ def _loss(cfg: Any, num_classes: int) -> keras.losses.Loss:
     return loss
 
 
+def _metric(cfg: Any, name: str, num_classes: int) -> keras.Metric:
+    key = f"metrics.{name}"
+    node = {part: value for part, value in cfg.metrics[name].items() if part != "mode"}
+    metric = build_part(OmegaConf.create({"metrics": {name: node}}), key, keras.Metric, name=name)
+    if metric.name != name:
+        raise ExperimentError(
+            f"{key}: {cfg.metrics[name]._target_} has made a metric named {metric.name}.",
+            advice="Let it take the argument name and pass it on.",
+        )
+    value = _on_one_image(f"{key}: {cfg.metrics[name]._target_}", metric, num_classes)
+    if value.shape != ():
+        raise ExperimentError(
+            f"{key}: {cfg.metrics[name]._target_} gives values of shape {value.shape}, one number is needed.",
+            advice="Choose an average, as in average: macro.",
+        )
+    metric.reset_state()
+    return metric
+
+
+def _mode_of(modes: Mapping[str, str], key: str, monitored: str) -> str:
+    name = monitored.removeprefix("val_")
+    if name not in modes:
+        raise ExperimentError(
+            f"{key}={monitored}: it is not known whether a higher or a lower {name} is better.",
+            advice=f"Add the line mode: max or mode: min to the YAML of {name}.",
+        )
+    return modes[name]
+
+
 def _callback(cfg: Any, key: str, modes: Mapping[str, str]) -> keras.callbacks.Callback:
     """A callback that knows whether more or less of the metric that it monitors is better."""
     monitor = OmegaConf.select(cfg, f"{key}.monitor")
     if monitor is None:
         return build_part(cfg, key, keras.callbacks.Callback)
-    mode = modes[monitor.removeprefix("val_")]
+    mode = _mode_of(modes, f"{key}.monitor", monitor)
     given = OmegaConf.select(cfg, f"{key}.mode")
     if given not in (None, "auto", mode):
         raise ExperimentError(

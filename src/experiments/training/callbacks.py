@@ -22,14 +22,15 @@ _OF_KERAS = {"_model", "params"}  # attributes that Keras itself gives every cal
 
 
 class Diverged(Exception):
-    """The loss became NaN or infinite; `history` holds the epochs before."""
+    """A metric, as a rule the loss, became NaN or infinite; `history` holds the epochs before."""
 
-    def __init__(self, epoch: int, history: Mapping[str, Sequence[float]]) -> None:
+    def __init__(self, metric: str, epoch: int, history: Mapping[str, Sequence[float]]) -> None:
         self.epoch = epoch
         self.history = history
-        super().__init__(
-            f"the loss is not finite (NaN or infinity) after epoch {epoch}; try a smaller optimizer.learning_rate"
-        )
+        what, advice = metric, f"look at metrics.{metric.removeprefix('val_')}"
+        if metric in ("loss", "val_loss"):
+            what, advice = "the loss", "try a smaller optimizer.learning_rate"
+        super().__init__(f"{what} is not finite (NaN or infinity) after epoch {epoch}; {advice}")
 
 
 class HistoryCallback(keras.callbacks.Callback):
@@ -66,8 +67,8 @@ class HistoryCallback(keras.callbacks.Callback):
             Diverged: a metric is NaN or infinite.
         """
         metrics = {name: _shortest(value) for name, value in (logs or {}).items()}
-        if not all(math.isfinite(value) for value in metrics.values()):
-            raise Diverged(epoch + 1, self.history)
+        if infinite := [name for name, value in metrics.items() if not math.isfinite(value)]:
+            raise Diverged(min(infinite, key=("loss", "val_loss", *infinite).index), epoch + 1, self.history)
         metrics["learning_rate"] = self._last_learning_rate()
         metrics["epoch_seconds"] = time.perf_counter() - self.begun
         for name, value in metrics.items():

@@ -111,6 +111,17 @@ def evaluate(model: keras.Model, images: np.ndarray, labels: np.ndarray) -> Eval
     return Evaluation(labels, model.predict(images, batch_size=PREDICTION_BATCH_SIZE, verbose=0))
 
 
+def measure(evaluation: Evaluation, metrics: Sequence[keras.Metric]) -> dict[str, float]:
+    """The values of Keras metrics on the predictions, measured in batches as `Model.evaluate` does."""
+    labels = keras.utils.to_categorical(evaluation.labels, evaluation.probabilities.shape[1])
+    for metric in metrics:
+        metric.reset_state()
+        for start in range(0, len(labels), PREDICTION_BATCH_SIZE):
+            batch = slice(start, start + PREDICTION_BATCH_SIZE)
+            metric.update_state(labels[batch], evaluation.probabilities[batch])
+    return {metric.name: float(metric.result()) for metric in metrics}
+
+
 @dataclass(frozen=True)
 class CalibrationBins:
     """Images in bins of rising confidence, each with as many as the others, give or take one; one entry per bin."""

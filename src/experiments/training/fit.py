@@ -48,6 +48,7 @@ class Recipe:
     optimizer: keras.optimizers.Optimizer  # with `schedule` as its learning rate
     schedule: float | keras.optimizers.schedules.LearningRateSchedule
     loss: keras.losses.Loss
+    metrics: Sequence[keras.Metric]  # besides loss and accuracy
     callbacks: Sequence[keras.callbacks.Callback]
     metric: str  # chooses the best epoch, the first of equal ones
     mode: str  # of `metric`, `max` or `min`
@@ -86,11 +87,7 @@ def fit(
     """
     images, labels = validation
     num_classes = model.output_shape[-1]
-    model.compile(
-        recipe.optimizer,
-        loss=recipe.loss,
-        metrics=["accuracy"],
-    )
+    model.compile(recipe.optimizer, loss=recipe.loss, metrics=["accuracy", *recipe.metrics])
     _make_variables(model)
     history = HistoryCallback(recipe.schedule, recipe.metric, recipe.mode)
     # Averaged weights must be in place before anything reads weights.
