@@ -159,14 +159,14 @@ def _run_job(configuration: "Configuration") -> Any:
     if not cfg.tracking.parent:  # of a sweeper that is not ours
         return train.run(configuration).objective
     with _as_job_failure(), redirect_output(job_output(cfg.tracking.parent, cfg.tracking.job)) as console:
-        tell = display.teller(configuration, console)
+        report_epoch = display.epoch_reporter(configuration, console)
         if cfg.tracking.trial is None:
-            return train.run(configuration, tell).objective
-        from experiments.sweeps import search
+            return train.run(configuration, report_epoch).objective
+        from experiments.sweeps import study
 
         method = HydraConfig.get().sweeper.pruner
-        hopeless = search.pruner_of(cfg.tracking.parent, cfg.tracking.trial, method, configuration.cfg.objective)
-        return train.run(configuration, lambda *epoch: tell(*epoch) or hopeless(*epoch)).objective
+        should_prune = study.pruning_check(cfg.tracking.parent, cfg.tracking.trial, method, configuration.cfg.objective)
+        return train.run(configuration, lambda *epoch: report_epoch(*epoch) or should_prune(*epoch)).objective
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 import commands
 from commands import EXPERIMENTS, runs
 from experiments.errors import ExperimentError
-from experiments.sweeps import search, space
+from experiments.sweeps import space, study
 
 TINY = ["data.limit=40", "tracking.model=false", "model.filters=[4,4]", "model.dense_units=[8]"]
 OPTUNA = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.sampler.seed=3"]
@@ -69,7 +69,7 @@ def parent_and_children(store):
 
 
 def study_of(parent):
-    return search._load(search.journal(parent.info.run_id))
+    return study.load_study(study.journal(parent.info.run_id))
 
 
 # The space
@@ -113,9 +113,9 @@ def test_a_space_with_nothing_to_choose_is_refused(text):
         space.search_space([text], {}, None)
 
 
-def test_the_corners_hold_every_choice_and_both_ends():
+def test_the_boundary_points_hold_every_choice_and_both_ends():
     found = {"a": CategoricalDistribution(["x", "y", "z"]), "b": FloatDistribution(0, 1), "c": IntDistribution(1, 5)}
-    assert list(space.corners(found)) == [
+    assert list(space.boundary_points(found)) == [
         {"a": "x", "b": 0.0, "c": 1},
         {"a": "y", "b": 0.0, "c": 1},
         {"a": "z", "b": 0.0, "c": 1},

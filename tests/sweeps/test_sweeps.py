@@ -89,9 +89,9 @@ def test_exclusions_are_left_out_and_numbers_go_on():
     grid = {"model": "conv2,conv3", "model.dropout": "0,0.3,0.5"}
     listed = [{"model": "conv3_wide"}, {"model": "conv2_batch_norm"}]
     found = jobs.combinations([], grid, listed, None)
-    left = list(jobs.composed(found, [{"model": "conv3", "model.dropout": 0.3}], None))
+    left = list(jobs.compose_jobs(found, [{"model": "conv3", "model.dropout": 0.3}], None))
     assert [job.number for job in left] == list(range(7))
-    assert [job.own for job in left if job.own["model"] == "conv3"] == [
+    assert [job.swept_values for job in left if job.swept_values["model"] == "conv3"] == [
         {"model": "conv3", "model.dropout": "0"},
         {"model": "conv3", "model.dropout": "0.5"},
     ]
@@ -101,36 +101,35 @@ def test_exclusions_are_left_out_before_they_are_refused():
     grid = {"callbacks": "[],[reduce_on_plateau]", "schedule": "constant,one_cycle"}
     found = jobs.combinations([], grid, [], None)
     excluded = [{"schedule": "one_cycle", "callbacks": ["reduce_on_plateau"]}]
-    assert len(list(jobs.composed(found, excluded, None))) == 3
+    assert len(list(jobs.compose_jobs(found, excluded, None))) == 3
     with pytest.raises(ExperimentError, match=r"Job 3 .*sets the learning rate"):
-        list(jobs.composed(found, [], None))
+        list(jobs.compose_jobs(found, [], None))
 
 
 def test_an_exclusion_may_name_what_only_some_jobs_have_but_not_what_none_has():
     found = jobs.combinations(["model=conv2,sequential"], {}, [], None)
-    left = list(jobs.composed(found, [{"model.dropout": 0.0, "model": "conv2"}], None))
-    assert [job.own["model"] for job in left] == ["sequential"]
+    left = list(jobs.compose_jobs(found, [{"model.dropout": 0.0, "model": "conv2"}], None))
+    assert [job.swept_values["model"] for job in left] == ["sequential"]
     with pytest.raises(ExperimentError, match=r"model\.dropuot: model=\w+ has no such key"):
-        list(jobs.composed(found, [{"model": "conv9", "model.dropuot": 1}], None))
+        list(jobs.compose_jobs(found, [{"model": "conv9", "model.dropuot": 1}], None))
 
 
 def test_values_of_a_list_are_written_in_hydras_grammar():
     listed = [{"optimizer": {"learning_rate": 0.01, "beta_1": 0.8}}]
-    (job,) = jobs.composed(jobs.combinations([], {}, listed, None), [], None)
+    (job,) = jobs.compose_jobs(jobs.combinations([], {}, listed, None), [], None)
     assert (job.configuration.cfg.optimizer.learning_rate, job.configuration.cfg.optimizer.beta_1) == (0.01, 0.8)
 
 
 def test_quotes_in_a_value_do_not_reach_the_name_that_the_store_is_asked_for():
     arguments = ["model.activation='relu','gelu'"]
-    found = list(jobs.composed(jobs.combinations(arguments, {}, [], None), [], None))
+    found = list(jobs.compose_jobs(jobs.combinations(arguments, {}, [], None), [], None))
     assert jobs.sweep_name(found, None, arguments, 1).startswith("model.activation=relu,gelu-")
 
 
 def test_jobs_are_told_apart_by_what_differs():
-    listed = list(jobs.composed(jobs.combinations(["epochs=2", "model=conv3", "seed=0,1"], {}, [], None), [], None))
-    jobs.tell_apart(listed)
+    listed = list(jobs.compose_jobs(jobs.combinations(["epochs=2", "model=conv3", "seed=0,1"], {}, [], None), [], None))
+    jobs.find_differences(listed)
     assert [job.label for job in listed] == ["seed=0", "seed=1"]
-    assert {job.label_without_seed for job in listed} == {"conv3"}
 
 
 @pytest.mark.parametrize("file", sorted((CONF_DIR / "sweep").glob("*.yaml")), ids=lambda file: file.stem)
@@ -140,7 +139,7 @@ def test_every_sweep_file_has_as_many_jobs_as_its_head_says(file):
     found = jobs.combinations([f"sweep={file.stem}"], sweeper.params, sweeper.include, None)
     assert len(found) == said
     assert (
-        len({job.configuration.variant + str(job.configuration.cfg.seed) for job in jobs.composed(found, [], None)})
+        len({job.configuration.variant + str(job.configuration.cfg.seed) for job in jobs.compose_jobs(found, [], None)})
         == said
     )
 
@@ -173,7 +172,7 @@ def test_a_mistake_in_a_sweep_file_is_refused(tmp_path, text, message):
 
 def test_a_sweep_is_named_by_its_file_or_first_swept_key_and_what_is_in_it():
     def name(*arguments, choice=None):
-        found = list(jobs.composed(jobs.combinations(arguments, {}, [], None), [], None))
+        found = list(jobs.compose_jobs(jobs.combinations(arguments, {}, [], None), [], None))
         return jobs.sweep_name(found, choice, arguments, [job.configuration.variant for job in found])
 
     assert re.fullmatch(r"model=conv2,conv3-[0-9a-f]{6}", name("epochs=2", "model=conv2,conv3"))
@@ -183,7 +182,7 @@ def test_a_sweep_is_named_by_its_file_or_first_swept_key_and_what_is_in_it():
 
 def test_a_sweep_over_data_is_kept_under_the_names_of_all_of_them():
     def experiment(*arguments):
-        return experiment_of(list(jobs.composed(jobs.combinations(arguments, {}, [], None), [], None)))
+        return experiment_of(list(jobs.compose_jobs(jobs.combinations(arguments, {}, [], None), [], None)))
 
     assert experiment("data=mnist_5k,mnist", "seed=0,1") == "mnist_5k+mnist"
     assert experiment("seed=0,1") == "mnist_5k"

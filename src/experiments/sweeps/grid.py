@@ -1,28 +1,31 @@
-"""The sweeper `grid`: every combination, all of them checked before the first starts."""
+"""The sweeper `grid`: every combination of the swept values, all checked before the first job starts."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from experiments.errors import ExperimentError
+from hydra.plugins.launcher import Launcher
+
 from experiments.sweeps import jobs as job_list
-from experiments.sweeps import launcher, sweep
+from experiments.sweeps import launcher
 from experiments.sweeps.display import Display
-from experiments.sweeps.jobs import NOT_STARTED, WAITING, Job
+from experiments.sweeps.jobs import Job, State
 from experiments.sweeps.plan import (
-    check_objectives,
-    config_dir,
+    checked_jobs,
     dry_table,
     experiment_of,
-    look_up,
+    find_finished_jobs,
     plan_jobs,
     planner_of,
 )
-from experiments.sweeps.sweep import Sweep
+from experiments.sweeps.sweep import Sweep, open_sweep
 from experiments.tracking.locks import close_stale_runs
 from experiments.tracking.store import check_store, nothing_recorded
 
+if TYPE_CHECKING:
+    from hydra_plugins.experiments_sweeps import GridSweeper
 
-def run(sweeper: Any, arguments: Sequence[str]) -> None:
+
+def run(sweeper: "GridSweeper", arguments: Sequence[str]) -> None:
     """Runs the sweep that the command line and the configuration describe.
 
     Args:
@@ -35,7 +38,8 @@ def run(sweeper: Any, arguments: Sequence[str]) -> None:
     """
     display = Display()
     with launcher.server():
-        jobs = _jobs(sweeper, arguments, display)
+        found = job_list.combinations(arguments, sweeper.params, sweeper.include, sweeper.hydra_context.config_loader)
+        jobs = checked_jobs(found, sweeper.exclude, sweeper, display)
         check_store()
         with planner_of(sweeper, display) as planner:
             plan_jobs(jobs, planner, display)
@@ -43,41 +47,31 @@ def run(sweeper: Any, arguments: Sequence[str]) -> None:
         if not (dry and nothing_recorded()):
             if not dry:
                 close_stale_runs()
-            display.say(look_up(jobs, display))
+            display.print(find_finished_jobs(jobs, display))
         if dry:
             display.show(dry_table(jobs))
             return
         name = job_list.sweep_name(jobs, sweeper.config.hydra.runtime.choices.get("sweep"), arguments, _identity(jobs))
-        with sweep.opened(jobs, jobs[0].configuration, experiment_of(jobs), name, display) as opened:
-            _launch(sweeper.launcher, opened, [job for job in jobs if job.state == WAITING and not job.twin])
-
-
-def _jobs(sweeper: Any, arguments: Sequence[str], display: Display) -> list[Job]:
-    found = job_list.combinations(arguments, sweeper.params, sweeper.include, sweeper.hydra_context.config_loader)
-    composed = job_list.composed(found, sweeper.exclude, config_dir(sweeper))
-    jobs = list(display.progress("Checking", composed, len(found)))
-    if not jobs:
-        raise ExperimentError("The sweep has no job: every combination is excluded.")
-    check_objectives(jobs)
-    job_list.tell_apart(jobs)
-    return jobs
+        with open_sweep(jobs, jobs[0].configuration, experiment_of(jobs), name, display) as sweep:
+            waiting = [job for job in jobs if job.state is State.WAITING and not job.duplicate_of]
+            _launch(sweeper.launcher, sweep, waiting)
 
 
 def _identity(jobs: Sequence[Job]) -> list[Any]:
     return [[job.configuration.variant, job.configuration.cfg.seed, job.configuration.paths] for job in jobs]
 
 
-def _launch(launcher: Any, opened: Sweep, jobs: Sequence[Job]) -> None:
+def _launch(launcher: Launcher, sweep: Sweep, jobs: Sequence[Job]) -> None:
     if hasattr(launcher, "pool"):
         pool = launcher.pool()
-        source = ((job.number, opened.overrides(job)) for job in jobs)
-        with pool, opened.display.live(len(jobs), pool.n_jobs, opened.cfg.objective):
-            for _ in opened.follow(pool.events(source), {job.number: job for job in jobs}):
+        source = ((job.number, sweep.overrides(job)) for job in jobs)
+        with pool, sweep.display.live(len(jobs), pool.n_jobs, sweep.cfg.objective):
+            for _ in sweep.follow(pool.events(source), {job.number: job for job in jobs}):
                 pass
         for job in jobs:
-            if job.state == WAITING:
-                job.state = NOT_STARTED
+            if job.state == State.WAITING:
+                job.state = State.NOT_STARTED
     elif jobs:
-        opened.launch(launcher, jobs)
-    for job in opened.jobs:
-        job.share_with_twin()
+        sweep.launch(launcher, jobs)
+    for job in sweep.jobs:
+        job.copy_result_of_duplicate()

@@ -5,8 +5,10 @@ import itertools
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
@@ -21,62 +23,66 @@ from experiments.tracking.runs import StoredRun
 
 MOST_JOBS = 1000
 
-#: States of a job. Those of the first line need no further run, those of the last are errors.
-FINISHED, PRUNED, DIVERGED = "finished", "pruned", "diverged"
-WAITING, RUNNING, NOT_STARTED = "waiting", "running", "not started"
-FAILED, KILLED, ELSEWHERE, NOT_RECORDED = "failed", "killed", "running elsewhere", "not recorded"
+
+class State(StrEnum):
+    """How far a job has come, in the order in which `counts` shows them."""
+
+    FINISHED = "finished"
+    PRUNED = "pruned"
+    DIVERGED = "diverged"
+    FAILED = "failed"
+    KILLED = "killed"
+    ELSEWHERE = "running elsewhere"
+    NOT_RECORDED = "not recorded"
+    NOT_STARTED = "not started"
+    WAITING = "waiting"
+    RUNNING = "running"
 
 
 @dataclass
 class Job:
-    """One job of a sweep, and how far it has come."""
+    """One job of a sweep, with its state and its run."""
 
     number: int  # in the whole list
-    overrides: tuple[str, ...]  # that compose it
-    own: Mapping[str, str]  # swept key -> its value here
+    overrides: tuple[str, ...]  # that compose its configuration
+    swept_values: Mapping[str, str]  # swept key -> value
     configuration: Configuration
-    differing: Mapping[str, str] = field(default_factory=dict)  # those of `own` that are not the same in all jobs
+    distinguishing_values: Mapping[str, str] = field(default_factory=dict)  # swept values that differ between the jobs
     plan: Plan | None = None
-    twin: "Job | None" = None  # an earlier job of the list that is the very same run
-    state: str = WAITING
-    reason: str = ""  # of an error
+    duplicate_of: "Job | None" = None  # an earlier job of the list with the same fingerprint
+    state: State = State.WAITING
+    reason: str = ""  # of a failure
     run: StoredRun | None = None
-    attempts: Mapping[str, object] = field(default_factory=dict)  # run id -> how far equal runs were before this call
-    trial: int | None = None  # of a study
+    states_before: Mapping[str, object] = field(default_factory=dict)  # run id -> attempt of runs with its fingerprint
+    trial: int | None = None  # number in the study of a search
     earlier: bool = False  # ended in an earlier call of the same command
 
     @property
     def label(self) -> str:
-        """What tells it from the other jobs."""
-        words = [f"{key}={value}" for key, value in self.differing.items()]
-        return " ".join(words) or self.configuration.choices["model"]
-
-    @property
-    def label_without_seed(self) -> str:
-        """What tells its variant from the others."""
-        words = [f"{key}={value}" for key, value in self.differing.items() if key != "seed"]
+        """The swept values that distinguish it from the other jobs."""
+        words = [f"{key}={value}" for key, value in self.distinguishing_values.items()]
         return " ".join(words) or self.configuration.choices["model"]
 
     @property
     def result(self) -> str:
-        """What jobs share whose results are those of one variant: the same configuration on the same data."""
+        """Identifies its variant on its data: equal for jobs that differ in their seeds only."""
         return f"{self.configuration.variant} {self.plan.data_sha256 if self.plan else ''}"
 
     @property
     def fingerprint(self) -> str:
-        """What tells equal runs; empty for a job that could not be planned."""
+        """The fingerprint of its run; empty for a job that could not be planned."""
         return self.plan.fingerprint if self.plan else ""
 
     @property
     def objective(self) -> float | None:
-        """The best epoch's value of the metric that chooses."""
+        """The value of the objective in the best epoch; None without a result."""
         name = f"best/{self.configuration.cfg.objective}"
-        return self.run.metrics.get(name) if self.run and self.state in (FINISHED, PRUNED) else None
+        return self.run.metrics.get(name) if self.run and self.state in (State.FINISHED, State.PRUNED) else None
 
-    def share_with_twin(self) -> None:
-        """Has the result of the job that is the very same run, if there is one."""
-        if self.twin:
-            self.state, self.run, self.reason = self.twin.state, self.twin.run, self.twin.reason
+    def copy_result_of_duplicate(self) -> None:
+        """Takes over state and run of the job that it is a duplicate of, if it is one."""
+        if self.duplicate_of:
+            self.state, self.run, self.reason = self.duplicate_of.state, self.duplicate_of.run, self.duplicate_of.reason
 
 
 def combinations(
@@ -85,7 +91,7 @@ def combinations(
     listed: Sequence[Mapping[str, Any]],
     config_loader: ConfigLoader,
 ) -> list[tuple[tuple[str, ...], dict[str, str]]]:
-    """The overrides of every job, and which of them the sweep has set.
+    """The overrides of every job, and its swept values.
 
     What the command line sweeps is crossed with the combinations of the configuration: those of `params`, and each
     entry of `listed`. A key on the command line wins.
@@ -109,8 +115,8 @@ def combinations(
                 advice="Sweep less, or search with hydra/sweeper=optuna.",
             )
         for combination in itertools.product(*values.values()):
-            own = dict(zip(values, combination, strict=True))
-            found.append(((*fixed, *(f"{key}={value}" for key, value in own.items())), own))
+            chosen = dict(zip(values, combination, strict=True))
+            found.append(((*fixed, *(f"{key}={value}" for key, value in chosen.items())), chosen))
     if not found:
         raise ExperimentError("The sweep has no job: a key is swept over no value.")
     return found
@@ -145,20 +151,20 @@ def _inner_text(value: Any) -> str:
     return json.dumps(value)
 
 
-def composed(
+def compose_jobs(
     found: Sequence[tuple[tuple[str, ...], dict[str, str]]],
     excluded: Sequence[Mapping[str, Any]],
     config_dir: str | None,
 ) -> Iterator[Job]:
-    """The jobs, each checked as a single run is; those that an exclusion describes are left out.
+    """Composes and checks every job; leaves out those that match an exclusion.
 
     Raises:
         ExperimentError: a job that cannot work, by its number and values, or an exclusion that names an unknown key.
     """
     number = 0
     unknown: dict[str, ExperimentError] = {key: ExperimentError("") for exclusion in excluded for key in exclusion}
-    for overrides, own in found:
-        with in_job(number, own):
+    for overrides, swept_values in found:
+        with in_job(number, swept_values):
             configuration = compose_unchecked(overrides, config_dir)
         values = {}
         for key in {key for exclusion in excluded for key in exclusion}:
@@ -170,9 +176,9 @@ def composed(
                     unknown[key] = error
         if any(_matches(values, exclusion) for exclusion in excluded):
             continue
-        with in_job(number, own):
+        with in_job(number, swept_values):
             checked(configuration)
-        yield Job(number, overrides, own, configuration)
+        yield Job(number, overrides, swept_values, configuration)
         number += 1
     if unknown:
         raise next(iter(unknown.values()))
@@ -188,26 +194,26 @@ def _as_choice(key: str, value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def in_job(number: int, own: Mapping[str, str]) -> Iterator[None]:
-    """Says in which job of a sweep an error is."""
+def in_job(number: int, swept_values: Mapping[str, str]) -> Iterator[None]:
+    """Adds the number and the values of a job to the message of an error."""
     try:
         yield
     except ExperimentError as error:
-        values = " ".join(f"{key}={value}" for key, value in own.items())
+        values = " ".join(f"{key}={value}" for key, value in swept_values.items())
         raise ExperimentError(f"Job {number} ({values}): {error}" if values else str(error)) from error
 
 
-def tell_apart(jobs: Sequence[Job]) -> None:
-    """Finds the values in which each job differs from another one."""
-    keys = list(dict.fromkeys(key for job in jobs for key in job.own))
-    differing = [key for key in keys if len({job.own.get(key) for job in jobs}) > 1] or keys[:1]
+def find_differences(jobs: Sequence[Job]) -> None:
+    """Finds for each job the swept values that differ between the jobs."""
+    keys = list(dict.fromkeys(key for job in jobs for key in job.swept_values))
+    varied = [key for key in keys if len({job.swept_values.get(key) for job in jobs}) > 1] or keys[:1]
     for job in jobs:
-        job.differing = {key: job.own[key] for key in differing if key in job.own}
+        job.distinguishing_values = {key: job.swept_values[key] for key in varied if key in job.swept_values}
 
 
 def sweep_name(jobs: Sequence[Job], choice: str | None, arguments: Sequence[str], identity: Any) -> str:
     """The choice of `sweep=` or the first swept override, and six hex digits of what makes this sweep."""
-    swept = [text for text in arguments if jobs and text.partition("=")[0] in jobs[0].own]
+    swept = [text for text in arguments if jobs and text.partition("=")[0] in jobs[0].swept_values]
     head = choice or next(iter([*swept, *arguments]), "sweep")
     # MLflow's filters cannot quote quotes, and take these others for wildcards.
     plain = re.sub(r"""[`%'"\\]""", "", head)
@@ -215,22 +221,21 @@ def sweep_name(jobs: Sequence[Job], choice: str | None, arguments: Sequence[str]
 
 
 def apply_result(job: Job, run: StoredRun | None) -> None:
-    """Lets `job` be as its run is."""
+    """Sets state, run and reason of `job` from its run."""
     if run is None:
         return
     job.run = run
     job.reason = run.tags.get("failure", "")
     if run.status == "FINISHED":
-        job.state = PRUNED if "pruned" in run.tags else FINISHED
+        job.state = State.PRUNED if "pruned" in run.tags else State.FINISHED
     elif run.diverged:
-        job.state = DIVERGED
+        job.state = State.DIVERGED
     else:
-        job.state = KILLED if run.status == "KILLED" else FAILED
+        job.state = State.KILLED if run.status == "KILLED" else State.FAILED
 
 
 def counts(jobs: Sequence[Job]) -> str:
     """How many jobs are in each state."""
-    order = (FINISHED, PRUNED, DIVERGED, FAILED, KILLED, ELSEWHERE, NOT_RECORDED, NOT_STARTED, WAITING)
-    found = {state: sum(job.state == state for job in jobs) for state in order}
+    found = Counter(job.state for job in jobs)
     head = f"{len(jobs):,} {'job' if len(jobs) == 1 else 'jobs'}"
-    return f"{head}: {', '.join(f'{count} {state}' for state, count in found.items() if count)}"
+    return f"{head}: {', '.join(f'{found[state]} {state}' for state in State if found[state])}"

@@ -1,4 +1,4 @@
-"""One process a job, forked from a server that has imported TensorFlow but not started it."""
+"""Runs each job in its own process, forked from a server that has imported TensorFlow but not started it."""
 
 import contextlib
 import logging
@@ -21,7 +21,7 @@ import psutil
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, setup_globals
 from omegaconf import DictConfig
 
-from experiments.sweeps.worker import GRACE, Surroundings, Work, answer, work_on_job
+from experiments.sweeps.worker import GRACE, SweepTask, WorkerEnvironment, run_job, run_planner
 from experiments.tracking.endings import Ending, JobDied
 
 _log = logging.getLogger(__name__)
@@ -35,14 +35,14 @@ _KERNEL_COUNTS = Path("/proc/vmstat")
 
 @dataclass(frozen=True)
 class Started:
-    """A job has got its process."""
+    """The process of a job has started."""
 
     number: int
 
 
 @dataclass(frozen=True)
-class Said:
-    """A job tells how far it is."""
+class Progress:
+    """A job has finished an epoch."""
 
     number: int
     message: Any
@@ -50,7 +50,7 @@ class Said:
 
 @dataclass(frozen=True)
 class Ended:
-    """A job is over, one way or another."""
+    """A job has ended, with or without a result."""
 
     number: int
     result: JobReturn
@@ -68,7 +68,7 @@ class _Job:
 
 
 def usable_slots() -> int:
-    """How many jobs fit at once: one a core that this process may use, as far as the free memory goes."""
+    """How many jobs can run at a time: one per core that this process may use, if there is memory for them."""
     this = psutil.Process()
     cores = len(this.cpu_affinity()) if hasattr(this, "cpu_affinity") else psutil.cpu_count() or 1
     return max(1, min(cores, int(psutil.virtual_memory().available / _GIGABYTE / _A_JOB_NEEDS)))
@@ -88,7 +88,7 @@ def _ensure_server() -> None:
     if sys.platform == "linux":
         from multiprocessing import forkserver
 
-        with deaf():  # the server inherits it: Ctrl-C is for the jobs
+        with ignore_signals():  # the server inherits it: Ctrl-C is for the jobs
             _context()
             forkserver.ensure_running()
 
@@ -109,8 +109,8 @@ def _kill(process: BaseProcess) -> None:
 
 
 @contextlib.contextmanager
-def deaf() -> Iterator[None]:
-    """Ignores Ctrl-C and its like for a moment that must not be disturbed."""
+def ignore_signals() -> Iterator[None]:
+    """Ignores Ctrl-C and similar signals while it is open."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in _ENDING}
     try:
         yield
@@ -128,17 +128,17 @@ def _context() -> Any:
 
 
 class Pool:
-    """Runs jobs in processes of their own, a few at a time; leaving it ends all that still run.
+    """Runs jobs in processes of their own, a few at a time; ends those that still run when it is left.
 
     Args:
-        work: what the jobs have in common.
-        n_jobs: how many at once.
+        task: what the jobs have in common.
+        n_jobs: how many at a time.
         timeout: seconds for one job; None for any time.
         stop_on_error: start no further job after one that failed.
     """
 
-    def __init__(self, work: Work, n_jobs: int, timeout: float | None = None, stop_on_error: bool = False) -> None:
-        self.work = work.pickled()
+    def __init__(self, task: SweepTask, n_jobs: int, timeout: float | None = None, stop_on_error: bool = False) -> None:
+        self.task = task.pickled()
         self.n_jobs = n_jobs
         self.timeout = timeout or float("inf")
         self.stop_on_error = stop_on_error
@@ -146,18 +146,18 @@ class Pool:
         self.out_of_memory = _out_of_memory_kills()
         # What a job writes for itself alone; its process ends without the tidying up of Python.
         self.scratch = tempfile.TemporaryDirectory(prefix="experiments-", ignore_cleanup_errors=True)
-        # Of a command that a script has started in the background, Ctrl-C is none of its business.
-        self.heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+        # A command that a script has started in the background ignores Ctrl-C, and so do its jobs.
+        self.ending_signals = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
 
     def __enter__(self) -> "Pool":
         _ensure_server()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        with deaf(), self.scratch:
+        with ignore_signals(), self.scratch:
             self.stop(signal.SIGINT if kind and issubclass(kind, KeyboardInterrupt) else signal.SIGTERM)
 
-    def events(self, jobs: Iterable[tuple[int, Sequence[str]]]) -> Iterator[Started | Said | Ended]:
+    def events(self, jobs: Iterable[tuple[int, Sequence[str]]]) -> Iterator[Started | Progress | Ended]:
         """What happens to `jobs`, number and overrides of each, as it happens.
 
         A job is taken from `jobs` when there is a process for it and not before.
@@ -180,15 +180,15 @@ class Pool:
     def _start(self, number: int, overrides: Sequence[str]) -> None:
         context = _context()
         connection, theirs = context.Pipe()
-        surroundings = Surroundings(self.scratch.name, self.heeded)
-        arguments = (theirs, self.work, number, list(overrides), surroundings)
-        process = context.Process(target=work_on_job, args=arguments, name=f"job {number}")
+        environment = WorkerEnvironment(self.scratch.name, self.ending_signals)
+        arguments = (theirs, self.task, number, list(overrides), environment)
+        process = context.Process(target=run_job, args=arguments, name=f"job {number}")
         process.start()
         theirs.close()
         self.running[number] = _Job(number, overrides, process, connection, time.monotonic() + self.timeout)
 
-    def _wait(self) -> Iterator[Said | Ended]:
-        """Waits until some job says something or ends, and tells."""
+    def _wait(self) -> Iterator[Progress | Ended]:
+        """Waits for the next events and yields them."""
         if not self.running:
             return
         sources = {job.connection: job for job in self.running.values() if not job.connection.closed}
@@ -210,14 +210,14 @@ class Pool:
                 job.timed_out = True
                 _kill(job.process)
 
-    def _read(self, job: _Job) -> Iterator[Said]:
+    def _read(self, job: _Job) -> Iterator[Progress]:
         try:
             kind, content = job.connection.recv()
         except (EOFError, OSError):
             job.connection.close()
             return
-        if kind == "said":
-            yield Said(job.number, content)
+        if kind == "progress":
+            yield Progress(job.number, content)
         else:
             job.result = cloudpickle.loads(content)
 
@@ -242,7 +242,7 @@ class Pool:
         jobs = list(self.running.values())
         deadline = time.monotonic() + GRACE
         while time.monotonic() < deadline and any(job.process.is_alive() for job in jobs):
-            for job in jobs:  # again and again: one that has just begun is deaf at first
+            for job in jobs:  # again and again: one that has just started ignores signals at first
                 if job.process.pid and job.process.is_alive():
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(job.process.pid, number)
@@ -296,7 +296,7 @@ def launch(
 class Planner:
     """A process that runs jobs with `dry_run=true`, so that the launching one need not know Keras."""
 
-    work: Work
+    task: SweepTask
     process: BaseProcess = field(init=False)
     connection: Connection = field(init=False)
     scratch: tempfile.TemporaryDirectory[str] = field(init=False)
@@ -305,8 +305,8 @@ class Planner:
         context = _context()
         self.connection, theirs = context.Pipe()
         self.scratch = tempfile.TemporaryDirectory(prefix="experiments-", ignore_cleanup_errors=True)
-        arguments = (theirs, self.work.pickled(), Surroundings(self.scratch.name, []))
-        self.process = context.Process(target=answer, args=arguments, name="planner", daemon=True)
+        arguments = (theirs, self.task.pickled(), WorkerEnvironment(self.scratch.name, []))
+        self.process = context.Process(target=run_planner, args=arguments, name="planner", daemon=True)
         self.process.start()
         theirs.close()
         return self

@@ -85,7 +85,7 @@ def _range(value: RangeSweep) -> BaseDistribution:
     return FloatDistribution(float(numbers[0]), float(numbers[-1]), step=float(value.step))
 
 
-def corners(space: Mapping[str, BaseDistribution]) -> Iterator[dict[str, Any]]:
+def boundary_points(space: Mapping[str, BaseDistribution]) -> Iterator[dict[str, Any]]:
     """Combinations that together hold every choice and both ends of every interval; the first holds all first ones."""
     ends = {key: _ends(distribution) for key, distribution in space.items()}
     first = {key: values[0] for key, values in ends.items()}

@@ -1,34 +1,22 @@
-"""A sweep under way: its parent in the store, how each of its jobs ends, and the table at the end."""
+"""A running sweep: its parent run, how each job ends, and the comparison at the end."""
 
 import contextlib
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
 
 from experiments.config.configuration import Configuration
 from experiments.config.overrides import absolute_paths
 from experiments.errors import JobsFailed
 from experiments.library_internals import job_error
 from experiments.sweeps.display import Display
-from experiments.sweeps.jobs import (  # fmt: skip
-    DIVERGED,
-    ELSEWHERE,
-    FAILED,
-    FINISHED,
-    KILLED,
-    NOT_RECORDED,
-    NOT_STARTED,
-    RUNNING,
-    WAITING,
-    Job,
-    apply_result,
-    counts,
-)
-from experiments.sweeps.launcher import Ended, Said, Started, deaf, failed
+from experiments.sweeps.jobs import Job, State, apply_result, counts
+from experiments.sweeps.launcher import Ended, Progress, Started, failed, ignore_signals
 from experiments.tracking import ui
 from experiments.tracking.endings import Ending, JobDied
 from experiments.tracking.locks import AlreadyRunning, lock, lock_of_sweep, unlock
@@ -41,111 +29,116 @@ from experiments.tracking.store import StoreLost, StoreRefused, jobs_folder, set
 if TYPE_CHECKING:
     from experiments.compare.comparison import Comparison
 
+#: States of jobs that have a cause, and of jobs without a result.
+_WITH_REASON = (State.FAILED, State.KILLED, State.ELSEWHERE, State.NOT_RECORDED, State.DIVERGED)
+_MISSING = (State.FAILED, State.KILLED, State.ELSEWHERE, State.NOT_RECORDED, State.NOT_STARTED, State.WAITING)
+
 
 class Sweep:
-    """The jobs of a sweep whose parent is open in the store."""
+    """The jobs of a sweep whose parent run is open."""
 
     def __init__(self, parent: Parent, jobs: list[Job], first: Configuration, display: Display) -> None:
         self.parent = parent
         self.jobs = jobs
-        self.first = first  # of any job: what all have in common is read from it
+        self.first = first  # configuration of any job, for what all have in common
         self.cfg = first.cfg
         self.display = display
-        self.older: dict[str, object] = {}  # run id -> how far it had come before this call
+        self.states_before: dict[str, object] = {}  # run id -> attempt, of the runs that it had already
         self.lost: list[tuple[Job, JobReturn]] = []  # jobs that could not be recorded
 
     def overrides(self, job: Job) -> list[str]:
-        """What a launcher starts `job` with."""
+        """The overrides that a launcher starts `job` with."""
         # In quotes, as digits with an e among them would be a number.
-        told = {"parent": f"'{self.parent.run_id}'", "fingerprint": f"'{job.fingerprint}'", "job": job.number}
+        values = {"parent": f"'{self.parent.run_id}'", "fingerprint": f"'{job.fingerprint}'", "job": job.number}
         if job.trial is not None:
-            told["trial"] = job.trial
-        return [*job.overrides, *(f"tracking.{key}={value}" for key, value in told.items())]
+            values["trial"] = job.trial
+        return [*job.overrides, *(f"tracking.{key}={value}" for key, value in values.items())]
 
-    def follow(self, events: Iterable[Started | Said | Ended], by_number: Mapping[int, Job]) -> Iterator[Job]:
-        """Goes along with what happens to jobs; gives each as it ends."""
+    def follow(self, events: Iterable[Started | Progress | Ended], by_number: Mapping[int, Job]) -> Iterator[Job]:
+        """Shows and records what happens to jobs; yields each job when it has ended."""
         for event in events:
             job = by_number[event.number]
             if isinstance(event, Started):
-                job.state = RUNNING
+                job.state = State.RUNNING
                 self.display.started(job)
-            elif isinstance(event, Said):
-                self.display.spoke(job, event.message)
+            elif isinstance(event, Progress):
+                self.display.epoch_ended(job, event.message)
             else:
-                self.settle(job, event.result)
+                self.finish_job(job, event.result)
                 self.display.ended(job)
                 yield job
 
-    def settle(self, job: Job, result: JobReturn) -> None:
-        """Finds out how a job has ended; closes or makes its run if it could not do so itself."""
+    def finish_job(self, job: Job, result: JobReturn) -> None:
+        """Sets the state of a job that has ended; closes or creates its run if the job could not."""
         error = job_error(result)
         unlock(job.fingerprint)  # if its process could not
         output = jobs_folder() / job_output(self.parent.run_id, job.number)
         if isinstance(error, AlreadyRunning):
-            job.state, job.reason = ELSEWHERE, str(error)
+            job.state, job.reason = State.ELSEWHERE, str(error)
             output.unlink(missing_ok=True)
             return
         try:
             self._take_result(job, error, output)
         except (StoreLost, StoreRefused) as lost:
-            job.state, job.reason = NOT_RECORDED, str(lost)
+            job.state, job.reason = State.NOT_RECORDED, str(lost)
             self.lost.append((job, result))
 
     def _take_result(self, job: Job, error: BaseException | None, output: Path) -> None:
         ending = Ending.of(error) if error else Ending("FAILED", "error", "it has returned without a run in this store")
-        run = self._run_of(job)
+        run = self._find_run(job)
         if run is None and error is None:  # another sweep had finished it meanwhile
             earlier = earlier_runs(job.configuration.variant, job.configuration.cfg.seed)
             run = next((run for run in earlier if run.tags.get("fingerprint") == job.fingerprint), None)
             output.unlink(missing_ok=True)
         if run is None:
-            self._record(job, ending)
-            run = self._run_of(job)
+            self._create_run(job, ending)
+            run = self._find_run(job)
         elif run.status == "RUNNING":
             end_run(run.run_id, ending.status, ending.tags)
-            run = self._run_of(job)
+            run = self._find_run(job)
         apply_result(job, run)
 
-    def settle_lost(self) -> None:
-        """Finds out once more how those jobs have ended that could not be recorded: the store may be back."""
+    def finish_lost_jobs(self) -> None:
+        """Tries again to record the jobs that could not be recorded: the store may be back."""
         lost, self.lost = self.lost, []
         for job, result in lost:
-            self.settle(job, result)
+            self.finish_job(job, result)
 
-    def launch(self, launcher: Any, jobs: Sequence[Job]) -> None:
-        """Runs jobs by a launcher that takes a list and gives all results at the end."""
+    def launch(self, launcher: Launcher, jobs: Sequence[Job]) -> None:
+        """Runs jobs with a launcher that takes a list and returns all results at the end."""
         try:
             results = launcher.launch([self.overrides(job) for job in jobs], initial_job_idx=jobs[0].number)
         except Exception as error:  # joblib and Ray give up the whole list when a worker dies
-            self.display.say(f"The launcher has given up: {type(error).__name__}: {error}")
+            self.display.print(f"The launcher has failed: {type(error).__name__}: {error}")
             if "ray" in sys.modules:  # or jobs that were waiting would start now
                 sys.modules["ray"].shutdown()
-            self.salvage(error)
+            self.recover_jobs(error)
         else:
             for job, result in zip(jobs, results, strict=True):
-                self.settle(job, result)
+                self.finish_job(job, result)
 
-    def salvage(self, error: BaseException) -> None:
-        """Takes what there is of the jobs that no launcher tells of any more."""
-        begun = set()
+    def recover_jobs(self, error: BaseException) -> None:
+        """Finds the results of jobs whose launcher has failed."""
+        started = set()
         with contextlib.suppress(StoreLost, StoreRefused):
-            begun = {int(run.tags["job"]) for run in self.parent.runs() if self.older.get(run.run_id) != run.attempt}
+            new = [run for run in self.parent.runs() if self.states_before.get(run.run_id) != run.attempt]
+            started = {int(run.tags["job"]) for run in new}
         for job in self.jobs:
-            if job.state == RUNNING or (job.state == WAITING and job.number in begun):
-                self.settle(job, failed(JobDied(Ending.of(error))))
-            elif job.state == WAITING and not job.twin:
-                job.state = NOT_STARTED
+            if job.state == State.RUNNING or (job.state == State.WAITING and job.number in started):
+                self.finish_job(job, failed(JobDied(Ending.of(error))))
+            elif job.state == State.WAITING and not job.duplicate_of:
+                job.state = State.NOT_STARTED
 
-    def _run_of(self, job: Job) -> StoredRun | None:
-        """The run that this call has made or gone on with; that may be one outside of this sweep."""
+    def _find_run(self, job: Job) -> StoredRun | None:
+        """The run that this call has created or resumed, which may belong to another sweep."""
         earlier = earlier_runs(job.configuration.variant, job.configuration.cfg.seed)
         equal = [run for run in earlier if run.tags.get("fingerprint") == job.fingerprint]
-        before = {**self.older, **job.attempts}
+        before = {**self.states_before, **job.states_before}
         runs = [*self.parent.runs(job.number), *equal]
         return next((run for run in runs if before.get(run.run_id) != run.attempt), None)
 
-    def _record(self, job: Job, ending: Ending) -> None:
-        """Makes the run of a job that ended before it could."""
+    def _create_run(self, job: Job, ending: Ending) -> None:
+        """Creates the run of a job that has ended without one."""
         configuration = job.configuration
         assert job.plan  # noqa: S101 - all have been planned
         tags = {
@@ -170,7 +163,7 @@ class Sweep:
             run.fail(ending.failure, ending.tags, ending.status)
 
     def write_jobs(self) -> None:
-        """Keeps the list of jobs and their runs with the parent."""
+        """Writes the list of jobs and their runs to the parent."""
         self.parent.write_jobs(
             {
                 "job": job.number,
@@ -182,15 +175,15 @@ class Sweep:
         )
 
     def comparison(self) -> "Comparison | None":
-        """Every variant with its mean over the seeds, the best first; None as long as no job is finished."""
+        """The comparison of all variants; None as long as no job is finished."""
         from experiments.compare import comparison  # SciPy and statsmodels would keep the first job waiting
 
-        runs = [job.run for job in self.jobs if job.run and job.state == FINISHED and job.objective is not None]
+        runs = [job.run for job in self.jobs if job.run and job.state == State.FINISHED and job.objective is not None]
         metric = self.cfg.objective
         return comparison.compare_runs(runs, self.parent.name, metric, across_data=True) if runs else None
 
     def close(self, status: str, tags: Mapping[str, object], patience: float, *, page: bool = False) -> None:
-        """Writes the table to the parent, with or without the page, ends it and prints how the sweep has gone."""
+        """Writes the comparison to the parent run, ends it and prints a summary."""
         from experiments.compare import tables
 
         found = self.comparison()
@@ -209,12 +202,12 @@ class Sweep:
         if found:
             tables.print_table(found, self.display.console)
         for job in self.jobs:
-            if job.state in (FAILED, KILLED, ELSEWHERE, NOT_RECORDED, DIVERGED):
-                self.display.say(f"[{job.number}] {job.label}: {job.state}: {job.reason}")
-        self.display.say(counts(self.jobs))
+            if job.state in _WITH_REASON:
+                self.display.print(f"[{job.number}] {job.label}: {job.state}: {job.reason}")
+        self.display.print(counts(self.jobs))
         if found:
-            self.display.say(f"Best run: {found.best_run.run_id}")
-        self.display.say(f"Look at them with experiments ui: {ui.page(self._link(found.mode if found else 'max'))}")
+            self.display.print(f"Best run: {found.best_run.run_id}")
+        self.display.print(f"Look at them with experiments ui: {ui.page(self._link(found.mode if found else 'max'))}")
 
     def _write_page(self, comparison: "Comparison") -> None:
         from experiments.compare import report
@@ -223,7 +216,7 @@ class Sweep:
             self.parent.outbox.put_file("report.html", report.page(comparison))
         except Exception as error:  # it is an extra: nothing that is wrong with it may cost the sweep its record
             problem = f"Without report.html: {type(error).__name__}: {error}"
-            self.display.say(f"{problem} Later: experiments compare {self.parent.name} --html FILE")
+            self.display.print(f"{problem} Later: experiments compare {self.parent.name} --html FILE")
 
     def _link(self, mode: str) -> str:
         ids = {job.run.run_id for job in self.jobs if job.run}
@@ -232,52 +225,52 @@ class Sweep:
 
 
 def job_output(parent: str, number: int) -> str:
-    """Name of the file that a job's output goes to until its run is open."""
+    """Name of the file that the output of a job goes to until its run is open."""
     return f"{parent}-{number}.log"
 
 
 @contextlib.contextmanager
-def opened(jobs: list[Job], first: Configuration, experiment: str, name: str, display: Display) -> Iterator[Sweep]:
-    """A sweep whose parent is in the store, closed with the truth about how it ended.
+def open_sweep(jobs: list[Job], first: Configuration, experiment: str, name: str, display: Display) -> Iterator[Sweep]:
+    """Opens the parent run of a sweep; closes it with the status that the sweep has ended with.
 
     Args:
-        jobs: as far as they are known.
-        first: of any job; what all have in common is read from it.
+        jobs: those known at the start.
+        first: configuration of any job, for what all have in common.
         experiment: name of the MLflow experiment.
         name: of the sweep.
-        display: where to tell of it.
+        display: shows the progress.
 
     Raises:
         AlreadyRunning: another process runs it.
         JobsFailed: a job has no result.
     """
     with lock(lock_of_sweep(name), "This sweep is being run"):
-        yield from _opened(jobs, first, experiment, name, display)
+        yield from _open_sweep(jobs, first, experiment, name, display)
 
 
-def _opened(jobs: list[Job], first: Configuration, experiment: str, name: str, display: Display) -> Iterator[Sweep]:
+def _open_sweep(jobs: list[Job], first: Configuration, experiment: str, name: str, display: Display) -> Iterator[Sweep]:
     command = shlex.join(["experiments", "train", *absolute_paths(sys.argv[1:])])
     tags = {**dict(first.cfg.tracking.tags), "command": command}
     parent = open_parent(experiment, name, tags, first.cfg.tracking.patience)
     sweep = Sweep(parent, jobs, first, display)
     try:
-        sweep.older = {run.run_id: run.attempt for run in parent.runs()}
+        sweep.states_before = {run.run_id: run.attempt for run in parent.runs()}
         sweep.write_jobs()
         yield sweep
-        sweep.settle_lost()
+        sweep.finish_lost_jobs()
     except BaseException as error:
-        with deaf():  # a second Ctrl-C would leave the record half-written
+        with ignore_signals():  # a second Ctrl-C would leave the record half-written
             set_store_timeout(0)
             ending = Ending.of(error)
             try:
-                sweep.salvage(error)
+                sweep.recover_jobs(error)
             finally:
                 sweep.close(ending.status, ending.tags, patience=0)
-        display.say(f"Resume with: {command}")
+        display.print(f"Resume with: {command}")
         raise
-    failed = [job for job in sweep.jobs if job.state in (FAILED, KILLED, ELSEWHERE, NOT_RECORDED, NOT_STARTED, WAITING)]
-    sweep.close("FAILED" if failed else "FINISHED", {}, patience=first.cfg.tracking.patience, page=True)
-    if any(job.trial is None for job in failed):  # of a search, a failed trial counts
-        display.say(f"Run what is missing with: {command}")
-    if any(not job.earlier for job in failed):
+    missing = [job for job in sweep.jobs if job.state in _MISSING]
+    sweep.close("FAILED" if missing else "FINISHED", {}, patience=first.cfg.tracking.patience, page=True)
+    if any(job.trial is None for job in missing):  # of a search, a failed trial counts
+        display.print(f"Run what is missing with: {command}")
+    if any(not job.earlier for job in missing):
         raise JobsFailed

@@ -1,4 +1,4 @@
-"""What runs in the process of a job, or of the planner: the task, until the launching process asks it to end."""
+"""What runs in the process of a job or of the planner."""
 
 import contextlib
 import multiprocessing
@@ -13,12 +13,13 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Protocol
 
 import cloudpickle
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
+from hydra.core.utils import JobReturn, JobStatus, setup_globals
+from hydra.core.utils import run_job as run_task
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
@@ -28,24 +29,32 @@ GRACE = 6  # seconds that a job has to close its run after a signal
 _shown = reprlib.Repr()  # as repr, and nothing that it may raise
 _shown.maxother = 200
 
-_launcher: Connection | None = None  # the way to the process that launched this one
+_launcher: Connection | None = None  # to the process that launched this one
+
+
+class Plugin(Protocol):
+    """A sweeper or launcher that Hydra has set up."""
+
+    hydra_context: HydraContext
+    config: DictConfig
+    task_function: TaskFunction
 
 
 @dataclass(frozen=True)
-class Work:
-    """What the jobs of a sweep have in common; a job is this and its overrides."""
+class SweepTask:
+    """What the jobs of a sweep have in common; a job adds its overrides."""
 
     hydra_context: HydraContext
     config: DictConfig
     task_function: TaskFunction
 
     @classmethod
-    def of(cls, plugin: Any) -> "Work":
-        """What a sweeper or launcher was set up with."""
+    def of(cls, plugin: Plugin) -> "SweepTask":
+        """The task that Hydra has set a sweeper or launcher up with."""
         return cls(plugin.hydra_context, plugin.config, plugin.task_function)
 
     def pickled(self) -> bytes:
-        """With Hydra's singletons, for another process."""
+        """The task and Hydra's singletons as bytes for another process."""
         return cloudpickle.dumps((self, Singleton.get_state()))
 
     def run(self, number: int, overrides: Sequence[str]) -> JobReturn:
@@ -56,7 +65,7 @@ class Work:
             config.hydra.job.id = f"{config.hydra.job.name}_{number}"
             config.hydra.job.num = number
         HydraConfig.instance().set_config(config)
-        return run_job(
+        return run_task(
             hydra_context=self.hydra_context,
             config=config,
             task_function=self.task_function,
@@ -66,31 +75,31 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """What the process of a job gets from the launching one."""
+class WorkerEnvironment:
+    """What the launching process gives to the process of a job."""
 
     scratch: str  # folder for what TensorFlow leaves behind when a process ends without Python's tidying up
-    heeded: list[signal.Signals]  # that ask it to end
+    ending_signals: list[signal.Signals]  # that end it
 
 
-def say(message: object) -> bool:
-    """Tells the launching process something, if there is a way to it."""
+def report(message: object) -> bool:
+    """Sends a message to the launching process; returns whether there is one to send it to."""
     if _launcher is None:
         return False
     with contextlib.suppress(BrokenPipeError):
-        _launcher.send(("said", message))
+        _launcher.send(("progress", message))
     return True
 
 
-def work_on_job(
-    connection: Connection, work: bytes, number: int, overrides: list[str], surroundings: Surroundings
+def run_job(
+    connection: Connection, task: bytes, number: int, overrides: list[str], environment: WorkerEnvironment
 ) -> None:
-    """Runs one job and sends its result: the whole life of its process."""
+    """Runs one job and sends its result; its process does nothing else."""
     global _launcher
-    _prepare(surroundings)
+    _prepare(environment)
     _launcher = connection
     try:
-        result = _restored(work).run(number, overrides)
+        result = _unpickled(task).run(number, overrides)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     error = job_error(result)
@@ -103,26 +112,26 @@ def work_on_job(
     os._exit(0)  # whatever threads the job has left behind
 
 
-def answer(connection: Connection, work: bytes, surroundings: Surroundings) -> None:
-    """Sends the plan of each job whose overrides come in: the whole life of a planner's process."""
-    _prepare(surroundings)
+def run_planner(connection: Connection, task: bytes, environment: WorkerEnvironment) -> None:
+    """Receives the overrides of jobs and sends their plans; its process does nothing else."""
+    _prepare(environment)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)  # a job says the same again
     os.dup2(nowhere, 2)
-    restored = _restored(work)
+    sweep_task = _unpickled(task)
     with contextlib.suppress(EOFError, KeyboardInterrupt):
         while True:
-            connection.send(_pickled(restored.run(0, [*connection.recv(), "dry_run=true"])))
+            connection.send(_pickled(sweep_task.run(0, [*connection.recv(), "dry_run=true"])))
 
 
-def _prepare(surroundings: Surroundings) -> None:
-    """Ends this process with the launching one, and lets it close its run before it ends by a signal."""
+def _prepare(environment: WorkerEnvironment) -> None:
+    """Ends this process when the launching one ends; lets it close its run when it receives a signal."""
     if wait([_sentinel()], timeout=0):
         os._exit(128 + signal.SIGTERM)
     threading.Thread(target=_end_with_launcher, daemon=True).start()
-    for number in surroundings.heeded:
+    for number in environment.ending_signals:
         signal.signal(number, _stop_once)
-    tempfile.tempdir = surroundings.scratch
+    tempfile.tempdir = environment.scratch
 
 
 def _stop_once(number: int, frame: object) -> None:
@@ -141,16 +150,16 @@ def _end_with_launcher() -> None:
 
 
 def _sentinel() -> int:
-    """What becomes readable when the launching process is gone."""
+    """A handle that becomes readable when the launching process has ended."""
     parent = multiprocessing.parent_process()
     assert parent is not None  # noqa: S101 - this runs in processes of multiprocessing only
     return parent.sentinel
 
 
-def _restored(work: bytes) -> Work:
-    restored, singletons = cloudpickle.loads(work)
+def _unpickled(task: bytes) -> SweepTask:
+    sweep_task, singletons = cloudpickle.loads(task)
     Singleton.set_state(singletons)
-    return restored
+    return sweep_task
 
 
 def _pickled(result: JobReturn) -> bytes:

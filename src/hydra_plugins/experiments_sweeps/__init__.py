@@ -57,7 +57,7 @@ class ProcessLauncher(Launcher):
         from experiments.sweeps import launcher
 
         return launcher.Pool(
-            launcher.Work.of(self),
+            launcher.SweepTask.of(self),
             n_jobs=self.n_jobs or launcher.usable_slots(),
             timeout=self.timeout_minutes and self.timeout_minutes * 60,
             stop_on_error=self.on_error == "stop",
@@ -69,6 +69,10 @@ class ExperimentSweeper(Sweeper):
 
     types: ClassVar[Mapping[str, Any]]  # key -> annotation of its value
     params: Mapping[str, Any]
+    hydra_context: HydraContext
+    task_function: TaskFunction
+    config: DictConfig
+    launcher: Launcher
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Takes what the jobs have in common and makes the launcher; refuses values that cannot work."""
