@@ -480,6 +480,42 @@ def test_a_thread_that_a_job_leaves_behind_holds_up_nothing(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="jobs are forked from a server on Linux only")
+def test_waiting_for_a_killed_job_to_be_reaped_takes_no_time_of_the_processor(tmp_path):
+    written(tmp_path, app=APP)
+    words = [*PROCESS, "seconds=100", "hydra.launcher.n_jobs=1", "hydra.launcher.timeout_minutes=0.05"]
+    command = [sys.executable, "app.py", *words]
+    with (
+        (tmp_path / "output").open("w") as output,
+        subprocess.Popen(command, cwd=tmp_path, env=environment(tmp_path), stdout=output, stderr=output) as launching,
+    ):
+        this = psutil.Process(launching.pid)
+        try:
+            job = wait_for(lambda: [seen["pid"] for seen in facts(tmp_path)], launching)[0]
+            server = psutil.Process(job).parent()
+            server.suspend()  # it reaps the jobs
+            wait_for(lambda: psutil.Process(job).status() == psutil.STATUS_ZOMBIE, launching)
+            before = sum(this.cpu_times()[:2])
+            time.sleep(1)
+            spent = sum(this.cpu_times()[:2]) - before
+            server.resume()
+            launching.wait(timeout=60)
+        finally:
+            launching.kill()
+    assert spent < 0.2
+    assert "took longer than 0.05 minutes" in (tmp_path / "output").read_text()
+
+
+def wait_for(condition, process):
+    """What `condition` returns once that is true; `process` must not have ended before."""
+    deadline = time.monotonic() + 120
+    while not (found := condition()):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    return found
+
+
+@pytest.mark.slow
 def test_temporary_files_of_a_job_go_with_the_launch(tmp_path):
     (result,) = drive(tmp_path, {"scratch": {"jobs": [["do=scratch"]]}})["scratch"]
     assert result["status"] == "COMPLETED"

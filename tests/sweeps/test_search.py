@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from statistics import mean
 
@@ -343,6 +344,65 @@ def test_a_killed_study_is_finished_by_the_same_command(store, tmp_path):
     assert finished <= {run.info.run_id for run in result}
     assert {run.info.status for run in runs(store)} <= {"FINISHED", "KILLED"}
     assert all(run.data.tags["reason"] == "stale" for run in children if run.info.status == "KILLED")
+
+
+# The whole command; its figure fails.
+WITHOUT_FIGURE = """
+import sys
+
+from experiments import cli
+from experiments.compare import tables
+
+
+def fail(*arguments):
+    raise RuntimeError("no figure")
+
+
+if __name__ == "__main__":  # or the processes of the jobs would begin with it
+    tables.write_search_history = fail
+    sys.argv = ["experiments", "train", *sys.argv[1:]]
+    cli.main()
+"""
+
+
+@pytest.mark.slow
+def test_a_figure_that_fails_does_not_hide_why_a_search_has_failed(store, tmp_path):
+    (tmp_path / "without_figure.py").write_text(WITHOUT_FIGURE)
+    # This sampler raises an error once every value has been tried.
+    sampler = ["hydra/sweeper/sampler=random", "hydra.sweeper.sampler._target_=optuna.samplers.BruteForceSampler"]
+    words = [*OPTUNA, *sampler, "seed=range(1,2)", "epochs=1", "hydra.sweeper.n_trials=2", "hydra.launcher.n_jobs=1"]
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "without_figure.py"), *command(*words)[2:]],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stdout
+    assert "history.png cannot be drawn: RuntimeError: no figure\n" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("RuntimeError: `Study.stop` is supposed to be invoked inside")
+    parent, (child,) = parent_and_children(store)
+    assert (parent.info.status, child.info.status) == ("FAILED", "FINISHED")
+    assert parent.data.tags["failure"].startswith("RuntimeError: `Study.stop`")
+
+
+@pytest.mark.slow
+def test_a_study_can_be_continued_when_a_run_of_it_is_gone(store):
+    words = [*OPTUNA, "optimizer.learning_rate=tag(log,interval(1e-4,1e-1))", "epochs=1", "hydra.launcher.n_jobs=1"]
+    first = experiments(*words, "hydra.sweeper.n_trials=1")
+    assert first.returncode == 0, first.stdout
+    parent, (child,) = parent_and_children(store)
+    store.delete_run(child.info.run_id)
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    gone = ["--backend-store-uri", uri, "--run-ids", child.info.run_id]
+    subprocess.run([sys.executable, "-m", "mlflow", "gc", *gone], check=True, capture_output=True)
+    more = experiments(*words, "hydra.sweeper.n_trials=2")
+    assert more.returncode == 0, more.stdout
+    assert "Trial 0: its run is no longer in the store; the study keeps its result.\n" in more.stdout
+    assert "2 trials: 1 ended, 1 to run\n" in more.stdout
+    _, (second,) = parent_and_children(store)
+    assert second.data.tags["job"] == "1"
+    assert [trial.state.name for trial in study_of(parent).trials] == ["COMPLETE"] * 2
 
 
 @pytest.mark.slow
