@@ -51,7 +51,7 @@ def files(words: Sequence[str]) -> list[Path]:
         else:
             inside = [Path(name) for name in sorted(glob(word, recursive=True)) if Path(name).is_file()]
             if not inside:
-                raise ExperimentError(f"{word}: there is no such file.", given=path.name, allowed=_neighbours(path))
+                raise ExperimentError(f"{word}: there is no such file.", given=path.name, allowed=_siblings(path))
         found |= dict.fromkeys(inside)
     return list(found)
 
@@ -59,7 +59,7 @@ def files(words: Sequence[str]) -> list[Path]:
 _KINDS = "PNG, JPEG, BMP, GIF, WebP or TIFF"
 
 
-def _neighbours(path: Path) -> list[str]:
+def _siblings(path: Path) -> list[str]:
     return [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
 
 
@@ -141,9 +141,9 @@ def as_mnist(image: Image.Image) -> np.ndarray:
     Raises:
         NotAnImage: the image is blank.
     """
-    grey = np.asarray(composited(image, _contrasting_background(image)).convert("L"), np.float64)
-    edge = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    difference = grey - np.median(edge)
+    gray = np.asarray(composited(image, _contrasting_background(image)).convert("L"), np.float64)
+    edge = np.concatenate([gray[0], gray[-1], gray[:, 0], gray[:, -1]])
+    difference = gray - np.median(edge)
     ink = np.abs(np.clip(difference, 0, None) if difference.max() > -difference.min() else np.clip(difference, None, 0))
     if ink.max() < FAINTEST:
         raise NotAnImage("is blank")
