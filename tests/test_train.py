@@ -224,6 +224,20 @@ def test_the_same_configuration_twice_in_one_process_gives_the_same_bits(store, 
     assert other["fingerprint"] != a["fingerprint"]
 
 
+def test_settings_of_keras_outside_the_configuration_change_nothing(store, digits):
+    words = small(digits, "model.batch_norm=true")
+    first = run(words)
+    keras.config.set_floatx("float16")
+    keras.config.set_epsilon(0.1)
+    keras.config.set_image_data_format("channels_first")
+    keras.config.set_max_epochs(0)
+    keras.config.set_max_steps_per_epoch(1)
+    tags = [store.get_run(result.run_id).data.tags for result in (first, run(words))]
+    assert [tags[0][name] for name in ("weights.sha256", "fingerprint")] == [
+        tags[1][name] for name in ("weights.sha256", "fingerprint")
+    ]
+
+
 def test_the_result_is_frozen(store, digits):
     result = run(small(digits, "data.limit=20", "tracking.model=false"))
     with pytest.raises(FrozenInstanceError):

@@ -6,7 +6,7 @@ import importlib
 import pytest
 
 from experiments.config.compose import compose
-from experiments.config.identity import PACKAGE, RESULT_MODULES, code_sha256
+from experiments.config.identity import PACKAGE, RESULT_MODULES, RESULT_VARIABLES, code_sha256, read_own_code
 
 #: Every module that a run imports, whose code cannot change a number.
 WITHOUT_EFFECT = ("__init__", "errors", "plots", "config/*", "tracking/*")
@@ -70,3 +70,21 @@ def test_code_changes_the_digest_and_words_do_not(digest_of):
     first = digest_of()
     assert digest_of(module="My own models.", function="A model\n\n    of two layers.", comment="so few") == first
     assert digest_of(units=9) != first
+
+
+def test_environment_variables_that_change_numbers_are_in_the_digest(monkeypatch):
+    for name in RESULT_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    digests = {"": read_own_code()}
+    for name in RESULT_VARIABLES:
+        monkeypatch.setenv(name, "1")
+        digests[name] = read_own_code()
+        monkeypatch.delenv(name)
+    assert len(set(digests.values())) == len(digests)
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
+    assert read_own_code() == digests[""]
+
+
+def test_the_documentation_names_every_such_variable():
+    text = (PACKAGE.parents[1] / "docs" / "explanation" / "equal-bits.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in text for name in RESULT_VARIABLES)

@@ -1,8 +1,9 @@
-"""Hashes of the code that can change a result."""
+"""Hashes of the code, and of the settings of the process, that can change a result."""
 
 import ast
 import inspect
 import io
+import os
 import tokenize
 from importlib.metadata import version
 from pathlib import Path
@@ -18,12 +19,21 @@ RESULT_MODULES = (
     "train", "artifacts", "data", "dataset", "duplicates", "images", "library_internals", "models",
     "schedules", "training/*",
 )  # fmt: skip
+#: Environment variables by which TensorFlow, oneDNN and XLA compute other numbers.
+RESULT_VARIABLES = (
+    "DNNL_DEFAULT_FPMATH_MODE", "DNNL_MAX_CPU_ISA", "NVIDIA_TF32_OVERRIDE", "ONEDNN_DEFAULT_FPMATH_MODE",
+    "ONEDNN_MAX_CPU_ISA", "TF_CUDNN_USE_AUTOTUNE", "TF_ENABLE_ONEDNN_OPTS", "TF_XLA_FLAGS", "XLA_FLAGS",
+)  # fmt: skip
 
 
 def read_own_code() -> str:
-    """Hash of the modules that can change a result, and of the versions of TensorFlow and Keras."""
+    """Hash of the modules that can change a result, and of the versions of TensorFlow and Keras.
+
+    Environment variables that change results count as code, too, if they are set.
+    """
     files = [file for pattern in RESULT_MODULES for file in sorted(PACKAGE.glob(f"{pattern}.py"))]
-    return digest([*map(_code, files), version("tensorflow"), version("keras")])
+    variables = [f"{name}={os.environ[name]}" for name in RESULT_VARIABLES if name in os.environ]
+    return digest([*map(_code, files), version("tensorflow"), version("keras"), *variables])
 
 
 def code_sha256(own_code: str, cfg: DictConfig) -> str:

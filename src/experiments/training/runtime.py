@@ -34,8 +34,17 @@ def start_runtime(*, seed: int, threads: int, deterministic: bool, precision: st
 
 
 def forget_models(precision: str) -> None:
-    """Clears Keras's state, so that the next model is built as in a new process, with `precision`."""
+    """Clears Keras's state, so that the next model is built as in a new process, with `precision`.
+
+    Keras reads other settings from a file in the user's home and from the environment; they would change results
+    without being part of the configuration.
+    """
     keras.backend.clear_session()
+    keras.config.set_floatx("float32")
+    keras.config.set_epsilon(1e-7)
+    keras.config.set_image_data_format("channels_last")
+    keras.config.set_max_epochs(None)
+    keras.config.set_max_steps_per_epoch(None)
     keras.config.set_dtype_policy(precision)
 
 
