@@ -1,4 +1,4 @@
-"""Overrides as the user typed them, in Hydra's grammar."""
+"""Parses overrides with Hydra's grammar."""
 
 import os
 import re
@@ -19,7 +19,7 @@ _FOLDER_OPTIONS = ("--config-dir", "-cd")
 
 
 def parse(overrides: Sequence[str], config_loader: ConfigLoader | None = None) -> list[Override]:
-    """The overrides by Hydra's grammar.
+    """Parses overrides.
 
     Args:
         overrides: as on the command line.
@@ -40,7 +40,7 @@ def parse(overrides: Sequence[str], config_loader: ConfigLoader | None = None) -
 
 
 def absolute_paths(words: Sequence[str]) -> list[str]:
-    """The words of a command line with paths that hold in any working directory."""
+    """Makes the paths in the words of a command line absolute."""
     found = []
     for before, word in zip(["", *words], words, strict=False):
         key, _, value = word.partition("=")
@@ -58,7 +58,7 @@ def absolute_paths(words: Sequence[str]) -> list[str]:
 
 
 def is_data_path(key: str) -> bool:
-    """Whether a dotted key says where data lie, which cannot change a result."""
+    """Whether a dotted key is a path of data, which cannot change a result."""
     return key.startswith("data.") and key.endswith("path")
 
 
@@ -75,7 +75,7 @@ def not_an_override(text: str) -> ExperimentError:
 
 
 def is_choice(override: Override) -> bool:
-    """Whether a group gets an option, or a mapping that changes keys of the option chosen elsewhere."""
+    """Whether an override chooses an option of a group, rather than changing keys of the chosen one."""
     value = override.value()
     if override.key_or_group in LIST_GROUPS and isinstance(value, list):
         return all(isinstance(name, str) for name in value)
@@ -83,7 +83,7 @@ def is_choice(override: Override) -> bool:
 
 
 def first_line(error: BaseException | None) -> str:
-    """What an exception of Hydra or OmegaConf says, without the lines about their insides."""
+    """The message of a Hydra or OmegaConf exception, without internal details."""
     if isinstance(error, InstantiationException) and error.__cause__:
         return first_line(error.__cause__)
     said = re.sub(r"\w+ raised while (composing config|resolving interpolation):\s", "", str(error))

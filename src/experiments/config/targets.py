@@ -28,7 +28,7 @@ _REFUSED_CLASSES = {
 
 
 def check_targets(node: Any, key: str = "") -> None:
-    """Holds every `_target_` in `node` to the rule, before anything is imported.
+    """Checks every `_target_` in `node` before anything is imported.
 
     Args:
         node: plain values.
@@ -111,7 +111,7 @@ def locate(key: str, target: str) -> Callable[..., Any]:
 
 
 def check_arguments(key: str, node: Mapping[str, Any], run_values: Mapping[str, Any]) -> None:
-    """Holds the arguments in `node` to the signature of its target: names, and for our own functions types and ranges.
+    """Checks the arguments in `node` against the signature of its target, for our own functions also types and ranges.
 
     Args:
         key: the dotted key of `node`.
@@ -143,7 +143,7 @@ def check_arguments(key: str, node: Mapping[str, Any], run_values: Mapping[str, 
 
 
 def _check_text(key: str, value: str, default: Any) -> None:
-    """Refuses a text where Keras's default is a number: many a class takes it, and fails on it in the training."""
+    """Rejects text where Keras's default is a number, because many classes accept it and fail during training."""
     if isinstance(default, bool | int | float):
         raise refused_value(key, value, "true or false" if isinstance(default, bool) else "a number")
 
@@ -152,7 +152,7 @@ _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def _argument_names(target: Callable[..., Any]) -> set[str] | None:
-    """The names that `target` takes, None for any; a class of Keras passes **kwargs on to its bases."""
+    """The argument names of `target`, None for any; Keras classes pass **kwargs on to their bases."""
     if inspect.isclass(target):
         constructors = [vars(base)["__init__"] for base in inspect.getmro(target)[:-1] if "__init__" in vars(base)]
         return {name for constructor in constructors for name in _named(constructor)} - {"self"}
@@ -176,7 +176,7 @@ def mappings(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def typed(configuration: Configuration) -> Configuration:
-    """The same configuration with one spelling for one value: 0 becomes 0.0 where a float belongs.
+    """Converts values to the types of the signatures: 0 becomes 0.0 where a float is expected.
 
     Raises:
         ExperimentError: a value of the wrong type.
@@ -206,7 +206,7 @@ def _typed(key: str, value: Any, parameter: inspect.Parameter, *, own: bool) -> 
 
 
 def instantiate(cfg: DictConfig, key: str, **run_values: Any) -> Any:
-    """What `cfg[key]` describes, built.
+    """Builds what `cfg[key]` describes.
 
     Args:
         cfg: the whole configuration.
@@ -237,7 +237,7 @@ def instantiate(cfg: DictConfig, key: str, **run_values: Any) -> Any:
 
 
 def _refused_part(key: str, target: str, error: BaseException) -> BaseException:
-    """What a class of Keras refuses is a mistake in the configuration, anything else is shown as it is."""
+    """Translates what a Keras class rejects into a mistake in the configuration; other errors are raised unchanged."""
     if isinstance(error, ExperimentError) or not target.startswith("keras."):
         return error
     return ExperimentError(f"{key}: {target} refuses it: {' '.join(str(error).split())}")

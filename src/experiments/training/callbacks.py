@@ -16,7 +16,7 @@ from experiments.training.checkpoints import Checkpoint
 
 _log = logging.getLogger(__name__)
 
-#: Called at an epoch's end with its number, counted from 1, and its metrics; what is true ends the training.
+#: Called at the end of an epoch with its number, counted from 1, and its metrics; returns whether to stop training.
 EpochFunction = Callable[[int, Mapping[str, float]], bool]
 _OF_KERAS = {"_model", "params"}  # attributes that Keras itself gives every callback
 
@@ -170,7 +170,7 @@ class CheckpointCallback(keras.callbacks.Callback):
             self.disk_is_full = True
 
     def _attributes(self, callback: keras.callbacks.Callback) -> dict[str, Any]:
-        """What a callback remembers; says once what of it no checkpoint can hold."""
+        """The state of a callback; warns once of what a checkpoint cannot hold."""
         found = {name: value for name, value in vars(callback).items() if name not in _OF_KERAS}
         lost = [name for name, value in found.items() if not (checkpoints.is_plain(value) or callable(value))]
         for name in {f"{type(callback).__name__}.{name}" for name in lost} - self.lost:
@@ -180,10 +180,10 @@ class CheckpointCallback(keras.callbacks.Callback):
 
 
 def _shortest(value: Any) -> float:
-    """A float32 number in as few digits as tell it from others: 0.946 and not 0.9459999799728394."""
+    """A float32 number in the fewest digits that identify it: 0.946 instead of 0.9459999799728394."""
     return float(str(np.float32(value)))
 
 
 def _in_type_of(variable: keras.Variable, value: np.ndarray) -> np.ndarray:
-    """The array with a type that NumPy has no file format for."""
+    """Converts an array back to a type that NumPy cannot save."""
     return value.view(np.asarray(variable).dtype)

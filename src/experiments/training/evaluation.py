@@ -1,4 +1,4 @@
-"""Predictions on the test set become metrics, reports and tables (scikit-learn does the arithmetic)."""
+"""Computes metrics and reports from predictions, with scikit-learn."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ class Evaluation:
 
     @property
     def predicted(self) -> np.ndarray:
-        """The likeliest class of every image, int64 of shape (images,)."""
+        """The predicted class of every image, int64 of shape (images,)."""
         return self.probabilities.argmax(axis=1)
 
     @property
     def confidences(self) -> np.ndarray:
-        """The probability of the likeliest class, float32 of shape (images,)."""
+        """The probability of the predicted class, float32 of shape (images,)."""
         return self.probabilities.max(axis=1)
 
     @property
@@ -46,7 +46,7 @@ class Evaluation:
     @property
     def accuracy_interval(self) -> tuple[float, float]:
         """The 95 % confidence interval of the accuracy (Wilson)."""
-        from statsmodels.stats.proportion import proportion_confint  # here, because it takes a while to import
+        from statsmodels.stats.proportion import proportion_confint  # imported here because it takes a while
 
         right = int((self.predicted == self.labels).sum())
         low, high = proportion_confint(right, len(self.labels), method="wilson")
@@ -58,7 +58,7 @@ class Evaluation:
         return float(np.bincount(self.labels).max() / len(self.labels))
 
     def accuracy_without(self, positions: Sequence[int]) -> float:
-        """The share of right ones among the other images."""
+        """The accuracy on all other images."""
         return float(np.delete(self.predicted == self.labels, positions).mean())
 
     def metrics(self) -> dict[str, float]:
@@ -124,7 +124,7 @@ def measure(evaluation: Evaluation, metrics: Sequence[keras.Metric]) -> dict[str
 
 @dataclass(frozen=True)
 class CalibrationBins:
-    """Images in bins of rising confidence, each with as many as the others, give or take one; one entry per bin."""
+    """Images in bins of increasing confidence and equal size, give or take one; one entry per bin."""
 
     counts: np.ndarray  # int64, images
     confidences: np.ndarray  # float64, the mean probability of the likeliest class
@@ -138,7 +138,7 @@ class CalibrationBins:
 
 
 def calibration_bins(right: np.ndarray, confidences: np.ndarray, bins: int) -> CalibrationBins:
-    """How often answers of about equal confidence are right, with intervals (Wilson, corrected after Bonferroni).
+    """Accuracy in bins of similar confidence, with Wilson intervals after Bonferroni's correction.
 
     Bins of equal mass are those of Nguyen and O'Connor 2015, https://arxiv.org/abs/1508.05154.
 
@@ -147,10 +147,10 @@ def calibration_bins(right: np.ndarray, confidences: np.ndarray, bins: int) -> C
         confidences: the probability of the likeliest class, of shape (images,).
         bins: how many, or one per image where there are fewer images.
     """
-    from statsmodels.stats.proportion import proportion_confint  # here, because it takes a while to import
+    from statsmodels.stats.proportion import proportion_confint  # imported here because it takes a while
 
     values, group, counts = np.unique(confidences, return_inverse=True, return_counts=True)
-    # Equally sure answers share their right ones, or the order of the images would count.
+    # Predictions of equal confidence share their accuracy, or the order of the images would matter.
     shares = np.bincount(group, weights=right) / counts
     in_bins = [
         np.array_split(np.repeat(column, counts), min(bins, len(right))) for column in (values.astype(float), shares)

@@ -28,7 +28,7 @@ PREDICTION_BATCH_SIZE = 250
 class TrainingResult:
     """What a training measured; the model holds the weights of `best_epoch`."""
 
-    history: Mapping[str, Sequence[float]]  # metric -> one value an epoch
+    history: Mapping[str, Sequence[float]]  # metric -> one value per epoch
     best_epoch: int  # counted from 1
     seconds: float
     images_per_second: float  # training images, validation time included
@@ -41,7 +41,7 @@ class TrainingResult:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained: for how long, by which optimizer, and what chooses its best epoch."""
+    """How a model is trained: for how long, with which optimizer, and what selects its best epoch."""
 
     epochs: int  # at most
     batch_size: int
@@ -117,7 +117,7 @@ def fit(
 
 
 def _make_variables(model: keras.Model) -> None:
-    """Makes the variables of the optimizer and the metrics, or TensorFlow traces the whole training step twice."""
+    """Creates the variables of optimizer and metrics; otherwise TensorFlow traces the training step twice."""
     model.optimizer.build(model.trainable_variables)
     one = np.eye(1, model.output_shape[-1], dtype="float32")
     model.compute_loss(y=one, y_pred=one)
