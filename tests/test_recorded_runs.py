@@ -90,7 +90,7 @@ def test_a_run_is_had_again(recorded_store, run, capsys):
 
 
 def test_what_has_no_numbers_is_refused_for_its_reason(recorded_store):
-    with pytest.raises(ExperimentError, match="has no number to compare: ValueError: dtype='string'"):
+    with pytest.raises(ExperimentError, match="recorded no numbers to compare: ValueError: dtype='string'"):
         reproduce(FAILED)
     with pytest.raises(ExperimentError, match="has no model: its training has diverged"):
         load(DIVERGED)

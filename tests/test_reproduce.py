@@ -33,7 +33,7 @@ def test_a_run_is_had_again_to_the_last_bit(store, small, capsys):
     original = run(small)
     assert reproduce(f"runs:/{original.run_id}")
     output = capsys.readouterr().out
-    assert "Data, code, versions and machine are those of the run." in output
+    assert "Data, code, versions and machine are the same as when the run was recorded." in output
     assert table(output) == dict.fromkeys([*NUMBERS, "weights", "predictions"], "equal")
     again, first = runs(store)
     assert output.splitlines()[-1] == (
@@ -211,7 +211,8 @@ def test_a_configuration_of_another_version(store, small):
     original = run([*small, "epochs=1"])
     given = with_configuration(store, original.run_id, lambda text: text.replace("epochs:", "num_epochs:"))
     assert refusal(given).startswith(
-        f"{given} has a configuration that this version does not take: num_epochs: there is no such key. Did you mean "
+        f"{given} has a configuration that this version does not accept: "
+        "num_epochs: there is no such key. Did you mean "
     )
 
 

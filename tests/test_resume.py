@@ -158,7 +158,7 @@ def test_a_run_that_was_interrupted_or_has_failed_goes_on(store, capsys):
         [*METRICS, "epoch_seconds"], 4
     )
     failure = Path(store.download_artifacts(run.info.run_id, "traceback.txt")).read_text()
-    assert failure.startswith("The run has gone on after this.\n\nTraceback")
+    assert failure.startswith("The run was resumed after this error.\n\nTraceback")
     log = Path(store.download_artifacts(run.info.run_id, "job.log")).read_text()
     assert [line.split()[4] for line in log.splitlines() if " Epoch " in line and "DEBUG" not in line] == [
         "1/4", "2/4", "3/4", "4/4",

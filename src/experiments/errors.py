@@ -1,21 +1,21 @@
-"""The one exception for mistakes of a user; imports nothing of this package."""
+"""The exception for mistakes of the user; imports nothing of this package."""
 
 import difflib
 from collections.abc import Iterable
 
-_MOST_LISTED = 22  # names beside the nearest one, and twice as many when none is near
+_MOST_LISTED = 22  # allowed names that are shown; twice as many if none is near
 
 
 class ExperimentError(Exception):
-    """A mistake that its author can mend: what was given, what is allowed, the nearest name, what to do.
+    """A mistake of the user: says what was given, what is allowed, the nearest name and what to do.
 
     The command prints the message without a traceback and exits with status 2.
 
     Args:
-        problem: what was given and why it cannot work; a full sentence.
-        given: the unknown name, when `allowed` lists the known ones.
-        allowed: every name that would have worked; too long a list is left out.
-        advice: what to do instead; a full sentence.
+        problem: what was given and why it cannot work, as a full sentence.
+        given: the unknown name, if `allowed` lists the known ones.
+        allowed: every name that would have worked; not shown if there are too many.
+        advice: what to do instead, as a full sentence.
     """
 
     def __init__(self, problem: str, *, given: str = "", allowed: Iterable[str] = (), advice: str = "") -> None:
@@ -27,10 +27,10 @@ class ExperimentError(Exception):
 
 
 class JobsFailed(Exception):
-    """A sweep is over, and not all of its jobs have a result; the table has said which."""
+    """Jobs of a finished sweep have no result; its table has shown which."""
 
 
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
-    """A question with the name nearest to `given`, or nothing when none is near."""
+    """A question with the name nearest to `given`, empty if none is near."""
     nearest = difflib.get_close_matches(given, list(allowed), n=1)
     return f"Did you mean {nearest[0]}?" if nearest else ""

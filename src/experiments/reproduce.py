@@ -1,4 +1,4 @@
-"""Trains a recorded run again and says whether every number is equal."""
+"""Train a recorded run again and check that every number is equal."""
 
 import contextlib
 import shlex
@@ -28,24 +28,24 @@ from experiments.tracking.runs import (
 )
 from experiments.tracking.store import check_store, set_store_timeout
 
-#: What may be another now than when a run was recorded, and then explains other numbers.
+#: Tags whose change since a run was recorded would explain different numbers.
 _CONDITIONS = (
     "data.sha256", "data.validation_sha256", "data.test_sha256", "code.sha256", "git.commit", "git.dirty",
     "python", "tensorflow", "keras", "mlflow", "host",
 )  # fmt: skip
-_OF_A_DIGEST = 12  # characters that are shown
+_SHOWN_OF_A_DIGEST = 12  # characters
 
 
 @dataclass(frozen=True)
-class _Compared:
-    """One kind of number, in the run and in its reproduction."""
+class _Verdict:
+    """Whether one kind of number is equal in the run and in its reproduction."""
 
     name: str
-    equal: bool | None  # None when there is nothing to compare with
-    difference: float | None = None  # the largest; None when they have not the same length
+    equal: bool | None  # None if there is nothing to compare
+    difference: float | None = None  # the largest; None if their lengths differ
 
     @property
-    def verdict(self) -> str:
+    def words(self) -> str:
         if self.equal is None:
             return "not recorded, so not compared"
         if self.equal:
@@ -54,14 +54,14 @@ class _Compared:
 
 
 def reproduce(run: str, tolerance: float = 0.0) -> bool:
-    """Trains the configuration of a run again, as a new run, and prints what is equal and what is not.
+    """Trains the configuration of a run again, as a new run, and prints which numbers are equal.
 
     Args:
         run: its id or a unique prefix of it, or `last`.
-        tolerance: the largest difference of two numbers that still counts as equal.
+        tolerance: the largest difference that counts as equal.
 
     Returns:
-        Whether every per-epoch metric (but `epoch_seconds`), all weights and all predictions are equal.
+        Whether every metric of every epoch (except `epoch_seconds`), all weights and all predictions are equal.
 
     Raises:
         ExperimentError: there is no such run, or it cannot be trained again here.
@@ -70,7 +70,7 @@ def reproduce(run: str, tolerance: float = 0.0) -> bool:
     check_store()
     original = find_run(run)
     configuration = configuration_of(original)
-    _tell_of_conditions(console, original, {**provenance(), **train.identify(configuration)})
+    _print_conditions(console, original, {**provenance(), **train.identify(configuration)})
     epochs = len(history(original).get("loss", ()))
     unfinished = not original.finished and not original.diverged
     result = train.run(configuration, (lambda epoch, _: unfinished and epoch >= epochs), reproduces=original.run_id)
@@ -78,7 +78,7 @@ def reproduce(run: str, tolerance: float = 0.0) -> bool:
     again = get_run(result.run_id)
     if again.status == "RUNNING":
         raise ExperimentError(f"The store does not have all of {again.run_id} yet.", advice="Try: experiments sync")
-    rows = _compared(original, again, result.history, tolerance)
+    rows = _compare(original, again, result.history, tolerance)
     console.print(_table(rows))
     equal = all(row.equal is not False for row in rows)
     verdict = "Equal: every recorded number of" if equal else "Different: not every number of"
@@ -87,7 +87,7 @@ def reproduce(run: str, tolerance: float = 0.0) -> bool:
 
 
 def configuration_of(run: StoredRun) -> Configuration:
-    """The stored configuration of `run`, checked as if it came from a stranger."""
+    """The recorded configuration of a run, checked like any untrusted input."""
     if "sweep.name" in run.tags:
         raise ExperimentError(f"{run.run_id} is a sweep.", advice="Name one of its runs.")
     if run.status == "RUNNING":
@@ -98,71 +98,75 @@ def configuration_of(run: StoredRun) -> Configuration:
             raise ExperimentError(f"{run.run_id} ({run.name}) was not recorded by this project.")
         text = file.read_text(encoding="utf-8")
     if not run.diverged and not history(run):
-        raise ExperimentError(f"{run.run_id} ({run.name}) has no number to compare: {run.tags.get('failure', '')}")
+        raise ExperimentError(
+            f"{run.run_id} ({run.name}) recorded no numbers to compare: {run.tags.get('failure', '')}"
+        )
     typed: list[str] = []
     with contextlib.suppress(ValueError):  # a command that somebody has changed
         typed = [word for word in shlex.split(run.tags.get("command", ""))[2:] if "=" in word]
     try:
         restored = compose.restored(text, typed, run.tags.get("experiment"), run.params)
     except ExperimentError as error:
-        raise ExperimentError(f"{run.run_id} has a configuration that this version does not take: {error}") from error
+        raise ExperimentError(f"{run.run_id} has a configuration that this version does not accept: {error}") from error
     restored.cfg.tracking.experiment = experiment_name(run)
     return restored
 
 
-def _tell_of_conditions(console: Console, original: StoredRun, now: Mapping[str, object]) -> None:
+def _print_conditions(console: Console, original: StoredRun, now: Mapping[str, object]) -> None:
     table = Table("condition", "then", "now", box=None, pad_edge=False)
     for name in _CONDITIONS:
         before, today = original.tags.get(name, "not recorded"), str(now.get(name, "not known"))
-        shown = _OF_A_DIGEST if name.endswith(("sha256", "commit")) else None
+        shown = _SHOWN_OF_A_DIGEST if name.endswith(("sha256", "commit")) else None
         if before != today:
             table.add_row(name, before[:shown], today[:shown])
     if table.row_count:
-        console.print("Not as when the run was recorded, so numbers may differ:")
+        console.print("Changed since the run was recorded, so numbers may differ:")
         console.print(table)
     else:
-        console.print("Data, code, versions and machine are those of the run.")
+        console.print("Data, code, versions and machine are the same as when the run was recorded.")
 
 
-def _compared(
+def _compare(
     original: StoredRun, again: StoredRun, trained: Mapping[str, Sequence[float]], tolerance: float
-) -> list[_Compared]:
+) -> list[_Verdict]:
     then, now = history(original), history(again)
     names = sorted({*trained} - {"epoch_seconds"})
-    rows = [_series(name, np.array(then.get(name, ())), np.array(now.get(name, ())), tolerance) for name in names]
+    rows = [
+        _compare_values(name, np.array(then.get(name, ())), np.array(now.get(name, ())), tolerance) for name in names
+    ]
     if original.diverged or again.diverged:
         same = original.tags.get("diverged_epoch") == again.tags.get("diverged_epoch")
-        return [*rows, _Compared("diverged", same)]
-    for kind, arrays in (("weights", _weights), ("predictions", _predictions)):
+        return [*rows, _Verdict("diverged", same)]
+    for kind, arrays in (("weights", _all_weights), ("predictions", _all_probabilities)):
         digest = original.tags.get(f"{kind}.sha256")
         if digest is None:  # the run was killed before it had any
-            rows.append(_Compared(kind, None))
+            rows.append(_Verdict(kind, None))
         elif digest == again.tags.get(f"{kind}.sha256"):
-            rows.append(_Compared(kind, True))
+            rows.append(_Verdict(kind, True))
         else:
             # That they differ is known; by how much, only where both were recorded.
             before, today = arrays(original), arrays(again)
             missing = tolerance > 0 and not (before.size and today.size)
-            rows.append(_Compared(kind, None) if missing else _series(kind, before, today, tolerance))
+            rows.append(_Verdict(kind, None) if missing else _compare_values(kind, before, today, tolerance))
     return rows
 
 
-def _series(name: str, then: np.ndarray, now: np.ndarray, tolerance: float) -> _Compared:
+def _compare_values(name: str, then: np.ndarray, now: np.ndarray, tolerance: float) -> _Verdict:
     if then.shape != now.shape or not then.size:
-        return _Compared(name, False)
+        return _Verdict(name, False)
     # Epochs' metrics are float32; version 0.1 has recorded them in more digits.
     difference = float(np.abs(then.astype("float32") - now.astype("float32")).max())
-    return _Compared(name, difference <= tolerance, difference)
+    return _Verdict(name, difference <= tolerance, difference)
 
 
-def _predictions(run: StoredRun) -> np.ndarray:
-    """Every recorded probability, one after another; empty when there are none."""
+def _all_probabilities(run: StoredRun) -> np.ndarray:
+    """All recorded probabilities in one array, empty if there are none."""
     parts = [predictions(run, part) for part in ("validation", "test")]
     return np.concatenate([np.empty(0), *(part.probabilities.ravel() for part in parts if part)])
 
 
-def _weights(run: StoredRun) -> np.ndarray:
-    """Every weight of the logged model, one after another; empty when none was logged."""
+def _all_weights(run: StoredRun) -> np.ndarray:
+    """All weights of the logged model in one array, empty if none was logged."""
     import keras
 
     with tempfile.TemporaryDirectory() as folder:
@@ -175,8 +179,8 @@ def _weights(run: StoredRun) -> np.ndarray:
     return np.concatenate([np.empty(0), *(weight.ravel() for weight in weights)])
 
 
-def _table(rows: list[_Compared]) -> Table:
+def _table(rows: list[_Verdict]) -> Table:
     table = Table("number", "verdict", box=None, pad_edge=False)
     for row in rows:
-        table.add_row(row.name, row.verdict)
+        table.add_row(row.name, row.words)
     return table

@@ -174,7 +174,7 @@ def test_last_is_the_latest_run_and_not_the_latest_sweep(recorded_store):
     found = recorded_store.search_runs(experiments, order_by=["attributes.start_time DESC"])
     latest = next(run for run in found if "sweep.name" not in run.data.tags)
     assert any("sweep.name" in run.data.tags for run in found)
-    with pytest.raises(ExperimentError, match=rf"^{latest.info.run_id} .+ has no model: it has not come to its end"):
+    with pytest.raises(ExperimentError, match=rf"^{latest.info.run_id} .+ has no model: it did not finish"):
         register_model("last", "digits")
 
 

@@ -457,7 +457,7 @@ def test_a_sweep_that_was_killed_goes_on_where_it_was(place):
     assert finished <= {run.info.run_id for run in results.values()}
     check_children(parent, results.values(), range(12))
     for run in map(place.client.get_run, [run.info.run_id for run in interrupted]):
-        assert why(run) == ("KILLED", "stale", "its process was gone")
+        assert why(run) == ("KILLED", "stale", "its process had died")
         assert run.data.tags["superseded"] == results[run.data.tags["fingerprint"]].info.run_id
         assert "job.log" in place.artifacts(run)
     assert len(json.loads(place.artifact(parent, "jobs.json"))) == 12
@@ -607,7 +607,8 @@ def test_a_single_run_of_what_a_sweep_trains_is_refused(place):
     (lock,) = place.jobs_folder.glob(f"*-{training.data.tags['fingerprint']}.lock")
     single = place.train(words[0], f"seed={training.data.params['seed']}")
     holder = f"process {training.data.tags['pid']} on {socket.gethostname()}"
-    said = f"experiments: This very run is being trained by {holder}. Wait for it, or if that is not so, delete {lock}"
+    advice = f"Wait until it has finished; if that process is gone, delete {lock}"
+    said = f"experiments: This very run is being trained by {holder}. {advice}"
     assert (single.status, single.output, single.errors) == (2, "", f"{said}\n")
     assert len(place.runs()) == 2
 

@@ -253,7 +253,7 @@ def test_a_storage_that_cannot_be_opened_is_refused(store, tmp_path):
     studies.write_text("no folder")
     done = experiments("-m", "hydra/sweeper=optuna", "model.dropout=0,0.3", *TINY)
     assert done.returncode == 2
-    assert f"experiments: The file of a study cannot be made: {studies} is not writable.\n" in done.stdout
+    assert f"experiments: The file of a study cannot be created: {studies} is not writable.\n" in done.stdout
     assert not runs(store)
 
 

@@ -224,7 +224,9 @@ def test_sync_leaves_runs_of_other_stores_and_open_ones_alone(store, tmp_path, c
     said = subprocess.run([EXPERIMENTS, "sync"], capture_output=True, text=True, check=True).stdout
     process.kill()
     process.join()
-    assert said == (f"{'0' * 32} is not in this store; it was recorded in http://elsewhere.\n1 more are still open.\n")
+    assert said == (
+        f"{'0' * 32} is not in this store; it was recorded in http://elsewhere.\n1 more are still running.\n"
+    )
     assert foreign.exists()
     said = subprocess.run([EXPERIMENTS, "sync"], capture_output=True, text=True, check=True).stdout
     (run,) = runs(store)

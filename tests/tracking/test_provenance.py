@@ -272,7 +272,7 @@ def test_a_git_that_fails_is_told_of(checkout, caplog):
     (checkout / ".git" / "index").write_bytes(b"spoiled")
     assert uncommitted() == ""
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert caplog.messages[0].startswith("What is not committed is not recorded: ") and "index" in caplog.messages[0]
+    assert caplog.messages[0].startswith("Uncommitted changes are not recorded: ") and "index" in caplog.messages[0]
 
 
 def test_the_tags_of_a_checkout(checkout):

@@ -29,7 +29,9 @@ def test_a_prefix_of_several_runs_is_refused_with_their_ids(store):
     ids = ", ".join(sorted([by_digit[run_id[0]], run_id]))
     with pytest.raises(ExperimentError) as refused:
         find_run(run_id[0])
-    assert str(refused.value) == (f"{run_id[0]}: the ids of 2 runs begin with it. Allowed: {ids}. Type more of it.")
+    assert str(refused.value) == (
+        f"{run_id[0]}: the ids of 2 runs begin with this. Allowed: {ids}. Type more characters."
+    )
 
 
 @pytest.mark.parametrize("names", [("a", "b", "c"), ("accuracy", "b", "c"), ("a", "b", "accuracy")])

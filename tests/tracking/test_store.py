@@ -87,7 +87,7 @@ def test_a_sqlite_store_without_a_file_is_refused(uri, monkeypatch, tmp_path):
     with pytest.raises(ExperimentError) as error:
         check_store()
     assert str(error.value) == (
-        f"MLFLOW_TRACKING_URI={uri} names no file to record in. "
+        f"MLFLOW_TRACKING_URI={uri} does not name a file. "
         "Name one, as in: sqlite:///mlflow.db, or with its full path: sqlite:////home/me/mlflow.db"
     )
     assert list(tmp_path.iterdir()) == []

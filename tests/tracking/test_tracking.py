@@ -181,7 +181,7 @@ def test_a_store_that_cannot_be_made_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ExperimentError) as error:
         check_store()
     assert str(error.value) == (
-        f"The tracking store sqlite:///{tmp_path}/file/mlflow.db cannot be made: {tmp_path}/file is not writable."
+        f"The tracking store sqlite:///{tmp_path}/file/mlflow.db cannot be created: {tmp_path}/file is not writable."
     )
 
 

@@ -50,7 +50,7 @@ class Delivery:
         client: of the store.
         run_id: the run that they belong to.
         folder: of the run.
-        unsure: whether the store may have some of the entries already.
+        unsure: whether the store may already have some of the entries.
     """
 
     def __init__(self, client: mlflow.MlflowClient, run_id: str, folder: Path, *, unsure: bool) -> None:
@@ -314,5 +314,5 @@ def read_journal(folder: Path) -> list[dict[str, Any]]:
 
 
 def is_waiting(folder: Path) -> bool:
-    """Whether a folder holds what the store may lack."""
+    """Whether a folder holds entries that the store may not have yet."""
     return (folder / JOURNAL).exists()

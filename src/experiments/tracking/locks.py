@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 TOUCHED_EVERY = 10  # seconds
 _SAME_START = 60  # seconds between two readings of one process's start
 _ABANDONED_AFTER = 120  # seconds without a touch from another host
-_STALE = {"reason": "stale", "failure": "its process was gone"}
+_STALE = {"reason": "stale", "failure": "its process had died"}
 
 
 class AlreadyRunning(ExperimentError):
@@ -62,7 +62,7 @@ def lock(name: str, what: str = "This very run is being trained") -> Iterator[No
             holder = _holder(file)
             raise AlreadyRunning(
                 f"{what} by process {holder['pid']} on {holder['host']}.",
-                advice=f"Wait for it, or if that is not so, delete {file}",
+                advice=f"Wait until it has finished; if that process is gone, delete {file}",
             )
         file.write_text(json.dumps(this_process()), encoding="utf-8")
     done = threading.Event()
@@ -154,7 +154,7 @@ def close_stale_runs() -> None:
             _close(run.info.run_id)
         except Exception as error:  # whatever is wrong with it must not keep another run from starting
             _log.warning(
-                "%s (%s), whose process is gone, cannot be closed: %s", run.info.run_name, run.info.run_id, error
+                "%s (%s), whose process has died, cannot be closed: %s", run.info.run_name, run.info.run_id, error
             )
         unlock(lock_of_sweep(name) if name else run.data.tags.get("fingerprint", ""))
 
@@ -198,7 +198,7 @@ def sync(say: Callable[[str], None]) -> bool:
             shutil.rmtree(folder)
         say(f"Sent {name} ({folder.name}): {ended.info.status}")
     if len(idle) < len(folders):
-        say(f"{len(folders) - len(idle)} more are still open.")
+        say(f"{len(folders) - len(idle)} more are still running.")
     elif not folders:
         say("Nothing to send: the store has everything.")
     return complete

@@ -35,13 +35,13 @@ def full_disk_is_a_warning(file: Path) -> Iterator[None]:
 
 
 class Outbox:
-    """Takes what a run records at once and sends it in a thread of its own, so that training never waits for it.
+    """Writes what a run records to its journal and sends it in a background thread, so that training never waits.
 
     Args:
         client: of the store.
         run_id: the run that it belongs to.
         folder: of the run.
-        unsure: whether the store may have some of it already.
+        unsure: whether the store may already have some of the entries.
     """
 
     def __init__(self, client: mlflow.MlflowClient, run_id: str, folder: Path, *, unsure: bool) -> None:
@@ -55,7 +55,7 @@ class Outbox:
         self._thread.start()
 
     def put(self, kind: str, **entry: Any) -> dict[str, Any]:
-        """Writes an entry down and has it sent."""
+        """Writes an entry to the journal and sends it in the background."""
         with self._news:
             added = self._delivery.add(kind, **entry)
             self._write_down(added)
@@ -72,14 +72,14 @@ class Outbox:
             self._disk_is_full = True
 
     def put_file(self, name: str, text: str) -> None:
-        """Writes an artifact into the folder and has it sent; a full disk costs the artifact and no more."""
+        """Writes an artifact into the folder and sends it; when the disk is full, the run continues without it."""
         file = self._delivery.folder / name
         with full_disk_is_a_warning(file):
             file.write_text(text, encoding="utf-8", newline="")
             self.put("file", name=name)
 
     def close(self, status: str, patience: float) -> bool:
-        """Ends the run; waits for a lost store for `patience` seconds.
+        """Ends the run; waits up to `patience` seconds for a store that does not answer.
 
         Returns:
             Whether everything has arrived.

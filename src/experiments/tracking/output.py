@@ -24,7 +24,7 @@ class _StandardOutput(logging.StreamHandler[TextIO]):
 
 @contextlib.contextmanager
 def console_log(*, of_a_job: bool) -> Iterator[None]:
-    """Shows the log of this package on standard output while a run lasts; that of a sweep's job is in its file."""
+    """Prints the log of this package during a run, except in the job of a sweep, whose log goes to its file."""
     _log.setLevel(logging.DEBUG)
     if of_a_job:
         yield

@@ -1,4 +1,4 @@
-"""A sweep in the store: its parent run, and the end of jobs whose process has died."""
+"""A sweep in the store: its parent run, and closing the runs of jobs whose process has died."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ _MOST_IN_A_LINK = 50
 
 
 def end_run(run_id: str, status: str, tags: Mapping[str, object]) -> None:
-    """Ends a run whose process has died, and sends what is left in its folder.
+    """Closes a run whose process has died, after sending what is left in its folder.
 
     Args:
         run_id: of the run.
@@ -35,7 +35,7 @@ def end_run(run_id: str, status: str, tags: Mapping[str, object]) -> None:
         tags: of the run.
 
     Raises:
-        StoreLost: the store is gone.
+        StoreLost: the store does not answer.
     """
     client = open_store()
     call_store(send_missing, client, run_id, run_folder(run_id), (status, tags))
@@ -53,7 +53,7 @@ class Parent:
     outbox: Outbox
 
     def link(self, metric: str, mode: str, run_ids: Sequence[str] = ()) -> str:
-        """Its runs, or those of `run_ids`, as a sorted table with charts in the MLflow UI, without host and port.
+        """A link to its runs, or to `run_ids`, in the MLflow UI: a sorted table with charts; without host and port.
 
         Args:
             metric: what the best is chosen by.
@@ -87,11 +87,11 @@ class Parent:
         self.outbox.put("tags", tags=texts)
 
     def write_jobs(self, jobs: Iterable[Mapping[str, Any]]) -> None:
-        """Keeps the list of jobs: number, overrides, fingerprint and run id of each."""
+        """Records the list of jobs: number, overrides, fingerprint and run id of each."""
         self.outbox.put_file("jobs.json", json.dumps(list(jobs), indent=1))
 
     def close(self, status: str, patience: float) -> None:
-        """Sends the files in its folder and ends the parent; waits for a lost store for `patience` seconds."""
+        """Sends the files in its folder and ends the parent; waits up to `patience` seconds for the store."""
         if self.outbox.close(status, patience):
             shutil.rmtree(self.folder)
         else:
@@ -100,16 +100,16 @@ class Parent:
 
 
 def open_parent(experiment: str, name: str, tags: Mapping[str, object], patience: float) -> Parent:
-    """The parent `name`, made or opened again; its experiment is made if need be.
+    """Creates or reopens the parent of a sweep, and its experiment if necessary.
 
     Args:
         experiment: name of the MLflow experiment.
         name: of the sweep, unique to its jobs.
         tags: of the parent.
-        patience: seconds that the sweep waits for a lost store from now on.
+        patience: seconds that the sweep waits from now on for a store that does not answer.
 
     Raises:
-        ExperimentError: the store is gone, or the experiment was deleted.
+        ExperimentError: the store does not answer, or the experiment was deleted.
     """
     client = open_store()
     place = experiment_id(client, experiment)

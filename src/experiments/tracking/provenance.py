@@ -1,4 +1,4 @@
-"""Where a run comes from: machine, packages, commit and what is not committed; and texts without secrets."""
+"""Where a run comes from: machine, packages, commit and uncommitted changes."""
 
 import contextlib
 import functools
@@ -37,7 +37,7 @@ def provenance() -> dict[str, object]:
 def environment() -> str:
     """Every installed package with its version, as a file that pip can install.
 
-    What came from elsewhere than an index (PEP 610), and so cannot be had by its version, is a comment.
+    A package that was not installed from an index (PEP 610), so that pip could not find its version, is a comment.
     """
     names = set()
     for found in distributions():
@@ -64,16 +64,16 @@ def _source(direct_url: str) -> str:
 
 
 def uncommitted(limit: int = 1_000_000) -> str:
-    r"""What `git apply` needs, at the root of the checkout, to make the work tree out of its commit.
+    r"""The uncommitted changes, as a diff that `git apply` takes at the root of the checkout.
 
-    Untracked files are in it when they are code or configuration: the smallest first, as long as they have no more
-    than `limit` bytes together. The rest is told of in the last line.
+    Untracked files are included if they are code or configuration: the smallest first, up to `limit` bytes together.
+    The last line says what was left out.
 
     Args:
-        limit: bytes; a longer diff is cut at the end of a line, and the last line tells how much is missing.
+        limit: bytes; a longer diff is cut at the end of a line, and the last line says how much is missing.
 
     Returns:
-        A diff with binary files in it and with characters that are not UTF-8 as \ufffd. It is empty if nothing is
+        The diff, with binary files, and with \ufffd for characters that are not UTF-8. It is empty if nothing is
         uncommitted, if there is no checkout, repository or git, and, with a warning, if git fails.
     """
     try:
@@ -84,7 +84,7 @@ def uncommitted(limit: int = 1_000_000) -> str:
         diff, left_out = _diff(Path(str(CHECKOUT), used_index), limit)
     except (OSError, subprocess.CalledProcessError) as error:
         reason = error.stderr.decode(errors="replace") if isinstance(error, subprocess.CalledProcessError) else error
-        _log.warning("What is not committed is not recorded: %s", reason)
+        _log.warning("Uncommitted changes are not recorded: %s", reason)
         return ""
     missing = [f"{len(left_out)} untracked, such as {left_out[-1]!r}"] if left_out else []
     if len(diff) > limit:

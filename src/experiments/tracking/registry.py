@@ -24,14 +24,14 @@ class Version:
 
 
 def registered_model(name: str, folder: Path) -> tuple[Path, StoredRun | None]:
-    """A copy of the .keras file of a registered model in `folder`, and the run that has trained it, if it is known.
+    """Copies the .keras file of a registered model into `folder`; also returns the run that trained it, if known.
 
     Args:
         name: as `models:/name@alias` or `models:/name/version`.
         folder: where to copy it.
 
     Raises:
-        ExperimentError: there is no such model, or it is none of Keras.
+        ExperimentError: there is no such model, or it is not a Keras model.
     """
     client = open_store()
     model, _, version = name.removeprefix("models:/").partition("/")
@@ -49,12 +49,12 @@ def registered_model(name: str, folder: Path) -> tuple[Path, StoredRun | None]:
     copied = call_store(download_artifacts, artifact_uri=name, dst_path=str(folder), tracking_uri=store_uri())
     file = next(Path(copied).rglob("*.keras"), None)
     if file is None:
-        raise ExperimentError(f"{name} is no Keras model.")
+        raise ExperimentError(f"{name} is not a Keras model.")
     return file, get_run(found.run_id) if found.run_id else None
 
 
 def champion(name: str) -> Version | None:
-    """The version that has the alias `champion`, None when there is none yet."""
+    """The version with the alias `champion`, or None if there is none yet."""
     try:
         found = call_store(open_store().get_model_version_by_alias, name, CHAMPION)
     except StoreRefused:
@@ -63,10 +63,10 @@ def champion(name: str) -> Version | None:
 
 
 def register(name: str, run: StoredRun, tags: Mapping[str, str], description: str) -> str:
-    """Makes the model of a run the newest version of `name`, and says which number it has.
+    """Registers the model of a run as the newest version of `name`, and returns its number.
 
     Raises:
-        ExperimentError: the run has logged no model, or the name cannot be one.
+        ExperimentError: the run has logged no model, or MLflow does not accept the name.
     """
     client = open_store()
     logged = model_id(run)
@@ -90,5 +90,5 @@ def register(name: str, run: StoredRun, tags: Mapping[str, str], description: st
 
 
 def set_alias(name: str, alias: str, version: str) -> None:
-    """Lets `models:/name@alias` be that version from now on."""
+    """Points an alias of a registered model at a version."""
     call_store(open_store().set_registered_model_alias, name, alias, version)

@@ -73,7 +73,7 @@ class Run:
         return str(_local(self.artifact_uri) or self.artifact_uri)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Records `metrics` of a step, once; those of step 0 belong to the model, too, if there is one."""
+        """Records the metrics of a step; those of step 0 are also metrics of the logged model, if there is one."""
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self.outbox.put("metrics", step=step, metrics=finite, of_model=self.has_model and step == 0)
 
@@ -121,7 +121,7 @@ class Run:
         )
 
     def fail(self, failure: str, tags: Mapping[str, object], status: str = "FAILED") -> None:
-        """Lets the run end as FAILED or KILLED although nothing is raised."""
+        """Makes the run end as FAILED or KILLED although no exception is raised."""
         _log.error("%s: %s", status, failure)
         self.status = status
         self.diverged = "diverged" in tags
@@ -129,7 +129,7 @@ class Run:
 
     @contextlib.contextmanager
     def file(self, name: str) -> Iterator[Path]:
-        """The path to write an artifact to; a full disk costs the artifact and not the run."""
+        """The path to write an artifact to; when the disk is full, the run continues without the artifact."""
         path = self.folder / name
         with full_disk_is_a_warning(path):
             yield path
@@ -161,14 +161,14 @@ class Run:
 
 
 def import_model_flavor() -> None:
-    """Imports what logging a model needs: half a second that no other command should pay."""
+    """Imports what logging a model needs, which takes half a second and is not needed otherwise."""
     import mlflow.keras
     import mlflow.models
     import mlflow.types  # noqa: F401 - imported to be there
 
 
 def preload() -> None:
-    """Does once what the first run of a process would do: most of what recording costs a short one."""
+    """Does in advance what the first run of a process does once: most of the cost of recording a short run."""
     import mlflow.pyfunc
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 - imported to be there
     from mlflow.utils.requirements_utils import warn_dependency_requirement_mismatches
@@ -179,7 +179,7 @@ def preload() -> None:
 
 
 def _model_requirements() -> list[str]:
-    """What a logged model needs, with versions; left to itself MLflow would take 9 s to find out."""
+    """The packages that a logged model needs, with versions; MLflow would take 9 s to find them."""
     return [f"{name}=={version(name)}" for name in ("keras", "tensorflow", "mlflow")]
 
 
@@ -198,23 +198,23 @@ def open_run(
     output: str = "",
     patience: float,
 ) -> Iterator[Run]:
-    """Opens a run in the store, new or again, and ends it with its true status.
+    """Creates or reopens a run in the store, and closes it with its true status.
 
     Args:
-        experiment: name of the MLflow experiment, made if need be; with a parent the run goes to the parent's.
+        experiment: name of the MLflow experiment, created if necessary; with a parent, the parent's is used.
         name: of the run.
-        params: all of them; texts that are too long are cut.
+        params: its parameters; values that are too long are cut.
         tags: beside those of the machine and the code, which are set here.
-        files: artifacts to have from the start, name -> text.
+        files: artifacts to record at the start, name -> text.
         parent: id of the sweep's run.
-        attempt: id of an older run to go on with, in the place that it has.
-        superseded: ids of older runs that this one takes the place of.
-        outdated: ids of older runs whose files nobody needs when this one is finished.
+        attempt: id of an earlier run to resume, in its own experiment and sweep.
+        superseded: ids of earlier runs that this one replaces.
+        outdated: ids of earlier runs whose files are deleted when this one is finished.
         output: name of the file that the output of the run's own process has gone to, if that was another one.
-        patience: seconds that the end waits for a lost store.
+        patience: seconds to wait at the end for a store that does not answer.
 
     Raises:
-        StoreLost: the store is gone.
+        StoreLost: the store does not answer.
         ExperimentError: the store refuses it, the experiment was deleted, or the run's folder cannot be made.
     """
     client = open_store()
@@ -253,7 +253,7 @@ def open_run(
 
 
 def _reopened(client: mlflow.MlflowClient, run_id: str, fingerprint: str) -> RunInfo:
-    """A run that had ended, open again, with all that its folder still held."""
+    """Reopens a run that had ended, after sending what its folder still held."""
     folder = run_folder(run_id)
     with folder_lock(folder):  # or another command could be closing it as one of a dead process
         send_before_reopening(client, run_id, folder)
@@ -264,7 +264,7 @@ def _reopened(client: mlflow.MlflowClient, run_id: str, fingerprint: str) -> Run
     failure = folder / "traceback.txt"
     if failure.exists():
         failure.write_text(
-            f"The run has gone on after this.\n\n{failure.read_text(encoding='utf-8')}", encoding="utf-8"
+            f"The run was resumed after this error.\n\n{failure.read_text(encoding='utf-8')}", encoding="utf-8"
         )
     return client.get_run(run_id).info
 
@@ -275,14 +275,14 @@ def _made_folder(client: mlflow.MlflowClient, run_id: str, fingerprint: str) -> 
         folder.mkdir(parents=True, exist_ok=True)
         write_owner(folder, fingerprint=fingerprint)
     except OSError as error:
-        client.set_tag(run_id, "failure", f"its folder cannot be made: {error}")
+        client.set_tag(run_id, "failure", f"its folder cannot be created: {error}")
         client.set_terminated(run_id, "FAILED")
-        raise ExperimentError(f"The files of a run cannot be made: {error}.") from error
+        raise ExperimentError(f"The folder of a run cannot be created: {error}.") from error
     return folder
 
 
 def _delete_run_folder(run_id: str) -> None:
-    """Deletes the folder of a run, unless it holds what the store lacks."""
+    """Deletes the folder of a run, unless the store does not have everything in it yet."""
     if not is_waiting(run_folder(run_id)):
         shutil.rmtree(run_folder(run_id), ignore_errors=True)
 
@@ -307,7 +307,7 @@ def release_owner(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _status(run: Run, patience: float) -> Iterator[None]:
-    """Closes `run` as FINISHED, FAILED or KILLED, and says why in tags and files."""
+    """Closes the run as FINISHED, FAILED or KILLED, and records why."""
     try:
         yield
     except BaseException as error:

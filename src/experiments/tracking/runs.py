@@ -45,22 +45,22 @@ class StoredRun:
 
     @property
     def finished(self) -> bool:
-        """Whether it holds the result of its configuration: trained to the end, for its own sake."""
+        """Whether it was trained to the end, neither pruned nor as a reproduction of another run."""
         return self.status == "FINISHED" and not {"pruned", "reproduces"} & set(self.tags)
 
     @property
     def attempt(self) -> tuple[str, float | None]:
-        """What changes when a run that had ended is gone on with."""
+        """What changes when a run that had ended is resumed."""
         return self.status, self.seconds
 
     @property
     def parent(self) -> str | None:
-        """The run of the sweep that it was trained for."""
+        """The id of the parent of the sweep that it was trained for."""
         return self.tags.get(MLFLOW_PARENT_RUN_ID)
 
     @property
     def diverged(self) -> bool:
-        """Whether its training diverged, which it would do again."""
+        """Whether its training diverged, as it would again."""
         return "diverged" in self.tags
 
 
@@ -101,7 +101,7 @@ def search(client: mlflow.MlflowClient, query: str, experiments: list[str] | Non
 
 
 def earlier_runs(variant: str, seed: int) -> list[StoredRun]:
-    """Every run of a configuration, the newest first, whatever its data and code were."""
+    """Every run of a configuration, the newest first, with whatever data and code."""
     return list(search(open_store(), f"tags.variant = '{variant}' and params.seed = '{seed}'"))
 
 
@@ -120,7 +120,7 @@ def runs_of(parent: StoredRun, query: str = "") -> list[StoredRun]:
 
     Args:
         parent: of the sweep.
-        query: a filter that they must match, too; empty for none.
+        query: a filter that they must also match; empty for none.
 
     Raises:
         ExperimentError: the filter is refused.
@@ -197,7 +197,7 @@ def find_run(run: str) -> StoredRun:
 
 
 def only_one(prefix: str, found: Sequence[StoredRun]) -> StoredRun:
-    """The one run whose id begins with `prefix`.
+    """The only run whose id begins with `prefix`.
 
     Raises:
         ExperimentError: there are several.
@@ -206,7 +206,7 @@ def only_one(prefix: str, found: Sequence[StoredRun]) -> StoredRun:
         return found[0]
     ids = [run.run_id for run in found]
     raise ExperimentError(
-        f"{prefix}: the ids of {len(ids)} runs begin with it.", allowed=ids, advice="Type more of it."
+        f"{prefix}: the ids of {len(ids)} runs begin with this.", allowed=ids, advice="Type more characters."
     )
 
 
@@ -217,7 +217,7 @@ def experiment_name(run: StoredRun) -> str:
 
 
 def history(run: StoredRun, *names: str) -> dict[str, list[float]]:
-    """Metric -> one value an epoch, of every metric that epochs have, or of those of `names` that the run has."""
+    """Metric -> one value per epoch, of every metric of the epochs, or of those in `names` that the run has."""
     client = open_store()
     wanted = [name for name in names or run.metrics if name in run.metrics and "/" not in name]
     series = {name: call_store(client.get_metric_history, run.run_id, name) for name in wanted}
@@ -229,7 +229,7 @@ def _step(point: Metric) -> int:
 
 
 def artifact(run: StoredRun, name: str, folder: Path) -> Path | None:
-    """A copy of an artifact of a run in `folder`, or None when the run has none of that name."""
+    """Copies an artifact of a run into `folder`; None if the run has no artifact of that name."""
     # By the run's id, MLflow would read all that the store has of it, three times.
     place, uri = run.artifact_uri, store_uri()
     if name not in {
@@ -242,14 +242,14 @@ def artifact(run: StoredRun, name: str, folder: Path) -> Path | None:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a run's model says of its validation or test images."""
+    """What a run's model predicts for its validation or test images."""
 
     labels: np.ndarray  # int64 (images,)
     probabilities: np.ndarray  # float32 (images, classes)
 
 
 def predictions(run: StoredRun, part: str) -> Predictions | None:
-    """The recorded predictions for the `validation` or `test` images, None when a run has none."""
+    """The recorded predictions for the `validation` or `test` images, or None."""
     return _arrays(run, f"{part}_predictions.npz", Predictions)
 
 
@@ -264,12 +264,12 @@ class Mistakes:
 
 
 def mistakes(run: StoredRun) -> Mistakes | None:
-    """The recorded mistakes on the test set, None when a run has none."""
+    """The recorded errors on the test set, or None."""
     return _arrays(run, "mistakes.npz", Mistakes)
 
 
 def _arrays(run: StoredRun, name: str, kind: type[_Kind]) -> _Kind | None:
-    """The arrays of an .npz file of a run, None when it has none that is whole."""
+    """The arrays of an .npz artifact of a run, or None if there is none or it is corrupt."""
     wanted = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder:
         file = artifact(run, name, Path(folder))
@@ -297,13 +297,13 @@ def class_names(run: StoredRun) -> tuple[str, ...]:
 
 
 def model_id(run: StoredRun) -> str | None:
-    """The id of the model that a run has logged, None when it has logged none."""
+    """The id of the model that a run has logged, or None."""
     outputs = call_store(open_store().get_run, run.run_id).outputs
     return outputs.model_outputs[-1].model_id if outputs and outputs.model_outputs else None
 
 
 def model_file(run: StoredRun, folder: Path) -> Path | None:
-    """A copy of the .keras file that a run has logged in `folder`, or None when it has logged none."""
+    """Copies the .keras file that a run has logged into `folder`; None if it has logged none."""
     logged = model_id(run)
     if logged is None:
         return None
@@ -314,7 +314,7 @@ def model_file(run: StoredRun, folder: Path) -> Path | None:
 
 
 def no_model(run: StoredRun) -> ExperimentError:
-    """Why a run has none, and what to do."""
+    """The error that explains why a run has no model."""
     if "sweep.name" in run.tags:
         return ExperimentError(f"{run.run_id} is a sweep.", advice=f"Name its best run: best:{run.tags['sweep.name']}")
     if run.diverged:
@@ -324,7 +324,7 @@ def no_model(run: StoredRun) -> ExperimentError:
     elif run.status == "RUNNING":
         reason = "it is still running"
     elif run.status != "FINISHED":
-        reason = f"it has not come to its end: {run.tags.get('failure', run.status)}"
+        reason = f"it did not finish: {run.tags.get('failure', run.status)}"
     else:
         reason = "it was trained with tracking.model=false"
     return ExperimentError(f"{run.run_id} ({run.name}) has no model: {reason}.")

@@ -36,8 +36,8 @@ _PASSWORD_IN_URI = re.compile(
 def without_secrets(text: str) -> str:
     """The text with `***` in place of every secret.
 
-    Secrets are the values of environment variables that are called so (PASSWORD, TOKEN, API_KEY ...), passwords and
-    tokens in URIs, and the passwords of the MLflow stores wherever they stand. Users and hosts stay.
+    Secrets are the values of environment variables whose names say so (PASSWORD, TOKEN, API_KEY ...), passwords and
+    tokens in URIs, and the passwords of the MLflow stores wherever they occur. Users and hosts are kept.
     """
     values = tuple(os.environ.get(name, "") for name in os.environ if _is_secret(name))
     uris = tuple(os.environ.get(name, "") for name in _STORES)
@@ -58,7 +58,7 @@ def _is_secret(name: str) -> bool:
 
 @functools.lru_cache(maxsize=1)
 def _secrets(values: tuple[str, ...], uris: tuple[str, ...]) -> list[str]:
-    """What must not be shown, the longest first.
+    """The texts to redact, the longest first.
 
     Args:
         values: of environment variables; those that name a file are no secrets.
@@ -80,8 +80,8 @@ def _secrets(values: tuple[str, ...], uris: tuple[str, ...]) -> list[str]:
 
 
 class WithoutSecrets(logging.Formatter):
-    """A formatter whose lines and tracebacks show no secrets."""
+    """A formatter that redacts secrets in log lines and tracebacks."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line of a record, and its traceback, without secrets."""
+        """The line of a log record, and its traceback, without secrets."""
         return without_secrets(super().format(record))

@@ -67,18 +67,18 @@ def home() -> Path:
 
 
 def jobs_folder() -> Path:
-    """Where runs and jobs keep their files until the store has them."""
+    """The folder of all runs and jobs, for files that the store does not have yet."""
     return home() / "mlruns" / "jobs"
 
 
 def run_folder(run_id: str) -> Path:
-    """Where a run keeps its files until the store has them.
+    """The folder in which a run keeps its files until the store has them.
 
     Raises:
         ExperimentError: the id, which may come from a server, would lead out of the folder of all runs.
     """
     if not re.fullmatch(r"[\w-]+", run_id):
-        raise ExperimentError(f"{run_id!r} is no id of a run.")
+        raise ExperimentError(f"{run_id!r} is not the id of a run.")
     return jobs_folder() / run_id
 
 
@@ -117,7 +117,7 @@ def check_store() -> None:
     file = sqlite_file(uri)
     if uri.startswith("sqlite:") and (file is None or file.name == ":memory:" or file.is_dir()):
         raise ExperimentError(
-            f"MLFLOW_TRACKING_URI={os.environ['MLFLOW_TRACKING_URI']} names no file to record in.",
+            f"MLFLOW_TRACKING_URI={os.environ['MLFLOW_TRACKING_URI']} does not name a file.",
             advice="Name one, as in: sqlite:///mlflow.db, or with its full path: sqlite:////home/me/mlflow.db",
         )
     check_writable(jobs_folder(), "The files of a run")
@@ -141,7 +141,7 @@ def check_writable(folder: Path, what: str) -> None:
     """
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise ExperimentError(f"{what} cannot be made: {there} is not writable.")
+        raise ExperimentError(f"{what} cannot be created: {there} is not writable.")
 
 
 def _reach(question: Callable[[], T]) -> T:
@@ -246,7 +246,7 @@ def call_store(question: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T
             _waited_in_vain = True
             raise lost
         if not told:
-            _log.warning("%s Waiting for it for %.0f s.", lost, left)
+            _log.warning("%s Waiting up to %.0f s for it.", lost, left)
             told = True
         sleep(min(AGAIN_AFTER, left))
 
