@@ -89,7 +89,7 @@ def test_help_names_every_command(here):
         (["predict", "last"], "experiments predict: Missing argument 'IMAGE...'. Try: experiments predict --help"),
         (
             ["predict", "last", "1.png", "--json", "--csv"],
-            "experiments predict: --json and --csv exclude each other. Try: experiments predict --help",
+            "experiments predict: --json and --csv cannot be combined. Try: experiments predict --help",
         ),
         (
             ["ui", "--port", "0"],

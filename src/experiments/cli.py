@@ -233,7 +233,7 @@ def reproduce(run: str, tolerance: float) -> int:
 @click.option(
     "--filter", "query", default="", metavar="FILTER", help="Only runs that match, in MLflow's search syntax."
 )
-@click.option("--metric", default="", metavar="METRIC", help="What to rank by instead of the objective.")
+@click.option("--metric", default="", metavar="METRIC", help="Rank by this metric instead of the objective.")
 @click.option("--across-data", is_flag=True, help="Compare runs on different data, which is refused otherwise.")
 @click.option("--csv", default="", metavar="FILE", help="Also write the table to a file.")
 @click.option("--html", default="", metavar="FILE", help="Also write a page with charts, errors and links to the runs.")
@@ -265,7 +265,9 @@ def compare(sweeps: tuple[str, ...], query: str, metric: str, across_data: bool,
 @click.argument("model")
 @click.argument("files", nargs=-1, required=True, metavar="IMAGE...")
 @click.option(
-    "--prepare", type=click.Choice(["none", "resize", "mnist"]), help="By default what fits the model's data."
+    "--prepare",
+    type=click.Choice(["none", "resize", "mnist"]),
+    help="How to prepare the images; by default as the model's data was.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with all probabilities, instead of a table.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV instead of a table.")
@@ -278,7 +280,7 @@ def predict(model: str, files: tuple[str, ...], prepare: str | None, as_json: bo
     from experiments import images, load
 
     if as_json and as_csv:
-        raise click.UsageError("--json and --csv exclude each other.")
+        raise click.UsageError("--json and --csv cannot be combined.")
     paths = images.files(files)
     classifier = load(model)
     from experiments.serving import predict
@@ -322,11 +324,11 @@ def draw(model: str, port: int) -> None:
 @commands.command()
 @click.argument("source", metavar="RUN_OR_SWEEP")
 @click.option("--name", required=True, metavar="NAME", help="Name of the registered model.")
-@click.option("--force", is_flag=True, help="Make it champion whatever the comparison says.")
+@click.option("--force", is_flag=True, help="Make it champion regardless of the comparison.")
 def register(source: str, name: str, force: bool) -> None:
     """Register a model in MLflow, as champion if it is better.
 
-    Of a sweep, the best variant is taken.
+    For a sweep, the median seed of its best variant is registered.
     """
     from experiments.serving import register
 
@@ -337,10 +339,12 @@ def register(source: str, name: str, force: bool) -> None:
 @click.argument("model")
 @click.argument("overrides", nargs=-1, metavar="[OVERRIDE]...")
 @click.option("--format", "form", required=True, type=click.Choice(["keras", "saved_model", "onnx", "litert"]))
-@click.option("--out", required=True, metavar="DIR", help="Folder of the file, and of export.json.")
-@click.option("--quantize", type=click.Choice(["int8"]), help="Of LiteRT: smaller and faster, hardly less exact.")
+@click.option("--out", required=True, metavar="DIR", help="Folder for the file and export.json.")
+@click.option(
+    "--quantize", type=click.Choice(["int8"]), help="For LiteRT: smaller and faster, at a small cost in accuracy."
+)
 @click.option("--data", metavar="CHOICE", help="Data to check on; OVERRIDEs such as data.path=FILE may follow.")
-@click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 def export(
     model: str, overrides: tuple[str, ...], form: str, out: str, quantize: str | None, data: str | None, overwrite: bool
 ) -> int:
