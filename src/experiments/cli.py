@@ -267,7 +267,7 @@ def compare(sweeps: tuple[str, ...], query: str, metric: str, across_data: bool,
 @click.option(
     "--prepare",
     type=click.Choice(["none", "resize", "mnist"]),
-    help="How to prepare the images; by default as the model's data was.",
+    help="By default as the model's data was prepared.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with all probabilities, instead of a table.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV instead of a table.")
@@ -340,9 +340,7 @@ def register(source: str, name: str, force: bool) -> None:
 @click.argument("overrides", nargs=-1, metavar="[OVERRIDE]...")
 @click.option("--format", "form", required=True, type=click.Choice(["keras", "saved_model", "onnx", "litert"]))
 @click.option("--out", required=True, metavar="DIR", help="Folder for the file and export.json.")
-@click.option(
-    "--quantize", type=click.Choice(["int8"]), help="For LiteRT: smaller and faster, at a small cost in accuracy."
-)
+@click.option("--quantize", type=click.Choice(["int8"]), help="For LiteRT: smaller and faster, slightly less accurate.")
 @click.option("--data", metavar="CHOICE", help="Data to check on; OVERRIDEs such as data.path=FILE may follow.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 def export(

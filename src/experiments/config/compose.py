@@ -55,7 +55,7 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> Configur
 
 
 def compose_unchecked(overrides: Sequence[str], config_dir: str | None = None) -> Configuration:
-    """Composes one run whose values may still be wrong, as those of a combination that is to be left out.
+    """Composes one run without checking its values, such as a combination that a sweep leaves out.
 
     Raises:
         ExperimentError: an override that cannot work.
@@ -69,7 +69,7 @@ def compose_unchecked(overrides: Sequence[str], config_dir: str | None = None) -
 
 
 def check_command(overrides: Sequence[str], config_dir: str | None, *, multirun: bool) -> None:
-    """Checks what can be told of a command line before Hydra acts on it, swept values left out.
+    """Checks a command line before Hydra acts on it, except for swept values.
 
     Raises:
         ExperimentError: an override or a value that cannot work, or a sweep that is not asked for as one.
@@ -104,7 +104,7 @@ def current_job(cfg: DictConfig, config_dir: str | None) -> Configuration:
 
 
 def restored(text: str, overrides: Sequence[str], experiment: str | None, choices: Mapping[str, str]) -> Configuration:
-    """The configuration of a recorded run, held to the same rules as one that was just composed.
+    """The configuration of a recorded run, checked like a newly composed one.
 
     What cannot change a result, such as `tracking`, is as in a new run.
 
@@ -130,7 +130,7 @@ def restored(text: str, overrides: Sequence[str], experiment: str | None, choice
 
 
 def folders(config_dir: str | None) -> list[Path]:
-    """Where options are looked for: in this package, then in the user's folder.
+    """The folders of options: that of this package, then the user's.
 
     Raises:
         ExperimentError: the user's folder does not exist.
@@ -150,7 +150,7 @@ def option_files(config_dir: str | None) -> dict[str, list[Path]]:
 
 
 def first_comment(file: Path) -> str:
-    """The first comment line of an option's file, which says what it is; a directive such as `@package` is none."""
+    """The first comment line of an option's file, which describes it; directives such as `@package` are skipped."""
     comments = (line[1:].strip() for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
     return next((comment for comment in comments if not comment.startswith("@")), "")
 
@@ -170,7 +170,7 @@ def _composed(overrides: Sequence[str], config_dir: str | None) -> DictConfig:
 
 @contextlib.contextmanager
 def _no_other_hydra() -> Iterator[None]:
-    """Lets a sweep compose its jobs inside the Hydra that has called it; there may be only one."""
+    """Clears Hydra's global state for a moment, so that a sweep can compose its jobs while Hydra is running."""
     instance = GlobalHydra.instance()
     calling, instance.hydra = instance.hydra, None
     try:
@@ -190,7 +190,7 @@ def _configuration(
 
 
 def checked(configuration: Configuration) -> Configuration:
-    """The same configuration, held to all that can be told without building it.
+    """Checks a configuration as far as possible without building it, and returns it.
 
     Raises:
         ExperimentError: a value that cannot work.
@@ -202,7 +202,7 @@ def checked(configuration: Configuration) -> Configuration:
 
 
 def _check_overrides(overrides: Sequence[str], config_dir: str | None) -> None:
-    """Refuses what Hydra would take, such as any misspelt key after `+`, and what it would not explain."""
+    """Rejects overrides that Hydra would accept, such as a misspelled key after `+`, or would not explain."""
     for text, override in pairs(overrides):
         key = override.key_or_group
         if (override.is_delete() and key in GROUPS) or (key in SELECTABLE and not is_choice(override)):
@@ -224,7 +224,7 @@ def _options(group: str, config_dir: str | None) -> set[str]:
 
 
 def _known(overrides: Sequence[str], config_dir: str | None) -> Configuration:
-    """The keys that there are with the options that `overrides` choose."""
+    """The keys that exist with the options chosen by `overrides`."""
     chosen = [
         text
         for text, override in pairs(overrides)
@@ -235,7 +235,7 @@ def _known(overrides: Sequence[str], config_dir: str | None) -> Configuration:
 
 
 def _explain(error: Exception, overrides: Sequence[str], config_dir: str | None) -> ExperimentError:
-    """Hydra's, OmegaConf's or YAML's complaint in one short message with the nearest name."""
+    """Translates an error of Hydra, OmegaConf or YAML into a short message with the nearest name."""
     problem = first_line(error)
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         mark = error.problem_mark
@@ -254,7 +254,7 @@ def _explain(error: Exception, overrides: Sequence[str], config_dir: str | None)
 
 
 def _unknown_inside(key: str, overrides: Sequence[str], known: Configuration) -> ExperimentError:
-    """The refusal of `key`, or of an unknown key in the mapping that it was given."""
+    """The error for an unknown key, or for an unknown key inside its mapping."""
     given = [override.value() for override in parse(overrides) if override.key_or_group == key]
     inside = [name for value in given if isinstance(value, dict) for name, _ in flatten(value, f"{key}.")]
     name = next((name for name in [*inside, key] if name not in known_keys(known)), None)

@@ -1,4 +1,4 @@
-"""Keys of earlier versions: old commands, YAML files and recorded runs keep working."""
+"""Translates keys of earlier versions, so that old commands, YAML files and recorded runs keep working."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -21,14 +21,14 @@ _ABSENT = object()
 
 
 def current_words(words: Iterable[str]) -> list[str]:
-    """The words of a command line with the keys of today."""
+    """Translates the overrides of a command line to the current keys."""
     parts = [match.groups() for match in map(_WORD.fullmatch, words) if match]
     named = [(sign, RENAMED.get(key, key), rest) for sign, key, rest in parts]
     return [f"{sign}{key}{rest}" for sign, key, rest in named if key is not None]
 
 
 def current_keys(values: Any) -> Any:
-    """A flat mapping of dotted keys, or a list of such mappings, with the keys of today."""
+    """Translates a flat mapping of dotted keys, or a list of them, to the current keys."""
     if isinstance(values, list):
         return [current_keys(each) for each in values]
     if not isinstance(values, Mapping):
@@ -38,12 +38,12 @@ def current_keys(values: Any) -> Any:
 
 
 def current_parameters(parameters: Mapping[str, str]) -> dict[str, str]:
-    """The parameters of a recorded run with the keys of today."""
+    """Translates the parameters of a recorded run to the current keys."""
     return (_IMPLIED if "label_smoothing" in parameters else {}) | current_keys(parameters)
 
 
 def current_values(values: Any, overridden: Collection[str] = ()) -> Any:
-    """The unresolved values of a whole configuration with the keys of today.
+    """Translates the unresolved values of a configuration to the current keys.
 
     Args:
         values: plain values; not changed.

@@ -1,4 +1,4 @@
-"""What a configuration may say: names, types and ranges."""
+"""The names, types and ranges that a configuration may have."""
 
 import json
 import re
@@ -56,7 +56,7 @@ def epoch_metrics(values: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def check_run(values: Mapping[str, Any], options: Mapping[str, str]) -> None:
-    """Holds a composed run to everything that can be told without building it.
+    """Checks a composed run as far as possible without building it.
 
     Args:
         values: plain values of the whole configuration; each number gets the type of its key, so that 0 becomes 0.0.
@@ -101,7 +101,7 @@ def _check_names(values: Mapping[str, Any]) -> None:
 
 
 def _check_parts(values: Mapping[str, Any]) -> None:
-    """Whatever is to be built must say by what."""
+    """Checks that everything to be built has a `_target_`."""
     parts = {group: values.get(group) for group in GROUPS if group not in ("augment", *LIST_GROUPS)}
     for group in ("augment", *LIST_GROUPS):
         several = values.get(group) or {}
@@ -148,7 +148,7 @@ def _check_callbacks(values: Mapping[str, Any], measured: Sequence[str], schedul
 
 
 def check_value(key: str, value: Any, annotation: Any) -> Any:
-    """The value in the type of an annotation, held to its bounds: 0 becomes 0.0 where a float is wanted.
+    """Converts a value to the type of an annotation and checks its bounds; 0 becomes 0.0 for a float.
 
     Raises:
         ExperimentError: says what is allowed, in words.
