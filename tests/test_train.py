@@ -519,7 +519,7 @@ def test_averaged_weights_must_be_the_ones_that_are_kept(compose):
 
 
 def test_a_job_whose_data_or_code_has_changed_since_it_was_checked_fails(store, digits):
-    result = run([*small(digits), "tracking.fingerprint='0123456789abcdef'"])
+    result = run([*small(digits), "tracking.job={sweep:null,number:0,fingerprint:'0123456789abcdef',trial:null}"])
     assert (result.status, result.objective, result.history) == ("FAILED", None, {})
     found = store.get_run(result.run_id)
     assert (found.info.status, found.data.tags["reason"]) == ("FAILED", "changed")

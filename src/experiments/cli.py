@@ -156,16 +156,17 @@ def _run_job(configuration: "Configuration") -> Any:
     cfg = configuration.cfg
     if cfg.dry_run:
         return train.plan(configuration)
-    if not cfg.tracking.parent:  # of a sweeper that is not ours
+    job = cfg.tracking.job
+    if not job:  # of a sweeper that is not ours
         return train.run(configuration).objective
-    with _as_job_failure(), redirect_output(job_output(cfg.tracking.parent, cfg.tracking.job)) as console:
+    with _as_job_failure(), redirect_output(job_output(job.sweep, job.number)) as console:
         report_epoch = display.epoch_reporter(configuration, console)
-        if cfg.tracking.trial is None:
+        if job.trial is None:
             return train.run(configuration, report_epoch).objective
         from experiments.sweeps import study
 
         method = HydraConfig.get().sweeper.pruner
-        should_prune = study.pruning_check(cfg.tracking.parent, cfg.tracking.trial, method, configuration.cfg.objective)
+        should_prune = study.pruning_check(job.sweep, job.trial, method, configuration.cfg.objective)
         return train.run(configuration, lambda *epoch: report_epoch(*epoch) or should_prune(*epoch)).objective
 
 

@@ -79,13 +79,13 @@ def run(configuration: Configuration, stop: EpochFunction | None = None, reprodu
         ExperimentError: what was asked cannot work, or another process trains it; nothing has been recorded.
     """
     cfg = configuration.cfg
-    with console_log(of_a_job=bool(cfg.tracking.parent)):
+    with console_log(of_a_job=bool(cfg.tracking.job)):
         _start_runtime(cfg)
         configuration = typed(configuration)
         _check_custom_tags(cfg)
         if CHECKOUT is None:
             _log.info("Recording in %s", shown_uri())
-        set_store_timeout(cfg.tracking.patience if cfg.tracking.parent else 0)
+        set_store_timeout(cfg.tracking.store_timeout if cfg.tracking.job else 0)
         check_store()
         data: Dataset = build_part(cfg, "data", Dataset)
         tags = _identify(configuration, data) | ({"reproduces": reproduces} if reproduces else {})
@@ -199,7 +199,7 @@ def _identify(configuration: Configuration, data: Dataset) -> dict[str, str]:
 
 
 def _close_stale_runs(cfg: Any) -> None:
-    if not cfg.tracking.parent:  # a sweep has done it
+    if not cfg.tracking.job:  # a sweep has done it
         close_stale_runs()
 
 
@@ -207,9 +207,9 @@ def _equal_run(cfg: Any, tags: Mapping[str, str], earlier: Sequence[StoredRun]) 
     """A result that a job of a sweep need not train again; for a single run it is only mentioned."""
     equal = [run for run in earlier if run.tags.get("fingerprint") == tags["fingerprint"]]
     done = next((run for run in equal if run.finished or run.diverged), None)
-    if done and not cfg.tracking.parent:
+    if done and not cfg.tracking.job:
         _log.info("A finished run with the same result exists: %s (%s)", done.name, done.run_id)
-    return done if cfg.tracking.parent and not cfg.force else None
+    return done if cfg.tracking.job and not cfg.force else None
 
 
 def _as_recorded(cfg: Any, run: StoredRun) -> RunResult:
@@ -220,7 +220,7 @@ def _as_recorded(cfg: Any, run: StoredRun) -> RunResult:
 
 def _has_changed(cfg: Any, tags: Mapping[str, str], record: Run) -> bool:
     """Whether data or code are no longer those that a sweep has checked; its table would mix results."""
-    changed = cfg.tracking.fingerprint not in (None, tags["fingerprint"])
+    changed = bool(cfg.tracking.job) and cfg.tracking.job.fingerprint != tags["fingerprint"]
     if changed:
         record.fail("the data or the code have changed since the sweep was started", {"reason": "changed"})
     return changed
@@ -234,8 +234,8 @@ def _resume_from(cfg: Any, tags: Mapping[str, str], earlier: Sequence[StoredRun]
     if anew:
         return _Resume(None, None, [], sorted(reproductions))
     attempt, checkpoint = _resumable(broken if cfg.resume and not cfg.force else ())
-    job = (cfg.tracking.parent, str(cfg.tracking.job))
-    same_job = [run for run in earlier if cfg.tracking.parent and (run.parent, run.tags.get("job")) == job]
+    job = cfg.tracking.job
+    same_job = [run for run in earlier if job and (run.parent, run.tags.get("job")) == (job.sweep, str(job.number))]
     over = {run.run_id for run in [*broken, *same_job] if run.status != "RUNNING" and "superseded" not in run.tags}
     itself = {attempt.run_id} if attempt else set()
     return _Resume(
@@ -258,14 +258,15 @@ def _opened(
     configuration: Configuration, tags: Mapping[str, str], resume: _Resume
 ) -> contextlib.AbstractContextManager[Run]:
     cfg = configuration.cfg
-    parent = cfg.tracking.parent
+    job = cfg.tracking.job
+    parent = job.sweep if job else None
     own: dict[str, object] = {"command": configuration.command}
     if "reproduces" in tags:
         own["command"] = f"experiments reproduce {tags['reproduces']}"
     if configuration.experiment:
         own["experiment"] = configuration.experiment
-    if parent and (resume.attempt is None or resume.attempt.parent == parent):  # or it has a place elsewhere
-        own["job"] = cfg.tracking.job
+    if job and (resume.attempt is None or resume.attempt.parent == parent):  # or it has a place elsewhere
+        own["job"] = job.number
     files = {"config.yaml": configuration.as_yaml, "environment.txt": environment()}
     if diff := uncommitted():
         files["git.diff"] = diff
@@ -279,7 +280,7 @@ def _opened(
         attempt=resume.attempt.run_id if resume.attempt else None,
         superseded=resume.superseded,
         outdated=resume.outdated,
-        patience=cfg.tracking.patience,
+        patience=cfg.tracking.store_timeout,
     )
 
 

@@ -58,7 +58,7 @@ UNKNOWN = {
     "callbacks=[early_stopping] has no such key. Did you mean patience? Allowed: min_delta, monitor, patience.",
     "callbacks={early_stopping:{patience:3}}": "callbacks.early_stopping.patience: callbacks=[] has no such key.",
     "tracking.notes=x": "tracking.notes: there is no such key. Did you mean note? "
-    "Allowed: experiment, model, note, patience, tags.",
+    "Allowed: experiment, model, note, store_timeout, tags.",
     "tracking.tags.idea=wider": "tracking.tags.idea: there is no such key. "
     "A free tag is added with +tracking.tags.idea=…",
     "tracking.tags={idea:wider}": "tracking.tags.idea: there is no such key. "
@@ -246,7 +246,7 @@ OWN = {
     "epoch: 3\n": "epoch: there is no such key. Did you mean epochs? "
     f"Allowed: {ROOT.replace('experiment, ', '').replace('sweep, ', '')}.",
     "tracking:\n  notes: x\n": "tracking.notes: there is no such key. Did you mean note? "
-    "Allowed: experiment, model, note, patience, tags.",
+    "Allowed: experiment, model, note, store_timeout, tags.",
     "defaults:\n  - override /scale: unti\n": f"scale=unti: there is no such option. Did you mean unit? "
     f"Allowed: {options('scale')}.",
     "callbacks:\n  mine: 3\n": "callbacks.mine._target_ is missing: it must name a class or a function, "

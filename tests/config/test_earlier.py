@@ -85,6 +85,15 @@ def test_swept_keys():
     assert current_keys(20) == 20
 
 
+def test_keys_that_are_no_parameter(tmp_path):
+    words = ["tracking.patience=3", "hydra.sweeper.list=[{model: conv2}]"]
+    assert current_words(words) == ["tracking.store_timeout=3", "hydra.sweeper.include=[{model: conv2}]"]
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\ntracking:\n  patience: 3\n")
+    assert compose(["experiment=mine"], str(tmp_path)).cfg.tracking.store_timeout == 3
+    assert compose(["tracking.patience=4"]).cfg.tracking.store_timeout == 4
+
+
 def test_no_key_of_today_is_an_old_one():
     today = compose([]).parameters
     assert not set(RENAMED) & set(today)

@@ -208,6 +208,7 @@ def test_a_sweep_over_data_is_kept_under_the_names_of_all_of_them():
         (["-m", "model.dropout=interval(0,1)"], "model.dropout=interval(0,1): a grid needs single values."),
         (["-m", "seed=0,1", "hydra.launcher.n_jobs=0"], "hydra.launcher.n_jobs=0 is refused"),
         (["-m", "seed=0,1", "hydra.sweeper.include=[{modle: conv2}]"], "Job 0 (modle=conv2 seed=0): modle:"),
+        (["-m", "seed=0,1", "hydra.sweeper.list=[{modle: conv2}]"], "Job 0 (modle=conv2 seed=0): modle:"),
         (["-m", "seed=0,1", "hydra.sweeper.exclude=[{modle: conv2}]"], "modle: there is no such key. Did you mean mo"),
         (["-m", "seed=0,1", "hydra.sweeper.exclude=[{model: conv2}]"], "The sweep has no job: every combination is ex"),
         (["-m", "hydra/sweeper=optuna", "seed=3"], "The search space names no parameter."),

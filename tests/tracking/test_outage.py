@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 METRICS = ("loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "epoch_seconds")
 #: Epochs of about half a second.
-SLOW = ["data.limit=2000", "batch_size=32", "tracking.patience=60"]
+SLOW = ["data.limit=2000", "batch_size=32", "tracking.store_timeout=60"]
 
 
 def finished(process):
@@ -72,7 +72,7 @@ def test_a_server_that_dies_and_comes_back_gets_every_point_once(server, tmp_pat
 
 
 def test_a_server_that_never_comes_back_leaves_the_run_to_sync(server, tmp_path, monkeypatch):
-    process = forked(tmp_path)(*SLOW, "epochs=4", "tracking.patience=1")
+    process = forked(tmp_path)(*SLOW, "epochs=4", "tracking.store_timeout=1")
     wait_for(2, process, tmp_path / "home")
     server.kill()
     said = finished(process)
@@ -134,7 +134,7 @@ def test_a_locked_database_holds_no_training_up(store, tmp_path):
 def test_artifacts_that_cannot_be_written_are_sent_later(store, tmp_path):
     artifacts = tmp_path / "store" / "artifacts"
     artifacts.write_text("in the way of a folder")
-    said = finished(forked(tmp_path)(*SLOW, "epochs=2", "tracking.patience=0"))
+    said = finished(forked(tmp_path)(*SLOW, "epochs=2", "tracking.store_timeout=0"))
     assert "Send it later with: experiments sync" in said
     (run,) = runs(store)
     assert run.info.status == "FINISHED"  # only what could not be written waits
@@ -150,7 +150,7 @@ def test_artifacts_that_cannot_be_written_are_sent_later(store, tmp_path):
 
 
 def test_a_job_that_starts_during_an_outage_waits_and_fails(server, tmp_path):
-    command = ["-m", "seed=0,1,2", "data.limit=100", "epochs=1", "tracking.patience=20", "tracking.model=false"]
+    command = ["-m", "seed=0,1,2", "data.limit=100", "epochs=1", "tracking.store_timeout=20", "tracking.model=false"]
     command += ["hydra.launcher.n_jobs=1"]
     with subprocess.Popen([EXPERIMENTS, "train", *command], stdout=subprocess.PIPE, text=True) as sweep:
         lines = iter(sweep.stdout.readline, "")
@@ -179,7 +179,7 @@ def wait_for_text(home, pattern, *texts):
 
 
 def test_a_sweep_whose_store_is_lost_for_good_ends_and_goes_on_later(server, tmp_path):
-    command = ["-m", "seed=0,1", "data.limit=100", "epochs=2", "tracking.patience=1", "tracking.model=false"]
+    command = ["-m", "seed=0,1", "data.limit=100", "epochs=2", "tracking.store_timeout=1", "tracking.model=false"]
     command += ["hydra.launcher.n_jobs=1"]
     with subprocess.Popen([EXPERIMENTS, "train", *command], stdout=subprocess.PIPE, text=True) as sweep:
         lines = iter(sweep.stdout.readline, "")
@@ -277,7 +277,7 @@ def test_data_that_cannot_be_linked_hold_up_nothing_and_are_linked_later(store, 
 
     with monkeypatch.context() as outage:
         outage.setattr(mlflow.MlflowClient, "log_inputs", lost)
-        result = train.run(compose(["data.limit=50", "epochs=2", "tracking.patience=0"]))
+        result = train.run(compose(["data.limit=50", "epochs=2", "tracking.store_timeout=0"]))
     assert "Send it later with: experiments sync" in capfd.readouterr().out
     (run,) = runs(store)
     assert run.info.status == "FINISHED" == result.status

@@ -29,7 +29,7 @@ from experiments.config.configuration import (
 from experiments.config.earlier import current_values, current_words
 from experiments.config.identity import PACKAGE
 from experiments.config.overrides import first_line, is_choice, pairs, parse
-from experiments.config.schema import GROUPS, LIST_GROUPS, OF_A_JOB, check_run
+from experiments.config.schema import GROUPS, JOB_KEY, LIST_GROUPS, check_run
 from experiments.config.targets import check_targets
 from experiments.errors import ExperimentError
 
@@ -98,7 +98,7 @@ def _refuse_sweep(swept: Sequence[str], overrides: Sequence[str], config_dir: st
 def current_job(cfg: DictConfig, config_dir: str | None) -> Configuration:
     """The job that Hydra is running, checked (for the task function of `hydra.main`)."""
     job = HydraConfig.get()
-    overrides = [text for text in current_words(job.overrides.task) if not text.startswith(OF_A_JOB)]
+    overrides = [text for text in current_words(job.overrides.task) if not text.startswith(JOB_KEY)]
     _check_overrides(overrides, config_dir)
     return checked(_configuration(cfg, job.runtime.choices, overrides, config_dir))
 

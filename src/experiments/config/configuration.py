@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config.overrides import absolute, absolute_paths, first_line, is_data_path
-from experiments.config.schema import GROUPS, LIST_GROUPS, OF_A_JOB
+from experiments.config.schema import GROUPS, JOB_KEY, LIST_GROUPS
 from experiments.errors import ExperimentError, did_you_mean
 
 _FRACTION = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?|-?inf|nan")
@@ -87,7 +87,7 @@ class Configuration:
     def command(self) -> str:
         """The words that train this run alone, from any folder."""
         where = ["--config-dir", self.config_dir] if self.config_dir else []
-        alone = ["hydra.mode=RUN"] if self.cfg.tracking.parent else []
+        alone = ["hydra.mode=RUN"] if self.cfg.tracking.job else []
         return shlex.join(["experiments", "train", *absolute_paths([*where, *self.overrides, *alone])])
 
     @property
@@ -103,7 +103,7 @@ class Configuration:
         told = ("model=", "seed=", "tracking.", "+tracking.", "hydra.", "sweep=", "force=", "resume=")
         last = {override.partition("=")[0]: override for override in self.overrides}  # of two for a key
         changed = [text for key, text in last.items() if not (text.startswith(told) or is_data_path(key))]
-        if self.cfg.tracking.parent:
+        if self.cfg.tracking.job:
             changed.reverse()  # what a sweep varies stands last, and must not be cut
         seed = f" seed={self.cfg.seed}"
         head = " ".join([self.choices["model"], *changed])
@@ -133,7 +133,7 @@ def known_keys(known: Configuration) -> set[str]:
 
 def unknown_key(key: str, known: Configuration, advice: str = "") -> ExperimentError:
     """Names the keys that stand beside the unknown one, and the nearest of them or of all."""
-    names = {name for name in known_keys(known) if not name.endswith("_target_") and name not in OF_A_JOB}
+    names = {name for name in known_keys(known) if not name.endswith("_target_") and not name.startswith(JOB_KEY)}
     parent, _, last = key.rpartition(".")
     beside = {name.rpartition(".")[2] for name in names if name.rpartition(".")[0] == parent}
     group = key.partition(".")[0]

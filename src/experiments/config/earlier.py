@@ -9,6 +9,8 @@ RENAMED: dict[str, str | None] = {
     "label_smoothing": "loss.label_smoothing",
     "objective.metric": "objective",
     "objective.mode": None,  # follows from the metric
+    "tracking.patience": "tracking.store_timeout",
+    "hydra.sweeper.list": "hydra.sweeper.include",
 }
 #: What version 0.1 did without recording it as a parameter.
 _IMPLIED = {

@@ -32,11 +32,8 @@ _ROOT: dict[str, Any] = {
     "tracking.note": _Scalar | None,
     "tracking.tags": dict[str, _Scalar],
     "tracking.model": bool,
-    "tracking.parent": str | None,
-    "tracking.job": int | None,
-    "tracking.fingerprint": str | None,
-    "tracking.trial": int | None,
-    "tracking.patience": Annotated[float, Field(ge=0)],
+    "tracking.store_timeout": Annotated[float, Field(ge=0)],
+    "tracking.job": dict[str, str | int | None] | None,
     "force": bool,
     "resume": bool,
     "dry_run": bool,
@@ -46,7 +43,7 @@ _ROOT: dict[str, Any] = {
 _OF_LOSSES: dict[str, Any] = {"label_smoothing": Annotated[float, Field(ge=0, lt=1)]}
 
 #: What a sweep tells its jobs; nothing that a user sets.
-OF_A_JOB = ("tracking.parent", "tracking.job", "tracking.fingerprint", "tracking.trial")
+JOB_KEY = "tracking.job"
 
 
 def epoch_metrics(values: Mapping[str, Any]) -> tuple[str, ...]:
@@ -93,7 +90,7 @@ def _check_names(values: Mapping[str, Any]) -> None:
             advice = "A file in experiment/ begins with the line: # @package _global_" if unpacked else ""
             raise ExperimentError(f"{key}: there is no such key.", given=key, allowed=root, advice=advice)
     known = [key.partition(".")[2] for key in _ROOT if key.startswith("tracking.")]
-    allowed = [name for name in known if f"tracking.{name}" not in OF_A_JOB]
+    allowed = [name for name in known if f"tracking.{name}" != JOB_KEY]
     found = values.get("tracking")
     for key in found if isinstance(found, dict) else ():
         if key not in known:

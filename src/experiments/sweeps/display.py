@@ -172,7 +172,7 @@ def epoch_reporter(configuration: Configuration, console: TextIO) -> Callable[[i
     def report_epoch(epoch: int, metrics: Mapping[str, float]) -> bool:
         message = {"epoch": epoch, "epochs": cfg.epochs, metric: metrics[metric]}
         if not worker.report(message):
-            print(f"[{cfg.tracking.job}] {configuration.title}: {epoch_line(message)}", file=console, flush=True)
+            print(f"[{cfg.tracking.job.number}] {configuration.title}: {epoch_line(message)}", file=console, flush=True)
         return False
 
     return report_epoch

@@ -12,6 +12,7 @@ from hydra.plugins.launcher import Launcher
 
 from experiments.config.configuration import Configuration
 from experiments.config.overrides import absolute_paths
+from experiments.config.schema import JOB_KEY
 from experiments.errors import JobsFailed
 from experiments.library_internals import job_error
 from experiments.sweeps.display import Display
@@ -49,10 +50,13 @@ class Sweep:
     def overrides(self, job: Job) -> list[str]:
         """The overrides that a launcher starts `job` with."""
         # In quotes, as digits with an e among them would be a number.
-        values = {"parent": f"'{self.parent.run_id}'", "fingerprint": f"'{job.fingerprint}'", "job": job.number}
-        if job.trial is not None:
-            values["trial"] = job.trial
-        return [*job.overrides, *(f"tracking.{key}={value}" for key, value in values.items())]
+        values = {
+            "sweep": f"'{self.parent.run_id}'",
+            "number": job.number,
+            "fingerprint": f"'{job.fingerprint}'",
+            "trial": "null" if job.trial is None else job.trial,
+        }
+        return [*job.overrides, f"{JOB_KEY}={{{','.join(f'{key}:{value}' for key, value in values.items())}}}"]
 
     def follow(self, events: Iterable[Started | Progress | Ended], by_number: Mapping[int, Job]) -> Iterator[Job]:
         """Shows and records what happens to jobs; yields each job when it has ended."""
@@ -158,7 +162,7 @@ class Sweep:
             files={"config.yaml": configuration.as_yaml, "environment.txt": environment()},
             parent=self.parent.run_id,
             output=job_output(self.parent.run_id, job.number),
-            patience=self.cfg.tracking.patience,
+            patience=self.cfg.tracking.store_timeout,
         ) as run:
             run.fail(ending.failure, ending.tags, ending.status)
 
@@ -251,7 +255,7 @@ def open_sweep(jobs: list[Job], first: Configuration, experiment: str, name: str
 def _open_sweep(jobs: list[Job], first: Configuration, experiment: str, name: str, display: Display) -> Iterator[Sweep]:
     command = shlex.join(["experiments", "train", *absolute_paths(sys.argv[1:])])
     tags = {**dict(first.cfg.tracking.tags), "command": command}
-    parent = open_parent(experiment, name, tags, first.cfg.tracking.patience)
+    parent = open_parent(experiment, name, tags, first.cfg.tracking.store_timeout)
     sweep = Sweep(parent, jobs, first, display)
     try:
         sweep.states_before = {run.run_id: run.attempt for run in parent.runs()}
@@ -269,7 +273,7 @@ def _open_sweep(jobs: list[Job], first: Configuration, experiment: str, name: st
         display.print(f"Resume with: {command}")
         raise
     missing = [job for job in sweep.jobs if job.state in _MISSING]
-    sweep.close("FAILED" if missing else "FINISHED", {}, patience=first.cfg.tracking.patience, page=True)
+    sweep.close("FAILED" if missing else "FINISHED", {}, patience=first.cfg.tracking.store_timeout, page=True)
     if any(job.trial is None for job in missing):  # of a search, a failed trial counts
         display.print(f"Run what is missing with: {command}")
     if any(not job.earlier for job in missing):
