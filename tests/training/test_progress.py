@@ -73,6 +73,7 @@ def train(folder, *callbacks, epochs=2):
         optimizer=keras.optimizers.SGD(0.001),
         schedule=0.001,
         loss=keras.losses.CategoricalCrossentropy(),
+        metrics=(),
         callbacks=callbacks,
         metric="val_accuracy",
         mode="max",
