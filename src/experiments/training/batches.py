@@ -8,6 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 _ALIGNMENT = 64  # bytes, of TensorFlow's tensors
+_MOST_PREDICTED = 250  # images
+_PREDICTION_BYTES = 2**27  # of the activations of a layer in float32
 _DRAWS = 2**20  # more random numbers than any augmentation draws for a batch
 
 
@@ -54,14 +56,28 @@ def training_batches(
         for generator, layer_seed in zip(generators, seeds, strict=True):
             generator.assign(tf.stack([layer_seed, position * _DRAWS]))
         for layer in augmentation:
-            if hasattr(layer, "transform_labels"):  # an image layer, which may change labels too, as MixUp does
-                both = layer({"images": images, "labels": labels}, training=True)
-                images, labels = both["images"], both["labels"]
-            else:
-                images = layer(images, training=True)
+            images, labels = augmented(layer, images, labels)
         return images, labels
 
     return tf.data.Dataset.range(after_epoch * steps, epochs * steps).map(batch).map(augment).prefetch(2)
+
+
+def augmented(layer: keras.Layer, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Applies a layer to raw images and one-hot labels; image layers such as MixUp may change the labels, too."""
+    if hasattr(layer, "transform_labels"):
+        both = layer({"images": images, "labels": labels}, training=True)
+        return both["images"], both["labels"]
+    return layer(tf.cast(images, "float32"), training=True), labels
+
+
+def prediction_batch_size(model: keras.Model) -> int:
+    """The number of images that go through a model at once when it only predicts: up to 250, in bounded memory."""
+    sizes = [
+        math.prod(dimension or 1 for dimension in output.shape[1:])
+        for layer in model.layers
+        for output in keras.tree.flatten(layer.output)
+    ]
+    return max(1, min(_MOST_PREDICTED, _PREDICTION_BYTES // (4 * 2 * max(sizes))))  # input and output of a layer
 
 
 def _tensor(array: np.ndarray) -> tf.Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from omegaconf import OmegaConf
 
 from experiments import models
@@ -13,6 +14,7 @@ from experiments.config.targets import instantiate
 from experiments.dataset import Dataset, are_probabilities
 from experiments.errors import ExperimentError
 from experiments.library_internals import metric_mode
+from experiments.training.batches import augmented
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def build(cfg: Any, data: Dataset) -> Components:
         optimizer=build_part(cfg, "optimizer", keras.Optimizer, learning_rate=schedule),
         schedule=schedule,
         callbacks=[_callback(cfg, f"callbacks.{name}", modes) for name in sorted(cfg.get("callbacks") or {})],
-        augmentation=[build_part(cfg, f"augment.{name}", keras.Layer) for name in cfg.get("augment") or {}],
+        augmentation=_augmentation(cfg, data),
         metrics=metrics,
         modes=modes,
         mode=_mode_of(modes, "objective", cfg.objective),
@@ -89,6 +91,31 @@ def _check_model(model: Any, builder: str, input_shape: tuple[int, ...], num_cla
             f"{outputs.min():.3g} to {outputs.max():.3g} and sum to {outputs.sum():.3g}.",
             advice="End the model in a softmax.",
         )
+
+
+def _augmentation(cfg: Any, data: Dataset) -> list[keras.Layer]:
+    """The augmentation layers, each tried on two training images."""
+    images = tf.constant(data.train_images[:2])
+    labels = tf.one_hot(data.train_labels[:2], data.num_classes)
+    layers = []
+    for name in cfg.get("augment") or {}:
+        layer = build_part(cfg, f"augment.{name}", keras.Layer)
+        what = f"augment.{name}: {cfg.augment[name]._target_}"
+        shapes = images.shape, labels.shape
+        try:
+            images, labels = augmented(layer, images, labels)
+        except Exception as error:  # every layer has its own
+            raise ExperimentError(
+                f"{what} cannot be applied to images of shape {data.image_shape}: {' '.join(str(error).split())}"
+            ) from error
+        if (images.shape, labels.shape) != shapes:
+            raise ExperimentError(
+                f"{what} makes images of shape {tuple(images.shape[1:])} and labels of shape {tuple(labels.shape[1:])} "
+                f"of those of shape {data.image_shape} and ({data.num_classes},).",
+                advice="An augmentation must keep both; keras.layers.Resizing behind it restores the size.",
+            )
+        layers.append(layer)
+    return layers
 
 
 def _loss(cfg: Any, num_classes: int) -> keras.losses.Loss:

@@ -7,8 +7,9 @@ import keras
 import numpy as np
 from sklearn import metrics
 
-from experiments.training.fit import PREDICTION_BATCH_SIZE
+from experiments.training.batches import prediction_batch_size
 
+_MEASURED_AT_ONCE = 250  # images
 _FEWEST_TO_CALIBRATE = 100  # images; with fewer, chance alone makes a large calibration error
 
 
@@ -108,7 +109,7 @@ class Evaluation:
 
 def evaluate(model: keras.Model, images: np.ndarray, labels: np.ndarray) -> Evaluation:
     """Predicts raw pixels of shape (images, height, width, channels)."""
-    return Evaluation(labels, model.predict(images, batch_size=PREDICTION_BATCH_SIZE, verbose=0))
+    return Evaluation(labels, model.predict(images, batch_size=prediction_batch_size(model), verbose=0))
 
 
 def measure(evaluation: Evaluation, metrics: Sequence[keras.Metric]) -> dict[str, float]:
@@ -116,8 +117,8 @@ def measure(evaluation: Evaluation, metrics: Sequence[keras.Metric]) -> dict[str
     labels = keras.utils.to_categorical(evaluation.labels, evaluation.probabilities.shape[1])
     for metric in metrics:
         metric.reset_state()
-        for start in range(0, len(labels), PREDICTION_BATCH_SIZE):
-            batch = slice(start, start + PREDICTION_BATCH_SIZE)
+        for start in range(0, len(labels), _MEASURED_AT_ONCE):
+            batch = slice(start, start + _MEASURED_AT_ONCE)
             metric.update_state(labels[batch], evaluation.probabilities[batch])
     return {metric.name: float(metric.result()) for metric in metrics}
 

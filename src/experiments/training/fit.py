@@ -14,14 +14,12 @@ import tensorflow as tf
 from rich.console import Console
 from rich.live import Live
 
+from experiments.training.batches import prediction_batch_size
 from experiments.training.callbacks import CheckpointCallback, EpochFunction, HistoryCallback
 from experiments.training.checkpoints import Checkpoint
 from experiments.training.progress import ProgressBar
 
 _log = logging.getLogger(__name__)
-
-#: Images that are only predicted go through the model in batches of this size: free, and 1000 take 80 MB more.
-PREDICTION_BATCH_SIZE = 250
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def fit(
             epochs=recipe.epochs,
             steps_per_epoch=math.ceil(num_images / recipe.batch_size),
             validation_data=(images, keras.utils.to_categorical(labels, num_classes)),
-            validation_batch_size=PREDICTION_BATCH_SIZE,
+            validation_batch_size=prediction_batch_size(model),
             callbacks=[*averaging, history, *others, *([ProgressBar(live)] if live else []), checkpoints],
             shuffle=False,  # the batches are
             verbose=0,  # Keras's own progress bar wraps on a narrow terminal
