@@ -122,7 +122,7 @@ def test_the_preparation_fits_the_data_unless_it_is_chosen(classifier):
     assert predict.preparation(classifier, None) is images.as_mnist
     image = examples.drawn(1, "white", "black", size=40, canvas=(60, 60), place=(0.5, 0.5), width=4)
     assert (predict.preparation(classifier, "resize")(image) == images.resized(image, (28, 28, 1))).all()
-    unknown = SimpleNamespace(name="mine.keras", image_shape=(28, 28, 1), run=None, inverts=False)
+    unknown = SimpleNamespace(name="mine.keras", image_shape=(28, 28, 1), run=None, inverts=False, background="white")
     assert (predict.preparation(unknown, None)(image) == images.resized(image, (28, 28, 1))).all()
     colour = SimpleNamespace(name="mine.keras", image_shape=(32, 32, 3), run=None)
     with pytest.raises(ExperimentError, match=r"Use --prepare resize\.$"):
