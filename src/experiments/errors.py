@@ -9,7 +9,7 @@ _MOST_LISTED = 22  # allowed names that are shown; twice as many if none is near
 class ExperimentError(Exception):
     """A mistake of the user: says what was given, what is allowed, the nearest name and what to do.
 
-    The command prints the message without a traceback and exits with status 2.
+    The command line prints the message without a traceback and exits with status 2.
 
     Args:
         problem: what was given and why it cannot work, as a full sentence.

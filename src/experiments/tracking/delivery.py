@@ -222,7 +222,7 @@ class Delivery:
         if file.suffix in _TEXTS:
             text = file.read_text(encoding="utf-8", errors="replace")
             if (clean := without_secrets(text)) != text:
-                file.write_text(clean, encoding="utf-8")  # whoever appends to it goes on at its end
+                file.write_text(clean, encoding="utf-8")  # later lines are appended to it
         written = file.stat().st_mtime_ns
         self.client.log_artifact(self.run_id, str(file))
         self._files[file.name] = written

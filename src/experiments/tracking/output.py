@@ -77,7 +77,7 @@ def redirect_output(name: str) -> Iterator[TextIO]:
 def job_log(file: Path) -> Iterator[None]:
     """Writes the log of this package to `file`, after what this process has printed so far if that is kept."""
     if _own_output:
-        if file.exists():  # from an attempt before; this process goes on writing at the end
+        if file.exists():  # from an earlier attempt; this process appends to it
             _own_output.write_bytes(file.read_bytes() + _own_output.read_bytes())
         _own_output.rename(file)
     handler = logging.FileHandler(file)

@@ -255,7 +255,7 @@ def predictions(run: StoredRun, part: str) -> Predictions | None:
 
 @dataclass(frozen=True)
 class Mistakes:
-    """Test images that a run's model gets wrong, the most confident error first."""
+    """The test images that a run's model predicts wrongly, the most confident error first."""
 
     index: np.ndarray  # int64 (mistakes,), places in the test set as it is published
     image: np.ndarray  # uint8 (mistakes, height, width, channels)

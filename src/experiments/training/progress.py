@@ -21,7 +21,7 @@ class ProgressBar(keras.callbacks.Callback):
         live: the display, which must be started; what others print while it is shown stands above it.
     """
 
-    async_safe = True  # so that Keras goes on training meanwhile
+    async_safe = True  # so that Keras continues training meanwhile
 
     def __init__(self, live: Live) -> None:
         super().__init__()
