@@ -21,6 +21,7 @@ from experiments.errors import ExperimentError
 
 CONF = Path(__file__).resolve().parents[1] / "conf" / "data"
 OPTIONS = ("mnist_5k", "mnist", "fashion_mnist", "folder", "npz")
+MNIST_5K_SHA256 = "a8eb25c8b184a76882d804a96f3dd488c1c1fe69efcea2e48d458ccf7bc9fe53"
 KNOBS = {"validation_fraction": 0.25, "split_seed": 0, "limit": None}
 FOLDER = {
     "test_path": None,
@@ -177,15 +178,15 @@ def test_mnist_5k_rebuilds_a_damaged_cache(keras_home, tmp_path, monkeypatch, da
         np.savez(cache, images=images, labels=labels)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     digits = data.mnist_5k(validation_fraction=0.1111, split_seed=0, limit=None)
-    assert digits.sha256 == data._MNIST_5K_SHA256
+    assert digits.sha256 == MNIST_5K_SHA256
     with np.load(cache) as archive:
-        assert arrays_sha256(archive["images"], archive["labels"]) == data._MNIST_5K_SHA256
+        assert arrays_sha256(archive["images"], archive["labels"]) == MNIST_5K_SHA256
 
 
 def test_mnist_5k_needs_no_cache_folder(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "file"))  # no folder can be made in a file, not even by root
-    assert data.mnist_5k(validation_fraction=0.1111, split_seed=0, limit=None).sha256 == data._MNIST_5K_SHA256
+    assert data.mnist_5k(validation_fraction=0.1111, split_seed=0, limit=None).sha256 == MNIST_5K_SHA256
 
 
 # mnist and fashion_mnist

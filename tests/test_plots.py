@@ -281,20 +281,28 @@ def test_as_few_images_as_there_can_be():
 # galleries
 
 
-def test_mosaic_puts_eight_in_a_row_and_stretches_all_together():
-    images = np.arange(9, dtype=np.float32).reshape(9, 1, 1, 1) - 4
-    expected = np.full((4, 24), 255)
-    expected[0, 1::3] = [0, 32, 64, 96, 128, 159, 191, 223]
-    expected[2, 1] = 255
-    mosaic = plots._mosaic(images, below=1, beside=2)
-    assert (mosaic.dtype, mosaic.shape) == (np.uint8, (4, 24, 3))
-    assert mosaic[..., 0].tolist() == mosaic[..., 2].tolist() == expected.tolist()
+def tiles(figure: Figure) -> np.ndarray:
+    """The images of a gallery with the white around them: (rows, 8, height, width, 3)."""
+    pixels = figure.axes[0].images[0].get_array()
+    rows = len({round(text.get_position()[1]) for text in figure.axes[0].texts})
+    return pixels.reshape(rows, len(pixels) // rows, 8, -1, 3).swapaxes(1, 2)
 
 
-def test_mosaic_keeps_colors():
-    images = np.array([[[[0, 128, 255]]]], np.uint8)
-    assert plots._mosaic(images, 0, 0)[0, 0].tolist() == [0, 128, 255]
-    assert plots._mosaic(images[..., :2], 0, 0)[0, 0].tolist() == [128, 128, 128]
+def test_a_gallery_has_eight_images_in_a_row_stretched_together():
+    images = np.zeros((9, 28, 28, 1), np.float32) + np.arange(-4, 5).reshape(9, 1, 1, 1)
+    found = tiles(plots.samples(images, DIGITS[:9]))
+    assert (found.dtype, found.shape[:2]) == (np.uint8, (2, 8))
+    for tile, expected in zip(found.reshape(16, *found.shape[2:]), [0, 32, 64, 96, 128, 159, 191, 223], strict=False):
+        inside = (tile != 255).all(axis=-1)
+        assert inside.sum() == 28 * 28 and (tile[inside] == expected).all()
+    assert (found[1] == 255).all()  # the ninth is white, as what has no image is
+
+
+def test_a_gallery_keeps_colors():
+    images = np.zeros((1, 28, 28, 3), np.uint8) + np.array([0, 128, 255], np.uint8)
+    for shown, expected in ((images, [0, 128, 255]), (images[..., :2], [128, 128, 128])):
+        pixels = tiles(plots.samples(shown, ["7"]))[0, 0]
+        assert np.unique(pixels.reshape(-1, 3), axis=0).tolist() == [expected, [255, 255, 255]]
 
 
 def test_samples_have_their_labels_and_say_their_range():

@@ -1,16 +1,19 @@
 """The page of a comparison: its numbers, and how it behaves in a real browser."""
 
+import io
 import os
 import re
 import stat
 from dataclasses import replace
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import mlflow
 import numpy as np
 import pytest
 from mlflow.entities import Metric, Param, RunTag
 from playwright.sync_api import expect
+from rich.console import Console
 
 from browser import opened_browser
 from experiments.compare import charts, comparison, report, tables
@@ -283,19 +286,23 @@ def test_it_prints_light_and_whole(opened, tmp_path):
     assert page.evaluate("document.documentElement.className") == "dark"
 
 
-def test_a_page_that_cannot_be_made_costs_a_sweep_nothing_else(compared, monkeypatch):
+def test_a_page_that_cannot_be_made_costs_a_sweep_nothing_else(compared, monkeypatch, compose):
     def broken(comparison):
         raise TypeError("cannot draw this")
 
+    class Finished(Sweep):
+        def comparison(self):
+            return compared.comparison
+
     monkeypatch.setattr(report, "page", broken)
-    said, sent = [], []
-    outbox = SimpleNamespace(put_file=lambda *file: sent.append(file))
-    ended = SimpleNamespace(
-        parent=SimpleNamespace(name="mine", outbox=outbox), display=SimpleNamespace(say=said.append)
-    )
-    Sweep._write_page(ended, compared.comparison)
+    parent, display = MagicMock(), MagicMock()
+    parent.name, display.console = "mine", Console(file=io.StringIO())
+    Finished(parent, [], compose(), display).close("FINISHED", {}, patience=0, page=True)
     again = "Later: experiments compare mine --html FILE"
-    assert (said, sent) == ([f"Without report.html: TypeError: cannot draw this {again}"], [])
+    assert display.say.call_args_list[0].args == (f"Without report.html: TypeError: cannot draw this {again}",)
+    kept = [call.args[0] for call in parent.outbox.put_file.call_args_list]
+    assert kept == ["leaderboard.csv", "leaderboard.md"]
+    parent.close.assert_called_once_with("FINISHED", 0)
 
 
 def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path):
