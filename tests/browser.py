@@ -3,7 +3,10 @@
 import contextlib
 import shutil
 
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
+
+# What a page shows at once may take long on a busy machine.
+expect.set_options(timeout=60_000)
 
 
 @contextlib.contextmanager

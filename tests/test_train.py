@@ -368,7 +368,8 @@ def test_colour_images(store, tmp_path, scale):
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
 def test_half_precision(store, digits, precision):
-    result = run(small(digits, f"precision={precision}", "epochs=2", "schedule=cosine"))
+    few = ["model.filters=[4,8]", "model.dense_units=[16]"]
+    result = run(small(digits, f"precision={precision}", "epochs=2", "schedule=cosine", *few))
     assert result.status == "FINISHED"
     probabilities = arrays(store, result.run_id, "test_predictions.npz")["probabilities"]
     assert probabilities.dtype == np.float32 and probabilities.sum(axis=1) == pytest.approx(1, abs=1e-5)

@@ -276,7 +276,7 @@ def drawing_page(trained):
         assert {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
         yield address.removeprefix("Draw at ").strip()
         served.send_signal(signal.SIGINT)
-        assert served.wait(30) in (0, 130)
+        assert served.wait(120) in (0, 130)
 
 
 @pytest.mark.slow

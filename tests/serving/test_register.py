@@ -120,7 +120,7 @@ def test_a_served_model_says_what_predict_says(trained):
         start_new_session=True,
     )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while not answers(port):
             assert server.poll() is None and time.monotonic() < deadline
             time.sleep(0.2)

@@ -37,12 +37,12 @@ def main(cfg):
     log.info("x is %s", cfg.x)
     Path("here.txt").write_text(str(cfg.x))
     facts = {"number": number, "pid": os.getpid(), "x": cfg.x, "keras": os.environ.get("KERAS_BACKEND")}
-    (seen / f"{number}.json").write_text(json.dumps(facts))
-    if cfg.do == "fail" and cfg.x == 2:
-        raise ValueError("two is too many")
-    if cfg.do == "exit" and cfg.x == 2:
-        sys.exit(3)
     try:
+        (seen / f"{number}.json").write_text(json.dumps(facts))
+        if cfg.do == "fail" and cfg.x == 2:
+            raise ValueError("two is too many")
+        if cfg.do == "exit" and cfg.x == 2:
+            sys.exit(3)
         time.sleep(cfg.seconds)
     finally:
         (seen / f"{number}.closed").touch()
@@ -129,7 +129,7 @@ def task(cfg):
             net.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
             net.fit(np.random.random((64, 28, 28, 1)), np.arange(64) % 10, verbose=0)
         case "thread":
-            threading.Thread(target=time.sleep, args=(90,)).start()
+            threading.Thread(target=time.sleep, args=(600,)).start()
         case "scratch":
             return tempfile.mkdtemp()
         case "generator":
@@ -152,7 +152,7 @@ def task(cfg):
             os.kill(pid, signal.SIGRTMIN + 6)
         case "orphan":  # a process of the job's own outlives it
             if os.fork() == 0:
-                time.sleep(90)
+                time.sleep(600)
                 os._exit(0)
             os.kill(pid, signal.SIGKILL)
     return Answer(int(cfg.x), HydraConfig.get().job.num, pid, begun, time.monotonic())
@@ -276,7 +276,7 @@ def app(folder, *words, **more):
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=180,
     )
 
 
@@ -291,7 +291,7 @@ GOOD, BAD = ["x=1"], ["do=raise", "x=7"]
 ORDERS = {
     "order": {
         "overrides": ["hydra.launcher.n_jobs=3"],
-        "jobs": [[f"x={x}", f"seconds={seconds}"] for x, seconds in enumerate((1.8, 1.2, 0.6, 0.2, 0.2, 0.2))],
+        "jobs": [[f"x={x}", f"seconds={seconds}"] for x, seconds in enumerate((5, 3, 0.6, 0.2, 0.2, 0.2))],
         "first": 5,
     },
     "one_at_a_time": {
@@ -311,7 +311,7 @@ ORDERS = {
     "picky": {"overrides": ["hydra.launcher.n_jobs=2"], "jobs": [["do=picky"], GOOD]},
     "real_time_signal": {"overrides": ["hydra.launcher.n_jobs=2"], "jobs": [["do=real_time_signal"], GOOD]},
     "deaths": {
-        "overrides": ["hydra.launcher.n_jobs=2", "hydra.launcher.timeout_minutes=0.05"],
+        "overrides": ["hydra.launcher.n_jobs=2", "hydra.launcher.timeout_minutes=0.2"],
         "jobs": [
             ["seconds=60"],
             BAD,
@@ -325,7 +325,7 @@ ORDERS = {
     "stop": {"overrides": ["hydra.launcher.n_jobs=1", "hydra.launcher.on_error=stop"], "jobs": [GOOD, BAD, GOOD, GOOD]},
     "stop_beside": {
         "overrides": ["hydra.launcher.n_jobs=2", "hydra.launcher.on_error=stop"],
-        "jobs": [["do=kill"], ["x=1", "seconds=1"], GOOD],
+        "jobs": [["do=kill"], ["x=1", "seconds=4"], GOOD],
     },
 }
 
@@ -428,7 +428,7 @@ def test_death_by_a_signal_without_a_name(results):
 def test_each_death_is_told_and_costs_the_others_nothing(results):
     deaths = results["deaths"]
     assert [(job["status"], job["type"], job["reason"], job["failure"]) for job in deaths[:-1]] == [
-        ("FAILED", "JobDied", "timeout", "took longer than 0.05 minutes"),
+        ("FAILED", "JobDied", "timeout", "took longer than 0.2 minutes"),
         ("FAILED", "ValueError", None, None),
         ("FAILED", "JobDied", "exit", "exit status 3"),
         ("FAILED", "JobDied", "exit", "exit status 0"),
@@ -462,7 +462,7 @@ def test_stop_starts_nothing_after_a_failure(results):
 def test_a_process_that_outlives_its_job_holds_up_nothing(tmp_path):
     orders = {"orphan": {"overrides": ["hydra.launcher.n_jobs=1"], "jobs": [["do=orphan"], GOOD]}}
     try:
-        died, good = drive(tmp_path, orders, seconds=30)["orphan"]
+        died, good = drive(tmp_path, orders)["orphan"]
     finally:
         for process in psutil.process_iter(["cwd"]):
             if process.info["cwd"] == str(tmp_path):
@@ -473,10 +473,8 @@ def test_a_process_that_outlives_its_job_holds_up_nothing(tmp_path):
 @pytest.mark.slow
 def test_a_thread_that_a_job_leaves_behind_holds_up_nothing(tmp_path):
     orders = {"thread": {"overrides": ["hydra.launcher.n_jobs=1"], "jobs": [["do=thread"], GOOD]}}
-    begun = time.monotonic()
-    results = drive(tmp_path, orders)["thread"]
+    results = drive(tmp_path, orders)["thread"]  # which ends in time, or the test fails
     assert [result["status"] for result in results] == ["COMPLETED"] * 2
-    assert time.monotonic() - begun < 80
 
 
 @pytest.mark.slow
@@ -525,12 +523,12 @@ def test_temporary_files_of_a_job_go_with_the_launch(tmp_path):
 
 @pytest.mark.slow
 def test_many_jobs_leave_nothing_in_the_launching_process(tmp_path):
-    results = drive(tmp_path, {"endurance": 100}, seconds=1200)
+    results = drive(tmp_path, {"endurance": 50}, seconds=1200)
     seen = results["endurance"]
-    assert len(seen) == 100
+    assert len(seen) == 50
     (early_memory, early_files), (late_memory, late_files) = seen[9], seen[-1]
-    assert late_memory - early_memory < 20, seen
-    assert late_files <= early_files + 5, seen  # one a job would be 90
+    assert late_memory - early_memory < 10, seen
+    assert late_files <= early_files + 5, seen  # one a job would be 40
     assert not results["this"]["TensorFlow"]
 
 
@@ -647,8 +645,9 @@ def test_refused_settings(tmp_path, sweeper, word, message):
 # The end of the launching process
 
 
-def until(condition, seconds):
-    deadline = time.monotonic() + seconds
+def until(condition):
+    """Waits for what normally takes a few seconds."""
+    deadline = time.monotonic() + 120
     while not (value := condition()) and time.monotonic() < deadline:
         time.sleep(0.05)
     return value
@@ -678,7 +677,7 @@ def gone(processes):
 )
 def test_nothing_outlives_the_launching_process(tmp_path, number, group, when):
     written(tmp_path, app=APP)
-    words = [sys.executable, "app.py", *PROCESS, "hydra.launcher.n_jobs=2", "seconds=60", "x=1,2,3"]
+    words = [sys.executable, "app.py", *PROCESS, "hydra.launcher.n_jobs=2", "seconds=600", "x=1,2,3"]
     output = (tmp_path / "output").open("w")
     # A session of its own, so that a signal to all of it is like Ctrl-C in a terminal.
     with (
@@ -690,19 +689,18 @@ def test_nothing_outlives_the_launching_process(tmp_path, number, group, when):
         others = []
         try:
             if when == "running":
-                assert until(lambda: len(facts_pids(tmp_path)) == 2, 30)
-                time.sleep(0.2)  # they are asleep
+                assert until(lambda: len(facts_pids(tmp_path)) == 2)
             else:
-                assert until(lambda: forkserver_of(process), 10)
-                time.sleep(1)
+                assert until(lambda: forkserver_of(process))
+                time.sleep(1)  # its imports take longer
                 assert not facts_pids(tmp_path)
             others = family(process)
             jobs = facts_pids(tmp_path)
             assert jobs <= {other.pid for other in others}
             assert any("forkserver" in " ".join(other.cmdline()) for other in others)
             os.killpg(process.pid, number) if group else process.send_signal(number)
-            seconds = 10 if when == "running" else 30  # the server ends after its imports
-            assert until(lambda: process.poll() is not None and gone(others), seconds), [*others, process.poll()]
+            # A server that is importing ends after its imports.
+            assert until(lambda: process.poll() is not None and gone(others)), [*others, process.poll()]
         finally:
             for other in [*others, *family(process), process]:
                 with contextlib.suppress(psutil.NoSuchProcess):

@@ -2,7 +2,6 @@
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -12,7 +11,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 import commands
-from commands import EXPERIMENTS, runs
+from commands import Command, runs
 from experiments.errors import ExperimentError
 from experiments.sweeps import space, study
 
@@ -23,7 +22,6 @@ OPTUNA = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.sampler.seed=3"]
 SPOILER = """
 import os
 import signal
-import time
 
 import keras
 
@@ -42,8 +40,6 @@ class Spoiler(keras.callbacks.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.what == "abort":
             os.abort()
-        if self.what == "sleep":
-            time.sleep(1000)
 """
 
 
@@ -52,13 +48,13 @@ def fresh_keras():
     """Nothing here builds a net in this process."""
 
 
-def command(*words):
+def tiny(words):
     flags = words.index("-m") + 1  # the parser of Hydra wants no flag between overrides
-    return [EXPERIMENTS, "train", *words[:flags], *TINY, *words[flags:]]
+    return [*words[:flags], *TINY, *words[flags:]]
 
 
 def experiments(*words, **env):
-    return commands.experiments(*command(*words)[2:], **env)
+    return commands.experiments(*tiny(words), **env)
 
 
 def parent_and_children(store):
@@ -205,11 +201,11 @@ def test_a_hopeless_trial_is_pruned(store, pruner):
         "median": ["hydra.sweeper.pruner.n_startup_trials=1"],
         "hyperband": ["hydra.sweeper.pruner.reduction_factor=2"],
     }
-    words = [*OPTUNA, f"hydra/sweeper/pruner={pruner}", *few[pruner], "hydra.launcher.n_jobs=1", "epochs=6"]
-    done = experiments(*words, "hydra.sweeper.n_trials=8", "optimizer.learning_rate=tag(log,interval(1e-7,1e-2))")
+    words = [*OPTUNA, f"hydra/sweeper/pruner={pruner}", *few[pruner], "hydra.launcher.n_jobs=1", "epochs=4"]
+    done = experiments(*words, "hydra.sweeper.n_trials=6", "optimizer.learning_rate=tag(log,interval(1e-7,1e-2))")
     assert done.returncode == 0, done.stdout
     parent, children = parent_and_children(store)
-    assert len(children) == 8
+    assert len(children) == 6
     states = [trial.state.name for trial in study_of(parent).trials]
     pruned = [run for run in children if "pruned" in run.data.tags]
     assert pruned
@@ -217,12 +213,12 @@ def test_a_hopeless_trial_is_pruned(store, pruner):
     assert {run.info.status for run in children} == {"FINISHED"}
     for run in pruned:
         epochs = len(store.get_metric_history(run.info.run_id, "loss"))
-        assert 1 <= epochs < 6
+        assert 1 <= epochs < 4
         assert 1 <= run.data.metrics["best/epoch"] <= epochs
-    assert f"8 jobs: {8 - len(pruned)} finished, {len(pruned)} pruned\n" in done.stdout
+    assert f"6 jobs: {6 - len(pruned)} finished, {len(pruned)} pruned\n" in done.stdout
     # A pruned run is no result outside its study.
     single = pruned[0].data.params["optimizer.learning_rate"]
-    grid = experiments("-m", "epochs=6", f"optimizer.learning_rate={single},0.01", "dry_run=true")
+    grid = experiments("-m", "epochs=4", f"optimizer.learning_rate={single},0.01", "dry_run=true")
     assert "2 jobs: 0 finished, 2 to run\n" in grid.stdout
 
 
@@ -239,26 +235,24 @@ def spoiler(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n_jobs", [1, 2])
-def test_spoiled_trials_fail_and_the_study_goes_on(store, spoiler, n_jobs):
+def test_spoiled_trials_fail_and_the_study_goes_on(store, spoiler):
     words, env = spoiler
-    what = "callbacks.spoiler.what=choice(none,raise,kill,abort,sleep)"
-    limits = ["hydra.launcher.timeout_minutes=0.5", f"hydra.launcher.n_jobs={n_jobs}", "hydra.sweeper.n_trials=6"]
+    what = "callbacks.spoiler.what=choice(none,raise,kill,abort)"
+    limits = ["hydra.launcher.n_jobs=2", "hydra.sweeper.n_trials=5"]
     # This sampler seed draws each kind once, and "none" with both seeds.
-    words = [*words, "hydra/sweeper/sampler=random", what, "seed=range(1,3)", *limits, "hydra.sweeper.sampler.seed=21"]
+    words = [*words, "hydra/sweeper/sampler=random", what, "seed=range(1,3)", *limits, "hydra.sweeper.sampler.seed=47"]
     done = experiments(*words, **env)
     assert done.returncode == 1, done.stdout
     assert "Traceback" not in done.stdout
     parent, children = parent_and_children(store)
     assert parent.info.status == "FAILED"
     trials = study_of(parent).trials
-    assert len(trials) == 6
+    assert len(trials) == 5
     by_job = {int(run.data.tags["job"]): run for run in children}
     told = {
         "raise": ("FAILED", "error", "ValueError: spoiled by its user"),
         "kill": ("KILLED", "signal", "SIGKILL"),
         "abort": ("KILLED", "signal", "SIGABRT"),
-        "sleep": ("KILLED", "timeout", "took longer than 0.5 minutes"),
     }
     seen = {trial.params["callbacks.spoiler.what"] for trial in trials}
     assert seen == {"none", *told}
@@ -321,26 +315,25 @@ def test_a_diverged_trial_fails_and_costs_nothing_else(store):
 
 @pytest.mark.slow
 def test_a_killed_study_is_finished_by_the_same_command(store, tmp_path):
-    words = [*OPTUNA, "optimizer.learning_rate=tag(log,interval(1e-4,1e-1))", "epochs=2", "hydra.sweeper.n_trials=12"]
-    with (tmp_path / "first.txt").open("w") as output:
-        first = subprocess.Popen(command(*words), stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
-        deadline = time.monotonic() + 180
-        while sum(run.info.status == "FINISHED" for run in runs(store)) < 4 and time.monotonic() < deadline:
-            time.sleep(0.2)
-        os.killpg(first.pid, signal.SIGKILL)
-        first.wait()
+    words = [*OPTUNA, "optimizer.learning_rate=tag(log,interval(1e-4,1e-1))", "epochs=2", "hydra.sweeper.n_trials=6"]
+    first = Command("train", *tiny(words), stdout=tmp_path / "first.txt")
+    deadline = time.monotonic() + 180
+    while sum(run.info.status == "FINISHED" for run in runs(store)) < 2:
+        assert first.poll() is None and time.monotonic() < deadline, (tmp_path / "first.txt").read_text()
+        time.sleep(0.2)
+    first.kill_group()
     finished = {run.info.run_id for run in runs(store) if run.info.status == "FINISHED"}
-    assert 4 <= len(finished) < 12
+    assert 2 <= len(finished) < 6
     done = experiments(*words)
     assert done.returncode == 0, done.stdout
     parent, children = parent_and_children(store)
     trials = study_of(parent).trials
     ended = [trial for trial in trials if "interrupted" not in trial.user_attrs]
-    assert [trial.state.name for trial in ended] == ["COMPLETE"] * 12
+    assert [trial.state.name for trial in ended] == ["COMPLETE"] * 6
     lost = [trial.params for trial in trials if "interrupted" in trial.user_attrs]
     assert all(params in [trial.params for trial in ended] for params in lost)
     result = [run for run in children if run.info.status == "FINISHED"]
-    assert len(result) == len({run.data.tags["fingerprint"] for run in result}) == 12
+    assert len(result) == len({run.data.tags["fingerprint"] for run in result}) == 6
     assert finished <= {run.info.run_id for run in result}
     assert {run.info.status for run in runs(store)} <= {"FINISHED", "KILLED"}
     assert all(run.data.tags["reason"] == "stale" for run in children if run.info.status == "KILLED")
@@ -372,7 +365,7 @@ def test_a_figure_that_fails_does_not_hide_why_a_search_has_failed(store, tmp_pa
     sampler = ["hydra/sweeper/sampler=random", "hydra.sweeper.sampler._target_=optuna.samplers.BruteForceSampler"]
     words = [*OPTUNA, *sampler, "seed=range(1,2)", "epochs=1", "hydra.sweeper.n_trials=2", "hydra.launcher.n_jobs=1"]
     done = subprocess.run(
-        [sys.executable, str(tmp_path / "without_figure.py"), *command(*words)[2:]],
+        [sys.executable, str(tmp_path / "without_figure.py"), *tiny(words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -408,19 +401,19 @@ def test_a_study_can_be_continued_when_a_run_of_it_is_gone(store):
 @pytest.mark.slow
 def test_a_search_finds_what_trains_well(store):
     tuned = ["optimizer.learning_rate=tag(log,interval(1e-5,1e-1))", "model.dropout=interval(0,0.6)"]
-    words = ["epochs=1", "batch_size=64", "data.limit=null", "model.filters=[8,16]", "model.dense_units=[32]"]
-    done = experiments(*OPTUNA, *tuned, "hydra.sweeper.n_trials=20", "hydra.launcher.n_jobs=1", *words)
+    words = ["epochs=1", "batch_size=64", "data.limit=1000", "model.filters=[8,16]", "model.dense_units=[32]"]
+    done = experiments(*OPTUNA, *tuned, "hydra.sweeper.n_trials=8", "hydra.launcher.n_jobs=1", *words)
     assert done.returncode == 0, done.stdout
-    assert "20 jobs: 20 finished\n" in done.stdout
+    assert "8 jobs: 8 finished\n" in done.stdout
     parent, _ = parent_and_children(store)
     best = store.get_run(parent.data.tags["best_run_id"]).data.params
     found = [f"optimizer.learning_rate={best['optimizer.learning_rate']}", f"model.dropout={best['model.dropout']}"]
     accuracies = []
     for chosen in (found, ["optimizer.learning_rate=1e-5"]):
         before = {run.info.run_id for run in runs(store)}
-        again = experiments("-m", "seed=11,12,13", *chosen, *words)
+        again = experiments("-m", "seed=11,12", *chosen, *words)
         assert again.returncode == 0, again.stdout
         new = [run for run in runs(store) if run.info.run_id not in before and "sweep" in run.data.tags]
-        assert len(new) == 3
+        assert len(new) == 2
         accuracies.append(mean(run.data.metrics["test/accuracy"] for run in new))
     assert accuracies[0] > accuracies[1]

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -13,7 +12,7 @@ import mlflow
 import numpy as np
 import pytest
 
-from commands import EXPERIMENTS, experiments, runs
+from commands import EXPERIMENTS, experiments, finished, runs, script
 from experiments.config.compose import CONF_DIR, compose
 from experiments.config.identity import PACKAGE
 from experiments.errors import ExperimentError
@@ -384,14 +383,7 @@ def test_a_finished_sweep_is_only_shown_again(swept):
 
 def compared(env, *words):
     """Runs `experiments compare` to its end; standard output and errors in one text."""
-    return subprocess.run(
-        [EXPERIMENTS, "compare", *words],
-        env=os.environ | env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
+    return finished("compare", *words, **env)
 
 
 @pytest.mark.slow
@@ -501,7 +493,7 @@ def test_other_launchers_give_the_same(swept, launcher):
     store, env, _, _ = swept
     words = ["-m", "model.dropout=0.3", "seed=0,1", "force=true", f"hydra/launcher={launcher}", *TINY]
     before = {run.info.run_id: run for run in children(store)}
-    done = experiments(*words, **env)
+    done = script("train", *words, **env)
     assert done.returncode == 0, done.stdout
     assert "2 jobs: 2 finished\n" in done.stdout
     new = [run for run in children(store) if run.info.run_id not in before]
@@ -551,14 +543,14 @@ def test_changed_code_runs_again_and_a_changed_comment_or_readme_does_not(tmp_pa
         "EXPERIMENTS_HOME": str(tmp_path / "home"),
     }
     words = ["-m", "seed=0,1", *TINY]
-    first = experiments(*words, **env)
+    first = script("train", *words, **env)
     assert "2 jobs: 0 finished, 2 to run\n" in first.stdout
     models = copy / "src" / "experiments" / "models.py"
     (copy / "README.md").write_text("second\n")
     models.write_text(models.read_text() + "# a comment\n")
-    assert "2 jobs: 2 finished, 0 to run\n" in experiments(*words, **env).stdout
+    assert "2 jobs: 2 finished, 0 to run\n" in script("train", *words, **env).stdout
     models.write_text(models.read_text() + "CHANGED = True\n")
-    changed = experiments(*words, **env)
+    changed = script("train", *words, **env)
     assert "2 jobs: 0 finished, 2 to run (2 of them were finished with other code)\n" in changed.stdout
     assert changed.returncode == 0
     store = mlflow.MlflowClient(env["MLFLOW_TRACKING_URI"])
