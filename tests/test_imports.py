@@ -10,6 +10,7 @@ import pytest
 import experiments
 
 PACKAGE = Path(experiments.__file__).parent
+TESTS = Path(__file__).parent
 PLUGINS = PACKAGE.parent / "hydra_plugins" / "experiments_sweeps"
 #: Room -> its files: a module at the top, or a package with its modules.
 ROOMS = {file.stem: [file] for file in PACKAGE.glob("*.py")} | {
@@ -133,3 +134,21 @@ def test_text_files_are_read_and_written_as_utf_8(file):
         if isinstance(call, ast.Call) and getattr(call.func, "attr", "") in ("read_text", "write_text"):
             is_metadata = ast.unparse(call).startswith("dist.")  # of an installed package, which takes no encoding
             assert is_metadata or "encoding" in {keyword.arg for keyword in call.keywords}, ast.unparse(call)
+
+
+@pytest.mark.parametrize("file", sorted(TESTS.rglob("*.py")), ids=lambda file: str(file.relative_to(TESTS)))
+def test_no_test_reads_a_private_name_of_the_package(file):
+    tree = ast.parse(file.read_text())
+    imported = {
+        alias.asname or alias.name: alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] == "experiments"
+        for alias in node.names
+    }
+    read = [*imported.values()]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value).partition(".")[0] in {*imported, "experiments"}:
+            read.append(node.attr)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("monkeypatch.setattr", "setattr", "getattr"):
+            read += [part.value.rpartition(".")[2] for part in node.args[:2] if isinstance(part, ast.Constant)]
+    assert [name for name in read if name.startswith("_") and not name.endswith("__")] == []
