@@ -196,7 +196,7 @@ def test_equal_trials_are_trained_once(store):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pruner", ["median", "hyperband"])
-def test_a_hopeless_trial_is_pruned(store, pruner):
+def test_an_unpromising_trial_is_pruned(store, pruner):
     few = {
         "median": ["hydra.sweeper.pruner.n_startup_trials=1"],
         "hyperband": ["hydra.sweeper.pruner.reduction_factor=2"],

@@ -86,7 +86,7 @@ def _range(value: RangeSweep) -> BaseDistribution:
 
 
 def boundary_points(space: Mapping[str, BaseDistribution]) -> Iterator[dict[str, Any]]:
-    """Combinations that together hold every choice and both ends of every interval; the first holds all first ones."""
+    """Points that together hold every choice and both bounds of every interval; the first holds all first values."""
     ends = {key: _ends(distribution) for key, distribution in space.items()}
     first = {key: values[0] for key, values in ends.items()}
     yield first
@@ -103,7 +103,7 @@ def _ends(distribution: BaseDistribution) -> list[Any]:
 
 
 def described(space: Mapping[str, BaseDistribution]) -> dict[str, str]:
-    """The space in words that two studies can be told apart by."""
+    """The search space in words, key by key."""
     return {key: _described(distribution) for key, distribution in sorted(space.items())}
 
 
@@ -117,10 +117,10 @@ def _described(distribution: BaseDistribution) -> str:
 
 
 def overrides(params: Mapping[str, Any]) -> dict[str, str]:
-    """Searched key -> its value, as an override says it in full."""
+    """Searched key -> its value as an override has it, in full precision."""
     return {key: str(value) for key, value in params.items()}
 
 
 def shortened(params: Mapping[str, Any], of: Iterable[str]) -> dict[str, str]:
-    """The same to be read, in four digits."""
+    """Searched key -> its value in four digits, to be read."""
     return {key: f"{params[key]:.4g}" if isinstance(params[key], float) else str(params[key]) for key in of}
