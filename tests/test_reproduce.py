@@ -81,7 +81,7 @@ def test_another_number_of_test_images_is_no_matter_of_tolerance(store, small, t
 
 
 def test_a_pruned_run_is_had_again_as_far_as_it_came(store, small, capsys):
-    original = train.run(compose(small), stop=lambda epoch, _: epoch == 2)
+    original = train.run(compose(small), should_stop=lambda epoch, _: epoch == 2)
     assert reproduce(original.run_id)
     again = runs(store)[0]
     assert [point.step for point in store.get_metric_history(again.info.run_id, "loss")] == [1, 2]

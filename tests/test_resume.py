@@ -166,7 +166,7 @@ def test_a_run_that_was_interrupted_or_has_failed_goes_on(store, capsys):
     overrides = ["data.limit=100", "epochs=4", "tracking.model=false"]
     for epoch, error in ((2, KeyboardInterrupt), (3, RuntimeError)):
         with pytest.raises(error):
-            train.run(compose(overrides), stop=raising(error, epoch))
+            train.run(compose(overrides), should_stop=raising(error, epoch))
     output = capsys.readouterr().out
     assert "Interrupted. Run the same command again to resume after epoch 2." in output and "SIGINT" not in output
     (run,) = runs(store)
@@ -192,8 +192,8 @@ def test_a_verdict_on_an_earlier_epoch_ends_a_run_that_goes_on(store):
     """As of a pruner that knows more trials by now."""
     overrides = ["data.limit=100", "epochs=6", "tracking.model=false"]
     with pytest.raises(KeyboardInterrupt):
-        train.run(compose(overrides), stop=raising(KeyboardInterrupt, 4))
-    train.run(compose(overrides), stop=lambda epoch, _: epoch == 2)
+        train.run(compose(overrides), should_stop=raising(KeyboardInterrupt, 4))
+    train.run(compose(overrides), should_stop=lambda epoch, _: epoch == 2)
     (run,) = runs(store)
     assert run.data.tags["pruned"] == "true"
     assert [step for step, _ in history(store, run)["loss"]] == [1, 2, 3, 4]
@@ -201,7 +201,7 @@ def test_a_verdict_on_an_earlier_epoch_ends_a_run_that_goes_on(store):
 
 def test_a_run_that_has_no_memory_left_says_so(store):
     with pytest.raises(MemoryError):
-        train.run(compose(["data.limit=50", "epochs=2", "tracking.model=false"]), stop=raising(MemoryError, 1))
+        train.run(compose(["data.limit=50", "epochs=2", "tracking.model=false"]), should_stop=raising(MemoryError, 1))
     (run,) = runs(store)
     assert (run.info.status, run.data.tags["reason"]) == ("FAILED", "memory")
     assert run.data.tags["failure"] == "MemoryError: on purpose"

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
@@ -15,37 +16,40 @@ from experiments.dataset import Dataset
 from experiments.tracking.run import Run
 from experiments.training.evaluation import Evaluation
 from experiments.training.fit import TrainingResult
+from experiments.training.macs import count_macs
 
 _log = logging.getLogger("experiments")
 _SAMPLES = 16
 _MOST_MISTAKES = 500
-_ALWAYS = {"test/accuracy", "test/loss"}  # in every summary
 
 
-def metrics(
-    model: keras.Model,
-    macs: int | None,
-    data: Dataset,
-    result: TrainingResult,
-    test: Evaluation,
-    measured: Mapping[str, float],
-) -> dict[str, float]:
-    """The metrics of a whole run: its best epoch, the test set and the cost; `macs` None is not known.
+@dataclass(frozen=True)
+class Outcome:
+    """A trained model, what it was trained on and what was measured."""
 
-    `measured` are the values that the selected metrics have on the test set.
-    """
-    best = {name: value for name, value in result.best.items() if name.startswith("val_")}
-    rejected = data.rejected_labels
+    model: keras.Model  # with the weights of the best epoch
+    data: Dataset
+    result: TrainingResult
+    validation: Evaluation
+    test: Evaluation
+    measured: Mapping[str, float]  # the selected metrics on the test images
+    objective: str  # the metric that has chosen the best epoch
+
+
+def metrics(outcome: Outcome) -> dict[str, float]:
+    """The metrics of a whole run: its best epoch, the test set and the cost."""
+    result, test, rejected = outcome.result, outcome.test, outcome.data.rejected_labels
+    macs = count_macs(outcome.model)
     if macs is None:
         _log.info("cost/macs is not recorded: a layer of the model is none of those that can be counted.")
     return {
         "best/epoch": result.best_epoch,
-        **{f"best/{name}": value for name, value in best.items()},
-        **{f"test/{name}": value for name, value in {**measured, **test.metrics()}.items()},
+        **{f"best/{name}": value for name, value in result.best.items() if name.startswith("val_")},
+        **{f"test/{name}": value for name, value in {**outcome.measured, **test.metrics()}.items()},
         **({"test/accuracy_clean": test.accuracy_without(rejected)} if rejected else {}),
         "cost/train_seconds": result.seconds,
         "cost/images_per_second": result.images_per_second,
-        "cost/parameters": model.count_params(),
+        "cost/parameters": outcome.model.count_params(),
         **({} if macs is None else {"cost/macs": macs}),
     }
 
@@ -64,16 +68,17 @@ def link_data(record: Run, data: Dataset, loader: str) -> None:
     )
 
 
-def digests(model: keras.Model, validation: Evaluation, test: Evaluation) -> dict[str, str]:
+def digests(outcome: Outcome) -> dict[str, str]:
     """What two runs have in common that ended with the same bits."""
-    weights = sha256(b"".join(np.ascontiguousarray(weight).tobytes() for weight in model.get_weights()))
-    predictions = sha256(b"".join(said.probabilities.tobytes() for said in (validation, test)))
+    weights = sha256(b"".join(np.ascontiguousarray(weight).tobytes() for weight in outcome.model.get_weights()))
+    predictions = sha256(b"".join(said.probabilities.tobytes() for said in (outcome.validation, outcome.test)))
     return {"weights.sha256": weights.hexdigest(), "predictions.sha256": predictions.hexdigest()}
 
 
-def write_tables(record: Run, data: Dataset, validation: Evaluation, test: Evaluation) -> None:
+def write_tables(record: Run, outcome: Outcome) -> None:
     """Writes predictions, mistakes and the report of every class."""
-    for part, said in (("validation", validation), ("test", test)):
+    data, test = outcome.data, outcome.test
+    for part, said in (("validation", outcome.validation), ("test", test)):
         with record.file(f"{part}_predictions.npz") as file:
             np.savez(file, labels=said.labels, probabilities=said.probabilities)
     worst, names = test.wrong[:_MOST_MISTAKES], np.array(data.class_names)
@@ -87,10 +92,11 @@ def write_tables(record: Run, data: Dataset, validation: Evaluation, test: Evalu
         file.write_text(json.dumps(test.report_values(data.class_names), indent=2), encoding="utf-8")
 
 
-def draw(record: Run, data: Dataset, result: TrainingResult, test: Evaluation, metric: str) -> None:
-    """Draws the figures of a run; `metric` has chosen the best epoch."""
+def draw(record: Run, outcome: Outcome) -> None:
+    """Draws the figures of a run."""
+    data, result, test = outcome.data, outcome.result, outcome.test
     of_images = data.test_images, test.labels, test.probabilities, data.class_names
-    _save(record, "curves.png", plots.curves(result.history, result.best_epoch, metric))
+    _save(record, "curves.png", plots.curves(result.history, result.best_epoch, outcome.objective))
     _save(record, "confusion_matrix.png", plots.confusion_matrix(test.confusion_matrix(), data.class_names))
     _save(record, "predictions.png", plots.predictions(*of_images))
     _save(record, "mistakes.png", plots.mistakes(*of_images))
@@ -114,23 +120,17 @@ def _save(record: Run, name: str, figure: Any) -> None:
         figure.savefig(file)
 
 
-def log_model(record: Run, model: keras.Model, data: Dataset, step: int) -> None:
-    """Logs the model, tied to the metrics of the epoch `step`."""
+def log_model(record: Run, outcome: Outcome) -> None:
+    """Logs the model, tied to the metrics of the best epoch."""
+    model, data, step = outcome.model, outcome.data, outcome.result.best_epoch
     # Without the training's own state, the model loads anywhere; given as lists it would ask for lists.
     bare = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     record.log_model(bare, image_shape=data.image_shape, num_classes=data.num_classes, step=step)
 
 
-def summarise(
-    record: Run,
-    data: Dataset,
-    result: TrainingResult,
-    test: Evaluation,
-    values: Mapping[str, float],
-    metric: str,
-    note: object,
-) -> None:
+def summarize(record: Run, outcome: Outcome, values: Mapping[str, float], note: object) -> None:
     """Writes the description of the run, after the user's note, and the last lines on the console."""
+    data, result, test = outcome.data, outcome.result, outcome.test
     trained = len(result.history["loss"])
     sizes = " / ".join(f"{len(part):,}" for part in (data.train_labels, data.validation_labels, data.test_labels))
     macs = f"{values['cost/macs']:,} MACs, " if "cost/macs" in values else ""
@@ -139,13 +139,13 @@ def summarise(
         f"95 % confidence interval {100 * low:.2f} to {100 * high:.2f} %, "
         f"largest class {100 * test.largest_class_share:.2f} %"
     )
-    selected = sorted({f"test/{name.removeprefix('val_')}" for name in result.best} & {*values} - _ALWAYS)
+    measured = [f"{name} {value:.4f}" for name, value in outcome.measured.items()]
     collapsed = _collapsed(test, data.class_names)
     lines = [
         f"**Test accuracy {values['test/accuracy']:.2%}** ({doubts}), macro F1 {values['test/macro_f1']:.4f}, loss "
         f"{values['test/loss']:.4f}, validation accuracy {values['best/val_accuracy']:.2%}, "
-        f"best epoch {result.best_epoch} of {trained} by {metric}",
-        *([f"On the test set: {', '.join(f'{name[5:]} {values[name]:.4f}' for name in selected)}"] if selected else []),
+        f"best epoch {result.best_epoch} of {trained} by {outcome.objective}",
+        *([f"On the test set: {', '.join(measured)}"] if measured else []),
         *collapsed,
         f"{values['cost/parameters']:,} parameters, {macs}{result.seconds:.1f} s, {result.images_per_second:,.0f} "
         f"images/s; {data.name}: {sizes} images to train, validate and test",

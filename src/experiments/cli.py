@@ -162,12 +162,12 @@ def _run_job(configuration: "Configuration") -> Any:
     with _as_job_failure(), redirect_output(job_output(job.sweep, job.number)) as console:
         report_epoch = display.epoch_reporter(configuration, console)
         if job.trial is None:
-            return train.run(configuration, report_epoch).objective
+            return train.run(configuration, on_epoch=report_epoch).objective
         from experiments.sweeps import study
 
         method = HydraConfig.get().sweeper.pruner
         should_prune = study.pruning_check(job.sweep, job.trial, method, configuration.cfg.objective)
-        return train.run(configuration, lambda *epoch: report_epoch(*epoch) or should_prune(*epoch)).objective
+        return train.run(configuration, on_epoch=report_epoch, should_stop=should_prune).objective
 
 
 @contextlib.contextmanager

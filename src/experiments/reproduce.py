@@ -73,10 +73,11 @@ def reproduce(run: str, tolerance: float = 0.0) -> bool:
     _print_conditions(console, original, {**provenance(), **train.identify(configuration)})
     epochs = len(history(original).get("loss", ()))
     unfinished = not original.finished and not original.diverged
-    result = train.run(configuration, (lambda epoch, _: unfinished and epoch >= epochs), reproduces=original.run_id)
-    set_store_timeout(
-        configuration.cfg.tracking.store_timeout
-    )  # after hours of training, a moment's outage is no answer
+    result = train.run(
+        configuration, should_stop=lambda epoch, _: unfinished and epoch >= epochs, reproduces=original.run_id
+    )
+    # After hours of training, a moment's outage is no answer.
+    set_store_timeout(configuration.cfg.tracking.store_timeout)
     again = get_run(result.run_id)
     if again.status == "RUNNING":
         raise ExperimentError(f"The store does not have all of {again.run_id} yet.", advice="Try: experiments sync")

@@ -4,15 +4,14 @@ import contextlib
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import keras
-import numpy as np
 import tensorflow as tf
 
 from experiments import artifacts
+from experiments.artifacts import Outcome
 from experiments.config.compose import CHECKOUT
 from experiments.config.configuration import Configuration, Plan
 from experiments.config.identity import code_sha256, read_own_code
@@ -28,13 +27,12 @@ from experiments.tracking.runs import StoredRun, earlier_runs
 from experiments.tracking.store import check_store, run_folder, set_store_timeout, shown_uri
 from experiments.training import checkpoints
 from experiments.training.batches import training_batches
-from experiments.training.build import Components, build, build_part
+from experiments.training.build import Components, build, build_part, warn_if_badly_scaled
 from experiments.training.callbacks import Diverged, EpochFunction
 from experiments.training.checkpoints import Checkpoint
 from experiments.training.evaluation import evaluate, measure
 from experiments.training.fit import Recipe, TrainingResult, fit
-from experiments.training.macs import count_macs
-from experiments.training.runtime import forget_models, start_runtime
+from experiments.training.runtime import forget_models, start_runtime, suggest_more_threads
 
 _log = logging.getLogger("experiments")
 _OWN_CODE = read_own_code()  # as it was when it was imported
@@ -63,15 +61,36 @@ class _Resume:
     outdated: list[str]  # ids of runs whose files nobody needs once it is finished
 
 
-def run(configuration: Configuration, stop: EpochFunction | None = None, reproduces: str | None = None) -> RunResult:
+@dataclass(frozen=True)
+class _Training:
+    """One training: what it is built of, where it is recorded, and who hears of its epochs."""
+
+    cfg: Any
+    data: Dataset
+    components: Components
+    record: Run
+    checkpoint: Checkpoint | None  # to resume from
+    reproduces: str | None  # id of the run whose numbers it is to have
+    on_epoch: Callable[[int, Mapping[str, float]], object]
+    should_stop: EpochFunction
+
+
+def run(
+    configuration: Configuration,
+    *,
+    on_epoch: Callable[[int, Mapping[str, float]], object] = lambda epoch, metrics: None,
+    should_stop: EpochFunction = lambda epoch, metrics: False,
+    reproduces: str | None = None,
+) -> RunResult:
     """Trains, evaluates and records what `configuration` describes.
 
-    A job of a sweep that is finished already is not trained again: its result is returned. A run that was killed goes
-    on from its last checkpoint.
+    A job of a sweep that is finished already is not trained again: its result is returned. A run that was killed
+    resumes from its last checkpoint.
 
     Args:
         configuration: the run.
-        stop: called at every epoch's end; returns true to end the training there.
+        on_epoch: called at the end of every epoch with its number and metrics.
+        should_stop: called after it with the same; returns true to end the training there.
         reproduces: id of the run whose numbers this one is to have again, from the first epoch on.
 
     Raises:
@@ -83,14 +102,11 @@ def run(configuration: Configuration, stop: EpochFunction | None = None, reprodu
         _start_runtime(cfg)
         configuration = typed(configuration)
         _check_custom_tags(cfg)
-        if CHECKOUT is None:
-            _log.info("Recording in %s", shown_uri())
-        set_store_timeout(cfg.tracking.store_timeout if cfg.tracking.job else 0)
-        check_store()
+        _reach_store(cfg)
         data: Dataset = build_part(cfg, "data", Dataset)
         tags = _identify(configuration, data) | ({"reproduces": reproduces} if reproduces else {})
-        parts = build(cfg, data)
-        tags["metric_modes"] = json.dumps(parts.modes)
+        components = build(cfg, data)
+        tags["metric_modes"] = json.dumps(components.modes)
         _close_stale_runs(cfg)
         with lock(tags["fingerprint"]):
             earlier = earlier_runs(configuration.variant, cfg.seed)
@@ -99,12 +115,12 @@ def run(configuration: Configuration, stop: EpochFunction | None = None, reprodu
             resume = _resume_from(cfg, tags, earlier, anew=reproduces is not None)
             with _opened(configuration, tags, resume) as record:
                 if _has_changed(cfg, tags, record):
-                    return RunResult(record.id, record.name, "FAILED", None, {}, {}, record.artifacts)
-                try:
-                    return _trained(cfg, data, parts, record, stop, resume.checkpoint, reproduces)
-                except KeyboardInterrupt:
-                    _tell_how_to_resume(cfg, checkpoints.newest(record.folder), reproduces)
-                    raise
+                    return _failed(record, {})
+                training = _Training(
+                    cfg, data, components, record, resume.checkpoint, reproduces, on_epoch, should_stop
+                )
+                with _saying_how_to_resume(training):
+                    return _train(training)
 
 
 def identify(configuration: Configuration) -> dict[str, str]:
@@ -128,55 +144,121 @@ def plan(configuration: Configuration) -> Plan:
     _check_custom_tags(cfg)
     data: Dataset = build_part(cfg, "data", Dataset)
     tags = _identify(configuration, data)
-    parts = build(cfg, data)
+    components = build(cfg, data)
     return Plan(
         variant=tags["variant"],
         fingerprint=tags["fingerprint"],
         data_sha256=tags["data.sha256"],
         code_sha256=tags["code.sha256"],
-        num_parameters=parts.model.count_params(),
+        num_parameters=components.model.count_params(),
         parameters=typed(configuration).parameters,
-        mode=parts.mode,
+        mode=components.mode,
     )
 
 
-def _trained(
-    cfg: Any,
-    data: Dataset,
-    parts: Components,
-    record: Run,
-    stop: EpochFunction | None,
-    checkpoint: Checkpoint | None,
-    reproduces: str | None,
-) -> RunResult:
-    """Fills an open run."""
-    _log.info("%s (%s)", record.name, record.id)
-    _log_resuming(cfg, checkpoint)
-    _warn_if_badly_scaled(parts.scaling, data)
-    _suggest_more_threads(cfg)
+def _train(training: _Training) -> RunResult:
+    """Fills the record of an open run."""
+    cfg, data, record = training.cfg, training.data, training.record
+    _log_start(training)
     artifacts.link_data(record, data, cfg.data._target_)
-    artifacts.draw_samples(record, data, _training_batches(cfg, data, parts), parts.scaling)
+    artifacts.draw_samples(record, data, _training_batches(training), training.components.scaling)
     try:
-        result = _fit(cfg, data, parts, record, stop, checkpoint, reproduces)
+        result = _fit(training)
     except Diverged as diverged:
-        return _diverged(record, diverged)
-    validation = evaluate(parts.model, data.validation_images, data.validation_labels)
-    test = evaluate(parts.model, data.test_images, data.test_labels)
-    measured = measure(test, parts.metrics)
-    metrics = artifacts.metrics(parts.model, count_macs(parts.model), data, result, test, measured)
-    artifacts.write_tables(record, data, validation, test)
-    artifacts.draw(record, data, result, test, cfg.objective)
+        record.fail(str(diverged), {"diverged": "true", "diverged_epoch": diverged.epoch})
+        return _failed(record, diverged.history)
+    outcome = _evaluate(training, result)
+    metrics = artifacts.metrics(outcome)
+    artifacts.write_tables(record, outcome)
+    artifacts.draw(record, outcome)
     if cfg.tracking.model:
-        artifacts.log_model(record, parts.model, data, result.best_epoch)
+        artifacts.log_model(record, outcome)
     record.log_metrics(metrics)  # at step 0 the UI draws single values as bars beside each other
-    record.set_tags(artifacts.digests(parts.model, validation, test))
-    artifacts.summarise(record, data, result, test, metrics, cfg.objective, cfg.tracking.note)
+    record.set_tags(artifacts.digests(outcome))
+    artifacts.summarize(record, outcome, metrics, cfg.tracking.note)
     objective = result.best[cfg.objective]
     return RunResult(record.id, record.name, "FINISHED", objective, metrics, result.history, record.artifacts)
 
 
+def _fit(training: _Training) -> TrainingResult:
+    cfg, data, components, record = training.cfg, training.data, training.components, training.record
+    terminal = sys.stdout.isatty()
+    resumed = training.checkpoint.epoch if training.checkpoint else 0
+
+    def end_epoch(epoch: int, metrics: Mapping[str, float]) -> bool:
+        record.log_metrics(metrics, step=epoch)
+        values = "  ".join(f"{name} {metrics[name]:.4f}" for name in epoch_metrics(cfg))
+        # On a terminal the progress bar says the same; job.log has the line in any case.
+        level = logging.DEBUG if terminal or epoch <= resumed else logging.INFO
+        _log.log(level, "Epoch %d/%d  %s  %.1f s", epoch, cfg.epochs, values, metrics["epoch_seconds"])
+        training.on_epoch(epoch, metrics)
+        stopped = training.should_stop(epoch, metrics) and epoch < cfg.epochs
+        if stopped and training.reproduces:
+            _log.info("Stopped after epoch %d, the last one of the original run", epoch)
+        elif stopped:
+            _log.info("Pruned after epoch %d", epoch)
+            record.set_tags({"pruned": "true"})
+        return stopped
+
+    recipe = Recipe(
+        epochs=cfg.epochs,
+        batch_size=cfg.batch_size,
+        optimizer=components.optimizer,
+        schedule=components.schedule,
+        loss=components.loss,
+        metrics=components.metrics,
+        callbacks=components.callbacks,
+        metric=cfg.objective,
+        mode=components.mode,
+    )
+    return fit(
+        components.model,
+        _training_batches(training, after_epoch=resumed),
+        (data.validation_images, data.validation_labels),
+        recipe,
+        num_images=len(data.train_images),
+        on_epoch=end_epoch,
+        progress_bar=terminal,
+        folder=record.folder,
+        checkpoint=training.checkpoint,
+    )
+
+
+def _training_batches(training: _Training, after_epoch: int = 0) -> tf.data.Dataset:
+    cfg, data = training.cfg, training.data
+    return training_batches(
+        data.train_images,
+        data.train_labels,
+        data.num_classes,
+        batch_size=cfg.batch_size,
+        epochs=cfg.epochs,
+        seed=cfg.seed,
+        augmentation=training.components.augmentation,
+        after_epoch=after_epoch,
+    )
+
+
+def _evaluate(training: _Training, result: TrainingResult) -> Outcome:
+    data, model = training.data, training.components.model
+    validation = evaluate(model, data.validation_images, data.validation_labels)
+    test = evaluate(model, data.test_images, data.test_labels)
+    measured = measure(test, training.components.metrics)
+    return Outcome(model, data, result, validation, test, measured, training.cfg.objective)
+
+
+def _failed(record: Run, history: Mapping[str, Sequence[float]]) -> RunResult:
+    return RunResult(record.id, record.name, "FAILED", None, {}, history, record.artifacts)
+
+
 def _start_runtime(cfg: Any) -> None:
     start_runtime(seed=cfg.seed, threads=cfg.threads, deterministic=cfg.deterministic, precision=cfg.precision)
+
+
+def _reach_store(cfg: Any) -> None:
+    if CHECKOUT is None:
+        _log.info("Recording in %s", shown_uri())
+    set_store_timeout(cfg.tracking.store_timeout if cfg.tracking.job else 0)
+    check_store()
 
 
 def _check_custom_tags(cfg: Any) -> None:
@@ -284,105 +366,25 @@ def _opened(
     )
 
 
-def _log_resuming(cfg: Any, checkpoint: Checkpoint | None) -> None:
-    if checkpoint:
-        _log.info("Resuming after epoch %d", checkpoint.epoch)
-        if not cfg.deterministic:
+def _log_start(training: _Training) -> None:
+    _log.info("%s (%s)", training.record.name, training.record.id)
+    if training.checkpoint:
+        _log.info("Resuming after epoch %d", training.checkpoint.epoch)
+        if not training.cfg.deterministic:
             _log.info("With deterministic=false the result is not bit-identical to that of an uninterrupted run.")
+    warn_if_badly_scaled(training.components.scaling, training.data.train_images)
+    suggest_more_threads(training.cfg.threads)
 
 
-def _tell_how_to_resume(cfg: Any, checkpoint: Checkpoint | None, reproduces: str | None) -> None:
-    if reproduces or not (cfg.resume and checkpoint):
-        _log.info("Interrupted. The same command starts again from the first epoch.")
-    else:
-        _log.info("Interrupted. Run the same command again to resume after epoch %d.", checkpoint.epoch)
-
-
-def _warn_if_badly_scaled(scaling: keras.Layer, data: Dataset) -> None:
-    scaled = np.abs(np.asarray(scaling(data.train_images[:256].astype("float32"))))
-    largest = float(scaled.max())
-    if not 0.01 <= largest <= 100:
-        _log.warning(
-            "The scaled inputs are %s: their largest absolute value is %.2g. Try scale=unit.",
-            "tiny" if largest < 1 else "huge",
-            largest,
-        )
-
-
-def _suggest_more_threads(cfg: Any) -> None:
-    import psutil
-
-    cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count()
-    if cfg.threads < 8 <= (cores or 1):
-        _log.info("This machine has %d cores: threads=8 would be faster, but gives another result.", cores)
-
-
-def _training_batches(cfg: Any, data: Dataset, parts: Components, after_epoch: int = 0) -> tf.data.Dataset:
-    return training_batches(
-        data.train_images,
-        data.train_labels,
-        data.num_classes,
-        batch_size=cfg.batch_size,
-        epochs=cfg.epochs,
-        seed=cfg.seed,
-        augmentation=parts.augmentation,
-        after_epoch=after_epoch,
-    )
-
-
-# The training
-
-
-def _fit(
-    cfg: Any,
-    data: Dataset,
-    parts: Components,
-    record: Run,
-    stop: EpochFunction | None,
-    checkpoint: Checkpoint | None,
-    reproduces: str | None,
-) -> TrainingResult:
-    terminal = sys.stdout.isatty()
-    trained = checkpoint.epoch if checkpoint else 0
-
-    def on_epoch(epoch: int, metrics: Mapping[str, float]) -> bool:
-        record.log_metrics(metrics, step=epoch)
-        values = "  ".join(f"{name} {metrics[name]:.4f}" for name in epoch_metrics(cfg))
-        # On a terminal the progress bar says the same; job.log has the line in any case.
-        level = logging.DEBUG if terminal or epoch <= trained else logging.INFO
-        _log.log(level, "Epoch %d/%d  %s  %.1f s", epoch, cfg.epochs, values, metrics["epoch_seconds"])
-        stopped = stop is not None and stop(epoch, metrics) and epoch < cfg.epochs
-        if stopped and reproduces:
-            _log.info("Stopped after epoch %d, the last one of the original run", epoch)
-        elif stopped:
-            _log.info("Pruned after epoch %d", epoch)
-            record.set_tags({"pruned": "true"})
-        return stopped
-
-    recipe = Recipe(
-        epochs=cfg.epochs,
-        batch_size=cfg.batch_size,
-        optimizer=parts.optimizer,
-        schedule=parts.schedule,
-        loss=parts.loss,
-        metrics=parts.metrics,
-        callbacks=parts.callbacks,
-        metric=cfg.objective,
-        mode=parts.mode,
-    )
-    return fit(
-        parts.model,
-        _training_batches(cfg, data, parts, trained),
-        (data.validation_images, data.validation_labels),
-        recipe,
-        num_images=len(data.train_images),
-        on_epoch=on_epoch,
-        progress_bar=terminal,
-        folder=record.folder,
-        checkpoint=checkpoint,
-    )
-
-
-def _diverged(record: Run, diverged: Diverged) -> RunResult:
-    record.fail(str(diverged), {"diverged": "true", "diverged_epoch": diverged.epoch})
-    return RunResult(record.id, record.name, "FAILED", None, {}, diverged.history, record.artifacts)
+@contextlib.contextmanager
+def _saying_how_to_resume(training: _Training) -> Iterator[None]:
+    """Says after Ctrl-C what the same command would do."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        checkpoint = checkpoints.newest(training.record.folder)
+        if training.reproduces or not (training.cfg.resume and checkpoint):
+            _log.info("Interrupted. The same command starts again from the first epoch.")
+        else:
+            _log.info("Interrupted. Run the same command again to resume after epoch %d.", checkpoint.epoch)
+        raise

@@ -244,7 +244,7 @@ def test_a_run_whose_folder_is_lost_keeps_its_numbers(store, caplog):
             shutil.rmtree(folder)
         return False
 
-    result = train.run(compose(["data.limit=100", "epochs=4"]), stop=lose)
+    result = train.run(compose(["data.limit=100", "epochs=4"]), should_stop=lose)
     assert result.status == "FINISHED"
     (run,) = runs(store)
     assert run.info.status == "FINISHED"

@@ -215,7 +215,7 @@ def test_runs_on_the_same_data_share_them_and_one_that_goes_on_has_them_once(sto
 
     overrides = ["data.limit=20", "epochs=2", "tracking.model=false"]
     with pytest.raises(KeyboardInterrupt):
-        train.run(compose(overrides), stop=interrupt)
+        train.run(compose(overrides), should_stop=interrupt)
     first, other = run(overrides), run([*overrides, "seed=1", "data.limit=30"])
     (interrupted_or_not,) = {found.info.run_id for found in runs(store)} - {other.run_id}
     assert interrupted_or_not == first.run_id  # it has gone on

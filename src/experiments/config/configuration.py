@@ -33,6 +33,10 @@ class Configuration:
     config_dir: str | None = None
 
     @cached_property
+    def _values(self) -> dict[str, Any]:
+        return plain_values(self.cfg)
+
+    @cached_property
     def choices(self) -> dict[str, str]:
         """The choice of every group; of several options their sorted names in Hydra's list grammar."""
         lists = {group: f"[{','.join(sorted(self.cfg.get(group) or {}))}]" for group in LIST_GROUPS}
@@ -41,16 +45,15 @@ class Configuration:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """All that can change a result, seed included: no tracking, no path of a data set."""
-        values = plain_values(self.cfg)
-        values["data"] = {key: value for key, value in values["data"].items() if key not in self.paths}
-        return {key: value for key, value in values.items() if key not in NO_IDENTITY}
+        data = {key: value for key, value in self._values["data"].items() if key not in self.paths}
+        return {key: value for key, value in {**self._values, "data": data}.items() if key not in NO_IDENTITY}
 
     @property
     def paths(self) -> dict[str, str | None]:
         """Where its data lies, which is no part of its identity."""
-        return {key: value for key, value in plain_values(self.cfg)["data"].items() if is_data_path(f"data.{key}")}
+        return {key: value for key, value in self._values["data"].items() if is_data_path(f"data.{key}")}
 
-    @property
+    @cached_property
     def variant(self) -> str:
         """Hash of the identity without the seed: runs that differ in nothing but chance share it."""
         return digest({key: value for key, value in self.identity.items() if key != "seed"})[:16]
@@ -58,7 +61,7 @@ class Configuration:
     @property
     def without_seed(self) -> str:
         """Hash of all but the seed, paths and tracking too: what two jobs share that are built alike."""
-        return digest({key: value for key, value in plain_values(self.cfg).items() if key != "seed"})
+        return digest({key: value for key, value in self._values.items() if key != "seed"})
 
     def fingerprint(self, data_sha256: str, code_sha256: str) -> str:
         """Hash of all that decides the numbers: equal fingerprints mean equal results on one kind of processor."""
@@ -93,9 +96,8 @@ class Configuration:
     @property
     def as_yaml(self) -> str:
         """All values, with paths of data that hold in any working directory."""
-        values = plain_values(self.cfg)
-        values["data"] |= {key: path and absolute(path) for key, path in self.paths.items()}
-        return OmegaConf.to_yaml(OmegaConf.create(values))
+        data = self._values["data"] | {key: path and absolute(path) for key, path in self.paths.items()}
+        return OmegaConf.to_yaml(OmegaConf.create({**self._values, "data": data}))
 
     @property
     def title(self) -> str:

@@ -159,7 +159,7 @@ def epoch_line(message: Mapping[str, float]) -> str:
     return f"epoch {message['epoch']:.0f}/{message['epochs']:.0f}, {metric} {message[metric]:.4f}"
 
 
-def epoch_reporter(configuration: Configuration, console: TextIO) -> Callable[[int, Mapping[str, float]], bool]:
+def epoch_reporter(configuration: Configuration, console: TextIO) -> Callable[[int, Mapping[str, float]], None]:
     """The function that reports each epoch of a job to the launching process, or prints it if that does not listen.
 
     Args:
@@ -169,10 +169,9 @@ def epoch_reporter(configuration: Configuration, console: TextIO) -> Callable[[i
     cfg = configuration.cfg
     metric = cfg.objective
 
-    def report_epoch(epoch: int, metrics: Mapping[str, float]) -> bool:
+    def report_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
         message = {"epoch": epoch, "epochs": cfg.epochs, metric: metrics[metric]}
         if not worker.report(message):
             print(f"[{cfg.tracking.job.number}] {configuration.title}: {epoch_line(message)}", file=console, flush=True)
-        return False
 
     return report_epoch

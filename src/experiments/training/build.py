@@ -1,5 +1,6 @@
 """Everything that a configuration names, built and checked for a data set."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from experiments.dataset import Dataset, are_probabilities
 from experiments.errors import ExperimentError
 from experiments.library_internals import metric_mode
 from experiments.training.batches import augmented
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,17 @@ def _metric(cfg: Any, name: str, num_classes: int) -> keras.Metric:
         )
     metric.reset_state()
     return metric
+
+
+def warn_if_badly_scaled(scaling: keras.Layer, images: np.ndarray) -> None:
+    """Warns of inputs that the scaling layer makes tiny or leaves huge, with which a model learns badly."""
+    largest = float(np.abs(np.asarray(scaling(images[:256].astype("float32")))).max())
+    if not 0.01 <= largest <= 100:
+        _log.warning(
+            "The scaled inputs are %s: their largest absolute value is %.2g. Try scale=unit.",
+            "tiny" if largest < 1 else "huge",
+            largest,
+        )
 
 
 def _mode_of(modes: Mapping[str, str], key: str, monitored: str) -> str:

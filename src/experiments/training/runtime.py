@@ -1,10 +1,14 @@
 """TensorFlow's threads, determinism, precision and random seeds."""
 
+import logging
+
 import keras
+import psutil
 import tensorflow as tf
 
 from experiments.errors import ExperimentError
 
+_log = logging.getLogger(__name__)
 _runtime: tuple[int, bool] | None = None
 
 
@@ -46,6 +50,13 @@ def forget_models(precision: str) -> None:
     keras.config.set_max_epochs(None)
     keras.config.set_max_steps_per_epoch(None)
     keras.config.set_dtype_policy(precision)
+
+
+def suggest_more_threads(threads: int) -> None:
+    """Says that more threads would be faster, on a machine that has the cores for them."""
+    cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count()
+    if threads < 8 <= (cores or 1):
+        _log.info("This machine has %d cores: threads=8 would be faster, but gives another result.", cores)
 
 
 def _cannot_change(asked: str, runs: str) -> ExperimentError:
