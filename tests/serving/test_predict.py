@@ -246,6 +246,16 @@ def test_a_low_probability_is_shown_as_unsure():
     assert unsure.values()["label"] == "dog" and unsure.values()["second"] == "cat"
 
 
+def test_the_second_choice_is_the_next_probable_class():
+    values = predict.Prediction("a.png", np.array([0.1, 0.25, 0.65]), ("cat", "dog", "owl")).values()
+    assert [values[name] for name in ("label", "probability", "second", "second_probability")] == [
+        "owl",
+        0.65,
+        "dog",
+        0.25,
+    ]
+
+
 def test_drawing_without_its_extra_names_how_to_install_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ExperimentError, match=r"^draw needs Gradio\. Install it with: pip install -e '\.\[demo\]'$"):
