@@ -14,11 +14,11 @@ def image_numbers(parts: Sequence[np.ndarray]) -> list[np.ndarray]:
         parts: arrays of shape (images, height, width, channels).
 
     Returns:
-        For each part an int64 array of shape (images,).
+        For each part an int64 array of shape (images,): the position, among all, of the first image that is equal.
     """
     hashes = np.array([hash(image.tobytes()) for part in parts for image in part])
-    numbers = np.unique(hashes, return_inverse=True)[1]
-    return np.split(numbers, np.cumsum([len(part) for part in parts])[:-1])
+    _, first, group = np.unique(hashes, return_index=True, return_inverse=True)
+    return np.split(first[group], np.cumsum([len(part) for part in parts])[:-1])
 
 
 def without_duplicates(numbers: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> list[np.ndarray]:

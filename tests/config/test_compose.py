@@ -9,6 +9,7 @@ import pytest
 from experiments.config.compose import CONF_DIR
 from experiments.config.compose import compose as composed
 from experiments.config.configuration import digest
+from experiments.config.overrides import quoted
 from experiments.config.schema import GROUPS
 from experiments.config.targets import typed
 from experiments.errors import ExperimentError
@@ -482,3 +483,15 @@ def test_title_has_at_most_80_characters():
 
 def test_options_of_the_checkout_are_used():
     assert Path(__file__).resolve().parents[2] / "conf" == CONF_DIR
+
+
+@pytest.mark.parametrize(
+    "name", ["müller", "a b", "100%20", "#1?", "a&b+c", "$x ${y}", "(x)[y]{z}", "it's", '"q"', "~t", "a=b,c:d", "日本"]
+)
+def test_folders_of_options_and_data_may_have_any_name(tmp_path, name):
+    folder = tmp_path / name / "model"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("# mine\ndefaults: [conv2, _self_]\ndropout: 0.3\n")
+    path = str(tmp_path / name / "digits.npz")
+    chosen = composed(["model=mine", "data=npz", f"data.path={quoted(path)}"], config_dir=str(tmp_path / name))
+    assert (chosen.cfg.model.dropout, chosen.paths["path"]) == (0.3, path)

@@ -1,7 +1,6 @@
 """Compose, check, identify and instantiate a configuration; knows neither Keras nor MLflow."""
 
 import contextlib
-import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from experiments.config.configuration import (
 )
 from experiments.config.earlier import current_values, current_words
 from experiments.config.identity import PACKAGE
-from experiments.config.overrides import first_line, is_choice, pairs, parse
+from experiments.config.overrides import first_line, is_choice, pairs, parse, quoted
 from experiments.config.schema import GROUPS, JOB_KEY, LIST_GROUPS, check_run
 from experiments.config.targets import check_targets
 from experiments.errors import ExperimentError
@@ -156,7 +155,7 @@ def first_comment(file: Path) -> str:
 
 
 def _composed(overrides: Sequence[str], config_dir: str | None) -> DictConfig:
-    places = [json.dumps(f"file://{folder.resolve()}") for folder in folders(config_dir)[1:]]
+    places = [quoted(f"file://{folder.resolve()}") for folder in folders(config_dir)[1:]]
     try:
         with (
             _no_other_hydra(),

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException, InstantiationException
 
 from experiments.config.schema import LIST_GROUPS
@@ -51,10 +51,14 @@ def absolute_paths(words: Sequence[str]) -> list[str]:
         elif is_data_path(key):
             (override,) = parse([word])
             if not override.is_sweep_override() and isinstance(path := override.value(), str):
-                quoted = absolute(path).replace("'", r"\'")
-                word = f"{key}='{quoted}'" if not os.path.isabs(path) else word
+                word = f"{key}={quoted(absolute(path))}" if not os.path.isabs(path) else word
         found.append(word)
     return found
+
+
+def quoted(text: str) -> str:
+    """A text in Hydra's grammar, whatever characters it has; ${ in it is no interpolation."""
+    return QuotedString(text.replace("${", r"\${"), Quote.single).with_quotes()
 
 
 def is_data_path(key: str) -> bool:

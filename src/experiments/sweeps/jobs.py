@@ -148,7 +148,7 @@ def _inner_text(value: Any) -> str:
         return f"{{{','.join(f'{key}:{_inner_text(inner)}' for key, inner in value.items())}}}"
     if isinstance(value, list):
         return f"[{','.join(map(_inner_text, value))}]"
-    return json.dumps(value)
+    return json.dumps(value, ensure_ascii=False)
 
 
 def compose_jobs(
