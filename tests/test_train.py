@@ -190,7 +190,7 @@ classifier: true
     result = run(small(digits, "model=rows", "data.limit=20", "tracking.model=false"), config_dir=str(tmp_path))
     assert result.metrics["cost/parameters"] == (28 + 1) * 3 + (28 * 3 + 1) * 10
     assert "cost/macs" not in result.metrics
-    said = "cost/macs is not recorded: a layer of the model is none of those that can be counted."
+    said = "cost/macs is not recorded: the operations of a layer of the model cannot be counted."
     assert said in capsys.readouterr().out
     note = store.get_run(result.run_id).data.tags["mlflow.note.content"]
     assert "937 parameters, " in note and "MACs" not in note

@@ -1,4 +1,4 @@
-"""What a trained model leaves in the record of its run: numbers, tables, figures, the model, a summary."""
+"""Writes the results of a training into the record of its run: metrics, tables, figures, the model, a summary."""
 
 import json
 import logging
@@ -41,7 +41,7 @@ def metrics(outcome: Outcome) -> dict[str, float]:
     result, test, rejected = outcome.result, outcome.test, outcome.data.rejected_labels
     macs = count_macs(outcome.model)
     if macs is None:
-        _log.info("cost/macs is not recorded: a layer of the model is none of those that can be counted.")
+        _log.info("cost/macs is not recorded: the operations of a layer of the model cannot be counted.")
     return {
         "best/epoch": result.best_epoch,
         **{f"best/{name}": value for name, value in result.best.items() if name.startswith("val_")},
@@ -55,7 +55,7 @@ def metrics(outcome: Outcome) -> dict[str, float]:
 
 
 def link_data(record: Run, data: Dataset, loader: str) -> None:
-    """Links the run to its data; `loader` is the name of the function that has read them."""
+    """Links the run to its data; `loader` is the name of the function that loaded them."""
     parts = {"training": data.train_labels, "validation": data.validation_labels, "test": data.test_labels}
     record.log_dataset(
         name=data.name,
@@ -69,14 +69,14 @@ def link_data(record: Run, data: Dataset, loader: str) -> None:
 
 
 def digests(outcome: Outcome) -> dict[str, str]:
-    """What two runs have in common that ended with the same bits."""
+    """Hashes that are equal for bit-identical results."""
     weights = sha256(b"".join(np.ascontiguousarray(weight).tobytes() for weight in outcome.model.get_weights()))
     predictions = sha256(b"".join(said.probabilities.tobytes() for said in (outcome.validation, outcome.test)))
     return {"weights.sha256": weights.hexdigest(), "predictions.sha256": predictions.hexdigest()}
 
 
 def write_tables(record: Run, outcome: Outcome) -> None:
-    """Writes predictions, mistakes and the report of every class."""
+    """Writes predictions, mistakes and the classification report."""
     data, test = outcome.data, outcome.test
     for part, said in (("validation", outcome.validation), ("test", test)):
         with record.file(f"{part}_predictions.npz") as file:
@@ -123,13 +123,13 @@ def _save(record: Run, name: str, figure: Any) -> None:
 def log_model(record: Run, outcome: Outcome) -> None:
     """Logs the model, tied to the metrics of the best epoch."""
     model, data, step = outcome.model, outcome.data, outcome.result.best_epoch
-    # Without the training's own state, the model loads anywhere; given as lists it would ask for lists.
+    # Without the state of the training, the model loads anywhere. Given as lists, its inputs would have to be lists.
     bare = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     record.log_model(bare, image_shape=data.image_shape, num_classes=data.num_classes, step=step)
 
 
 def summarize(record: Run, outcome: Outcome, values: Mapping[str, float], note: object) -> None:
-    """Writes the description of the run, after the user's note, and the last lines on the console."""
+    """Writes the description of the run, after the user's note, and prints the result."""
     data, result, test = outcome.data, outcome.result, outcome.test
     trained = len(result.history["loss"])
     sizes = " / ".join(f"{len(part):,}" for part in (data.train_labels, data.validation_labels, data.test_labels))
@@ -165,6 +165,6 @@ def summarize(record: Run, outcome: Outcome, values: Mapping[str, float], note: 
 
 
 def _collapsed(test: Evaluation, class_names: Sequence[str]) -> list[str]:
-    """A line on a model that predicts one class for every test image."""
+    """A sentence if the model predicts the same class for every test image."""
     predicted = np.unique(test.predicted)
     return [f"The model predicts {class_names[predicted[0]]} for every test image."] if len(predicted) == 1 else []

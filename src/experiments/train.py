@@ -1,4 +1,4 @@
-"""The composition root: a configuration becomes one tracked run."""
+"""One run, from a configuration to its record: builds, trains, evaluates and records it."""
 
 import contextlib
 import json
@@ -47,13 +47,13 @@ class RunResult:
     status: str  # FINISHED, or FAILED when the training diverged
     objective: float | None  # of the best epoch; None when the training diverged
     metrics: Mapping[str, float]  # best/…, test/… and cost/…
-    history: Mapping[str, Sequence[float]]  # metric -> one value an epoch
+    history: Mapping[str, Sequence[float]]  # metric -> one value per epoch
     artifacts: str  # folder, or URI when the store is on another machine
 
 
 @dataclass(frozen=True)
 class _Resume:
-    """What a run takes over from earlier runs of its configuration."""
+    """What a run resumes from earlier runs of its configuration."""
 
     attempt: StoredRun | None  # the run to continue
     checkpoint: Checkpoint | None  # to resume from
@@ -124,7 +124,7 @@ def run(
 
 
 def identify(configuration: Configuration) -> dict[str, str]:
-    """What tells a run of `configuration` from every other, as tags: digests of its values, data and code.
+    """The tags that identify a run of `configuration`: hashes of its values, data and code.
 
     Raises:
         ExperimentError: the data are not there.
@@ -134,7 +134,7 @@ def identify(configuration: Configuration) -> dict[str, str]:
 
 
 def plan(configuration: Configuration) -> Plan:
-    """What `configuration` would train, all of it built and nothing recorded.
+    """Builds everything that `configuration` describes, without training or recording.
 
     Raises:
         ExperimentError: it cannot work.
@@ -161,9 +161,11 @@ def _train(training: _Training) -> RunResult:
     cfg, data, record = training.cfg, training.data, training.record
     _log_start(training)
     artifacts.link_data(record, data, cfg.data._target_)
-    artifacts.draw_samples(record, data, _training_batches(training), training.components.scaling)
+    batches = _training_batches(training)
+    if training.checkpoint is None:  # a resumed run has them
+        artifacts.draw_samples(record, data, batches, training.components.scaling)
     try:
-        result = _fit(training)
+        result = _fit(training, batches)
     except Diverged as diverged:
         record.fail(str(diverged), {"diverged": "true", "diverged_epoch": diverged.epoch})
         return _failed(record, diverged.history)
@@ -180,7 +182,7 @@ def _train(training: _Training) -> RunResult:
     return RunResult(record.id, record.name, "FINISHED", objective, metrics, result.history, record.artifacts)
 
 
-def _fit(training: _Training) -> TrainingResult:
+def _fit(training: _Training, batches: tf.data.Dataset) -> TrainingResult:
     cfg, data, components, record = training.cfg, training.data, training.components, training.record
     terminal = sys.stdout.isatty()
     resumed = training.checkpoint.epoch if training.checkpoint else 0
@@ -213,7 +215,7 @@ def _fit(training: _Training) -> TrainingResult:
     )
     return fit(
         components.model,
-        _training_batches(training, after_epoch=resumed),
+        batches,
         (data.validation_images, data.validation_labels),
         recipe,
         num_images=len(data.train_images),
@@ -224,7 +226,7 @@ def _fit(training: _Training) -> TrainingResult:
     )
 
 
-def _training_batches(training: _Training, after_epoch: int = 0) -> tf.data.Dataset:
+def _training_batches(training: _Training) -> tf.data.Dataset:
     cfg, data = training.cfg, training.data
     return training_batches(
         data.train_images,
@@ -234,7 +236,7 @@ def _training_batches(training: _Training, after_epoch: int = 0) -> tf.data.Data
         epochs=cfg.epochs,
         seed=cfg.seed,
         augmentation=training.components.augmentation,
-        after_epoch=after_epoch,
+        after_epoch=training.checkpoint.epoch if training.checkpoint else 0,
     )
 
 
@@ -268,7 +270,7 @@ def _check_custom_tags(cfg: Any) -> None:
 
 
 def _identify(configuration: Configuration, data: Dataset) -> dict[str, str]:
-    """What makes this run the same as or another than any other, as tags."""
+    """The tags that identify a run: hashes of its values, data and code."""
     code = code_sha256(_OWN_CODE, configuration.cfg)
     return {
         "variant": configuration.variant,

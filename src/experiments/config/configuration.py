@@ -1,4 +1,4 @@
-"""One composed run: its values, names, parameters and digests."""
+"""`Configuration`: the composed values of one run, its parameters and hashes."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ NO_IDENTITY = ("tracking", "force", "resume", "dry_run")
 
 @dataclass(frozen=True)
 class Configuration:
-    """One run as it was asked for: the composed values and the words that composed them."""
+    """The composed values of one run, and the overrides they were composed from."""
 
     cfg: DictConfig
     overrides: tuple[str, ...]
@@ -44,32 +44,32 @@ class Configuration:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """All that can change a result, seed included: no tracking, no path of a data set."""
+        """All values that can change a result, including the seed, without tracking and paths of data."""
         data = {key: value for key, value in self._values["data"].items() if key not in self.paths}
         return {key: value for key, value in {**self._values, "data": data}.items() if key not in NO_IDENTITY}
 
     @property
     def paths(self) -> dict[str, str | None]:
-        """Where its data lies, which is no part of its identity."""
+        """The paths of the data, which are not part of the identity."""
         return {key: value for key, value in self._values["data"].items() if is_data_path(f"data.{key}")}
 
     @cached_property
     def variant(self) -> str:
-        """Hash of the identity without the seed: runs that differ in nothing but chance share it."""
+        """Hash of the identity without the seed, shared by all replicates of a variant."""
         return digest({key: value for key, value in self.identity.items() if key != "seed"})[:16]
 
     @property
     def without_seed(self) -> str:
-        """Hash of all but the seed, paths and tracking too: what two jobs share that are built alike."""
+        """Hash of everything but the seed, shared by jobs whose models are built in the same way."""
         return digest({key: value for key, value in self._values.items() if key != "seed"})
 
     def fingerprint(self, data_sha256: str, code_sha256: str) -> str:
-        """Hash of all that decides the numbers: equal fingerprints mean equal results on one kind of processor."""
+        """Hash of configuration, seed, data and code; if equal, so are the results on one kind of processor."""
         return digest([self.variant, self.cfg.seed, data_sha256, code_sha256])[:16]
 
     @property
     def parameters(self) -> dict[str, str]:
-        """Every choice and every identity key, dotted, as text: what a run is filtered and compared by."""
+        """All choices and identity values as text, by dotted key, to filter and compare runs by."""
         leaves = flatten(self.identity)
         return {key: value if isinstance(value, str) else json.dumps(value) for key, value in leaves} | self.choices
 
@@ -88,14 +88,14 @@ class Configuration:
 
     @property
     def command(self) -> str:
-        """The words that train this run alone, from any folder."""
+        """The command that trains this run, from any folder."""
         where = ["--config-dir", self.config_dir] if self.config_dir else []
         alone = ["hydra.mode=RUN"] if self.cfg.tracking.job else []
         return shlex.join(["experiments", "train", *absolute_paths([*where, *self.overrides, *alone])])
 
     @property
     def as_yaml(self) -> str:
-        """All values, with paths of data that hold in any working directory."""
+        """All values as YAML, with absolute paths of data."""
         data = self._values["data"] | {key: path and absolute(path) for key, path in self.paths.items()}
         return OmegaConf.to_yaml(OmegaConf.create({**self._values, "data": data}))
 
@@ -115,7 +115,7 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would be: all that can be told without training it."""
+    """What a run would train, as far as it is known without training."""
 
     variant: str
     fingerprint: str
@@ -127,14 +127,14 @@ class Plan:
 
 
 def known_keys(known: Configuration) -> set[str]:
-    """Every dotted key that may be given a value."""
+    """All dotted keys that can be set."""
     leaves = [str(key) for key, _ in flatten(plain_values(known.cfg))]
     inner = {".".join(key.split(".")[:depth]) for key in leaves for depth in range(1, key.count(".") + 1)}
     return {*leaves, *inner, *SELECTABLE}
 
 
 def unknown_key(key: str, known: Configuration, advice: str = "") -> ExperimentError:
-    """Names the keys that stand beside the unknown one, and the nearest of them or of all."""
+    """The error for an unknown key, with the keys at the same level and the nearest one."""
     names = {name for name in known_keys(known) if not name.endswith("_target_") and not name.startswith(JOB_KEY)}
     parent, _, last = key.rpartition(".")
     beside = {name.rpartition(".")[2] for name in names if name.rpartition(".")[0] == parent}

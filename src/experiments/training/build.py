@@ -1,4 +1,4 @@
-"""Everything that a configuration names, built and checked for a data set."""
+"""Builds and checks everything that a configuration names for a data set."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Components:
-    """What a configuration builds, all of it before anything is recorded."""
+    """Everything that is built from a configuration."""
 
     scaling: keras.Layer  # the model's first layer
     model: keras.Model
@@ -37,7 +37,7 @@ class Components:
 
 
 def build(cfg: Any, data: Dataset) -> Components:
-    """Everything that `cfg` names for `data`, built and checked.
+    """Builds and checks everything that `cfg` names for `data`.
 
     Raises:
         ExperimentError: a part that cannot be built, named by its key.
@@ -73,7 +73,7 @@ def build(cfg: Any, data: Dataset) -> Components:
 
 
 def _check_model(model: Any, builder: str, input_shape: tuple[int, ...], num_classes: int) -> None:
-    """Refuses what a user's builder returns if it is not a plain Keras model that outputs probabilities."""
+    """Checks that a user's function returned a plain Keras model that outputs probabilities."""
     if isinstance(model, keras.Model) and not type(model).__module__.startswith("keras."):
         # The scaling layer makes a new model of its layers, and the saved model must load without the user's code.
         raise ExperimentError(
@@ -173,7 +173,7 @@ def _mode_of(modes: Mapping[str, str], key: str, monitored: str) -> str:
 
 
 def _callback(cfg: Any, key: str, modes: Mapping[str, str]) -> keras.callbacks.Callback:
-    """A callback that knows whether more or less of the metric that it monitors is better."""
+    """Builds a callback and tells it whether a higher or lower value of its metric is better."""
     monitor = OmegaConf.select(cfg, f"{key}.monitor")
     if monitor is None:
         return build_part(cfg, key, keras.callbacks.Callback)
@@ -188,7 +188,7 @@ def _callback(cfg: Any, key: str, modes: Mapping[str, str]) -> keras.callbacks.C
 
 
 def _on_one_image(what: str, function: Callable[..., Any], num_classes: int) -> np.ndarray:
-    """What a loss or a metric says of a one-hot label and equal probabilities, the only form that it will be given."""
+    """Calls a loss or metric with a one-hot label and equal probabilities, the form it will be called with."""
     label = np.eye(1, num_classes, dtype="float32")
     try:
         return np.asarray(function(label, np.full_like(label, 1 / num_classes)))
