@@ -843,12 +843,12 @@ def stripes(*, images: int, split_seed: int) -> Dataset:
 
 def test_a_function_of_the_users_is_a_choice_of_data(store, tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
-    (tmp_path / "my_data.py").write_text(MY_DATA)
-    (tmp_path / "data" / "stripes.yaml").write_text("_target_: my_data.stripes\nimages: 100\nsplit_seed: 0\n")
+    (tmp_path / "striped_data.py").write_text(MY_DATA)
+    (tmp_path / "data" / "stripes.yaml").write_text("_target_: striped_data.stripes\nimages: 100\nsplit_seed: 0\n")
     overrides = ["data=stripes", "epochs=1", "tracking.model=false"]
-    with pytest.raises(ExperimentError, match=r"export EXPERIMENTS_ALLOW_TARGETS=my_data\.stripes$"):
+    with pytest.raises(ExperimentError, match=r"export EXPERIMENTS_ALLOW_TARGETS=striped_data\.stripes$"):
         run(overrides, config_dir=str(tmp_path))
-    monkeypatch.setenv("EXPERIMENTS_ALLOW_TARGETS", "my_data")
+    monkeypatch.setenv("EXPERIMENTS_ALLOW_TARGETS", "striped_data")
     monkeypatch.syspath_prepend(tmp_path)
     recorded = store.get_run(run(overrides, config_dir=str(tmp_path)).run_id)
     (used,) = recorded.inputs.dataset_inputs

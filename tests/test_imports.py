@@ -27,7 +27,8 @@ ALLOWED = {
     "images": set(),
     "models": set(),
     "schedules": set(),
-    "plots": set(),
+    "plot_style": set(),
+    "plots": {"plot_style"},
     "tracking": {"config", "library_internals"},
     "training": {"config", "dataset", "library_internals", "models"},
     "artifacts": {"dataset", "training", "plots", "tracking"},
@@ -56,7 +57,7 @@ EXCEPTIONS = {"preload": {"plots", "train", "__init__"}, "export": {"__init__"}}
 AT_HOME = {
     # library_internals alone may use names of Hydra and MLflow that are private, inside its functions.
     "mlflow": {"tracking", "library_internals"},
-    "matplotlib": {"plots"},
+    "matplotlib": {"plots", "plot_style"},
     "hydra": {"config", "cli", "sweeps", "hydra_plugins", "library_internals"},
     "omegaconf": {"config", "cli", "train", "training", "sweeps", "hydra_plugins"},
     "optuna": {"sweeps"},

@@ -8,25 +8,35 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-INK, QUIET, FAINT = "#333333", "#707070", "#E6E6E6"
-TRAINING, VALIDATION = "#9AA3AB", "#0072B2"
-RIGHT, WRONG = "#008066", "#D0301C"
+from experiments.plot_style import (
+    FAINT,
+    HEADING,
+    INK,
+    MARGIN,
+    QUIET,
+    RIGHT,
+    SMALL_SIZE,
+    SMALLEST_SIZE,
+    TEXT_SIZE,
+    TRAINING,
+    VALIDATION,
+    WIDTH,
+    WRONG,
+    epoch_axis,
+    epoch_line,
+    new_figure,
+    remove_frame,
+)
+
 MISTAKE_RATES = LinearSegmentedColormap.from_list("mistake_rates", ["#FFFFFF", "#FDE0BC", "#E88B35", "#8F3200"])
 RECALLS = LinearSegmentedColormap.from_list("recalls", ["#FFFFFF", "#C9DAE6"])
 
-# Lengths are in inches, text sizes in points (1/72 inch). At this resolution, a tile of one inch shows each pixel of an
-# MNIST image as exactly 4 by 4 pixels.
-DOTS_PER_INCH = 112
-WIDTH, MARGIN, HEADING = 9.4, 0.14, 0.62
-TITLE_SIZE, TEXT_SIZE, SMALL_SIZE, SMALLEST_SIZE = 12, 9, 8, 5
 TILE, TILE_GAP, LINE = 1.0, 0.14, 0.145
 COLUMNS, CAPTION_CHARACTERS = 8, 17
 PREDICTIONS_SHOWN, MISTAKES_SHOWN = 24, 40
@@ -50,7 +60,7 @@ def curves(history: Mapping[str, Sequence[float]], best_epoch: int, objective: s
     rows = -(-len(panels) // 3)
     height, right = 3.5 + 2.6 * (rows - 1), 1 - MARGIN / WIDTH
     title = f"Best epoch: {best_epoch} of {len(rates)}, {objective} {best:.4f}"
-    figure = _figure(WIDTH, height, title, "dashed: the epoch whose weights were kept")
+    figure = new_figure(WIDTH, height, title, "dashed: the epoch whose weights were kept")
     figure.subplots_adjust(0.5 / WIDTH, 0.5 / height, right, 1 - 1.05 / height, wspace=0.24, hspace=0.55)
     widths = [1, 1, 0.7 if rows == 1 else 1][: len(panels)]
     grid = figure.subplots(rows, len(widths), squeeze=False, width_ratios=widths).flat
@@ -58,10 +68,13 @@ def curves(history: Mapping[str, Sequence[float]], best_epoch: int, objective: s
     for unused in grid[len(panels) :]:
         unused.set_axis_off()
     for name, panel in axes.items():
-        _epoch_axis(panel, name, len(rates))
+        epoch_axis(panel, name, len(rates))
         panel.axvline(best_epoch, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
     for name in metrics:
-        lines = [_line(axes[name], history[name], TRAINING), _line(axes[name], history[f"val_{name}"], VALIDATION)]
+        lines = [
+            epoch_line(axes[name], history[name], TRAINING),
+            epoch_line(axes[name], history[f"val_{name}"], VALIDATION),
+        ]
     legend = {"ncols": 2, "frameon": False, "fontsize": TEXT_SIZE, "labelcolor": INK, "borderaxespad": 0}
     figure.legend(
         lines, ["training", "validation"], loc="upper right", bbox_to_anchor=(right, 1 - 0.1 / height), **legend
@@ -74,38 +87,13 @@ def curves(history: Mapping[str, Sequence[float]], best_epoch: int, objective: s
     chosen.annotate(f"{best:.4f}", (best_epoch, 1), (0, 3), color=VALIDATION, fontsize=TEXT_SIZE, **above)
     if "learning rate" in axes:
         panel = axes["learning rate"]
-        _line(panel, rates, INK)
+        epoch_line(panel, rates, INK)
         if 0 < 10 * min(rates) < max(rates):
             panel.set_yscale("log")
             panel.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
             panel.yaxis.set_minor_locator(NullLocator())
         panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     return figure
-
-
-def _epoch_axis(axes: Axes, title: str, epochs: int) -> None:
-    """Sets the title of a panel, and its axis of whole epochs from 1 to `epochs`."""
-    axes.set_title(title, loc="left", fontsize=TEXT_SIZE + 1, color=INK, pad=17)
-    axes.set_xlabel("epoch", fontsize=SMALL_SIZE, color=QUIET)
-    step = next(step for step in (1, 5, 10, 20, 50, 100, 200, 500, epochs) if epochs <= 8 * step)
-    axes.set_xticks(sorted({1, *range(step, epochs + 1, step)}))
-    room = max(0.5, 0.03 * epochs)
-    axes.set_xlim(1 - room, epochs + room)
-    _quiet(axes)
-
-
-def _quiet(axes: Axes) -> None:
-    """Replaces the frame of a panel with faint horizontal grid lines."""
-    axes.tick_params(length=0, labelsize=SMALL_SIZE, labelcolor=QUIET)
-    axes.grid(axis="y", color=FAINT, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[:].set_visible(False)
-
-
-def _line(axes: Axes, values: Sequence[float], color: str) -> Line2D:
-    """Plots one value per epoch, with markers for up to 20 epochs, so that a single epoch is visible, too."""
-    marker = "o" if len(values) <= 20 else ""
-    return axes.plot(range(1, len(values) + 1), values, color=color, linewidth=1.8, marker=marker, markersize=3.5)[0]
 
 
 def search_history(trials: Sequence[tuple[int, float, bool]], metric: str, mode: str) -> Figure:
@@ -122,10 +110,10 @@ def search_history(trials: Sequence[tuple[int, float, bool]], metric: str, mode:
     best = [(number, better(value for _, value in whole[: end + 1])) for end, (number, _) in enumerate(whole)]
     height, right = 3.5, 1 - MARGIN / WIDTH
     result = f"best {metric}: {best[-1][1]:.4f}" if best else "no trial has a result"
-    figure = _figure(WIDTH, height, f"{len(trials)} trials, {result}", "line: the best so far; crosses: pruned")
+    figure = new_figure(WIDTH, height, f"{len(trials)} trials, {result}", "line: the best so far; crosses: pruned")
     figure.subplots_adjust(0.6 / WIDTH, 0.5 / height, right, 1 - 0.8 / height)
     axes = figure.subplots()
-    _quiet(axes)
+    remove_frame(axes)
     axes.set_xlabel("trial", fontsize=SMALL_SIZE, color=QUIET)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.step(
@@ -159,7 +147,9 @@ def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
     left, bottom = 0.45 + longest / 72, 0.5 + (name_size if level else longest) / 72
     width, height = left + side + 2 * MARGIN, bottom + side + HEADING
     title = f"Accuracy {np.trace(matrix) / max(total, 1):.2%} on {total:,} images"
-    figure = _figure(width, height, title, f"orange: errors, by their share of the true class, at most {highest:.1%}")
+    figure = new_figure(
+        width, height, title, f"orange: errors, by their share of the true class, at most {highest:.1%}"
+    )
     axes = figure.add_axes((left / width, bottom / height, side / width, side / height))
     # The power spreads out the small rates, where most errors are. The scale ends at 5 % at least, so that rare errors
     # stay pale.
@@ -204,14 +194,14 @@ def reliability(counts: np.ndarray, confidences: np.ndarray, accuracies: np.ndar
     each = " or ".join(f"{count:,}" for count in np.unique(counts))
     height, right = 3.9, 1 - MARGIN / WIDTH
     note = f"{len(counts)} bins of {each} test images; below the line: overconfident; red: outside the 95 % interval"
-    figure = _figure(WIDTH, height, f"Calibration error {error:.4f}", note)
+    figure = new_figure(WIDTH, height, f"Calibration error {error:.4f}", note)
     figure.subplots_adjust(0.72 / WIDTH, 0.52 / height, right, 1 - 0.95 / height, wspace=0.2)
     odds, gaps = figure.subplots(1, 2, width_ratios=[1, 1.2])
     sizes = f"accuracy - confidence, percentage points; mean gap {100 * error:.2f}"
     for axes, title in ((odds, "accuracy against confidence"), (gaps, sizes)):
         axes.set_title(title, loc="left", fontsize=TEXT_SIZE + 1, color=INK, pad=9)
         axes.set_xlabel("confidence", fontsize=SMALL_SIZE, color=QUIET)
-        _quiet(axes)
+        remove_frame(axes)
 
     low = min(0.4, 0.8 * confidences.min())
     nines = int(np.ceil(-np.log10(np.clip(1 - confidences.max(), 1e-7, 0.1))))
@@ -277,7 +267,7 @@ def mistakes(images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, 
     wrong = np.flatnonzero(labels != probabilities.argmax(axis=1))
     title = f"{len(wrong):,} of {len(labels):,} test images predicted wrongly"
     if len(wrong) == 0:
-        return _figure(WIDTH, HEADING, title, "The model predicted every test image correctly.")
+        return new_figure(WIDTH, HEADING, title, "The model predicted every test image correctly.")
     shown = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:MISTAKES_SHOWN]
     note = "true → predicted; below: the probability of the predicted class"
     if len(shown) < len(wrong):
@@ -315,7 +305,7 @@ def _gallery(title: str, note: str, images: np.ndarray, captions: Sequence[str],
 
     high, wide = mosaic.shape[0] / scale, mosaic.shape[1] / scale
     page_height, page_width = high + HEADING, wide + MARGIN
-    figure = _figure(page_width, page_height, title, note)
+    figure = new_figure(page_width, page_height, title, note)
     axes = figure.add_axes((MARGIN / 2 / page_width, 0, wide / page_width, high / page_height))
     axes.imshow(mosaic, aspect="auto")
     axes.set_axis_off()
@@ -375,7 +365,7 @@ def classified(
         unsure: a prediction with a lower probability is marked as unsure.
     """
     height = HEADING + len(given) * (TILE + 0.45)
-    figure = _figure(WIDTH, height, f"{len(given)} images", "image, model input, probabilities")
+    figure = new_figure(WIDTH, height, f"{len(given)} images", "image, model input, probabilities")
     bars = WIDTH - 2 * TILE - 5 * MARGIN
     for place, (image, pixels, row) in enumerate(zip(given, seen, probabilities, strict=True)):
         bottom = height - HEADING - (place + 1) * (TILE + 0.45) + 0.3
@@ -391,18 +381,10 @@ def classified(
         panel = figure.add_axes(place_of_bars)
         panel.bar(range(len(shown)), row[shown], color=bar_colors)
         panel.set(ylim=(0, 1), yticks=[])
-        panel.set_xticks(range(len(shown)), [class_names[name][:12] for name in shown])
+        panel.set_xticks(range(len(shown)), [class_names[name][:12] for name in shown], parse_math=False)
         panel.tick_params(length=0, labelsize=SMALL_SIZE, labelcolor=INK)
         panel.spines[["top", "left", "right"]].set_visible(False)
         verdict = f"{class_names[first]}, {row[first]:.1%}" + ("" if row[first] >= unsure else ": unsure")
         text = f"{verdict}   ({textwrap.shorten(captions[place], 60, placeholder='…')})"
-        panel.set_title(text, fontsize=TEXT_SIZE, color=INK, loc="left", pad=2)
-    return figure
-
-
-def _figure(width: float, height: float, title: str, note: str) -> Figure:
-    """Creates a white figure of a size in inches, with its heading at the top left."""
-    figure = Figure((width, height), dpi=DOTS_PER_INCH, facecolor="white")
-    figure.text(MARGIN / width, 1 - 0.12 / height, title, fontsize=TITLE_SIZE, color=INK, va="top")
-    figure.text(MARGIN / width, 1 - 0.36 / height, note, fontsize=SMALL_SIZE, color=QUIET, va="top")
+        panel.set_title(text, fontsize=TEXT_SIZE, color=INK, loc="left", pad=2, parse_math=False)
     return figure

@@ -97,7 +97,7 @@ def test_every_option_is_built(built, option):
     elif group == "sweep":
         assert configuration.overrides[0] == option.replace("/", "=")
     else:
-        assert configuration.choices[group] == (f"[{name}]" if group == "callbacks" else name)
+        assert configuration.choices[group] == (f"[{name}]" if group in ("callbacks", "metrics") else name)
 
 
 @pytest.mark.parametrize("option", [option for option in OPTIONS if option.startswith(("model/", "experiment/"))])

@@ -385,8 +385,8 @@ def test_free_tag_with_a_name_of_the_record(store, words):
 
 
 def test_message_lists_what_is_allowed_unless_that_is_long():
-    names = [f"name{number}" for number in range(10, 53)]
-    few, many, all_names = names[:21], names[:22], ", ".join(names[:40])
+    names = [f"name{number}" for number in range(10, 55)]
+    few, many, all_names = names[:22], names[:23], ", ".join(names[:40])
     assert str(ExperimentError("No.", given="nam", allowed=few)).startswith("No. Did you mean name")
     assert str(ExperimentError("No.", given="name11", allowed=few)).endswith(f" Allowed: {', '.join(few)}.")
     assert str(ExperimentError("No.", given="name11", allowed=many)) == "No. Did you mean name11?"

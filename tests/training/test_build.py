@@ -1,65 +1,96 @@
-"""What a configuration builds is tried before anything is recorded."""
+"""Losses, metrics and callbacks: what a run builds of their YAML, and what it refuses before anything is recorded."""
 
-import keras
-import numpy as np
 import pytest
 
-from experiments.dataset import Dataset
+from experiments.config.compose import compose
+from experiments.data import mnist
 from experiments.errors import ExperimentError
-from experiments.training.batches import prediction_batch_size
 from experiments.training.build import build
 
-
-@pytest.fixture(scope="module")
-def data():
-    random = np.random.default_rng(0)
-    return Dataset.from_arrays(random.integers(0, 255, (60, 28, 28)), np.arange(60) % 3, name="noise")
-
-
-def with_augmentation(compose, tmp_path, text):
-    (tmp_path / "augment").mkdir()
-    (tmp_path / "augment" / "mine.yaml").write_text(f"# mine\n{text}\n")
-    return compose("augment=mine", config_dir=str(tmp_path)).cfg
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (
-            "crop: {_target_: keras.layers.RandomCrop, height: 24, width: 24}",
-            "augment.crop: keras.layers.RandomCrop makes images of shape (24, 24, 1) and labels of shape (3,) of those "
-            "of shape (28, 28, 1) and (3,). An augmentation must keep both; keras.layers.Resizing behind it ",
-        ),
-        (
-            "flat: {_target_: keras.layers.Flatten}",
-            "augment.flat: keras.layers.Flatten makes images of shape (784,) and labels of shape (3,) of those ",
-        ),
-        (
-            "flip: {_target_: keras.layers.RandomFlip}\nturn: {_target_: keras.layers.LSTM, units: 3}",
-            "augment.turn: keras.layers.LSTM cannot be applied to images of shape (28, 28, 1): ",
-        ),
-    ],
-)
-def test_an_augmentation_that_does_not_fit_the_images_is_refused(compose, tmp_path, data, text, message):
-    with pytest.raises(ExperimentError) as refused:
-        build(with_augmentation(compose, tmp_path, text), data)
-    assert str(refused.value).startswith(message)
+OPTIONS = {
+    "metrics/vector.yaml": "vector: {_target_: keras.metrics.F1Score}",
+    "metrics/sparse.yaml": "sparse: {_target_: keras.metrics.SparseTopKCategoricalAccuracy, k: 2}",
+    "metrics/own.yaml": "own: {_target_: own_metric.sure}",
+    "metrics/own_max.yaml": "own: {_target_: own_metric.sure, mode: max}",
+    "metrics/own_best.yaml": "own: {_target_: own_metric.sure, mode: best}",
+    "metrics/accuracy.yaml": "accuracy: {_target_: keras.metrics.AUC}",
+    "metrics/val_auc.yaml": "val_auc: {_target_: keras.metrics.AUC}",
+    "metrics/nameless.yaml": "nameless: {_target_: own_metric.nameless}",
+    "metrics/layer.yaml": "layer: {_target_: keras.layers.Flatten}",
+    "loss/each.yaml": "{_target_: keras.losses.CategoricalCrossentropy, reduction: none}",
+    "loss/sparse.yaml": "{_target_: keras.losses.SparseCategoricalCrossentropy}",
+    "loss/metric.yaml": "{_target_: keras.metrics.AUC}",
+    "callbacks/wrong.yaml": "wrong: {_target_: keras.callbacks.EarlyStopping, monitor: val_auc, mode: min}",
+}
+OWN = """import keras
 
 
-@pytest.mark.parametrize("layer", ["GaussianNoise, stddev: 0.5", "Dropout, rate: 0.1", "RandomFlip, mode: horizontal"])
-def test_layers_of_any_kind_get_the_numbers_that_they_take(compose, tmp_path, data, layer):
-    components = build(with_augmentation(compose, tmp_path, f"mine: {{_target_: keras.layers.{layer}}}"), data)
-    assert len(components.augmentation) == 1
+def sure(name):
+    return keras.metrics.MeanMetricWrapper(lambda labels, probabilities: keras.ops.max(probabilities, axis=-1), name)
 
 
-@pytest.mark.parametrize(("size", "expected"), [((28, 28, 1), 250), ((256, 256, 3), 8), ((4000, 4000, 1), 1)])
-def test_images_are_predicted_in_batches_of_bounded_memory(size, expected):
-    model = keras.Sequential(
-        [
-            keras.Input(size),
-            keras.layers.Conv2D(32, 3, padding="same"),
-            keras.layers.GlobalAveragePooling2D(),
-            keras.layers.Dense(2, activation="softmax"),
-        ]
-    )
-    assert prediction_batch_size(model) == expected
+def nameless():
+    return keras.metrics.AUC()
+"""
+
+
+@pytest.fixture
+def built(tmp_path, monkeypatch, digits):
+    """Builds a run on 50 digits whose options may be those above."""
+    for name, text in OPTIONS.items():
+        file = tmp_path / "conf" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    (tmp_path / "own_metric.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("EXPERIMENTS_ALLOW_TARGETS", "own_metric")
+    data = mnist(path=str(digits), validation_fraction=0.1, split_seed=0, limit=50)
+    return lambda *words: build(compose(words, str(tmp_path / "conf")).cfg, data)
+
+
+def test_every_metric_knows_what_is_better(built):
+    parts = built("metrics=[auc,macro_f1,own_max,top_3_accuracy]", "objective=val_own")
+    assert [metric.name for metric in parts.metrics] == ["auc", "macro_f1", "own", "top_3_accuracy"]
+    assert parts.modes == {"loss": "min"} | dict.fromkeys(["accuracy", *(m.name for m in parts.metrics)], "max")
+    assert parts.mode == "max"
+    assert built("objective=val_loss").mode == "min"
+
+
+def test_a_metric_that_nobody_monitors_needs_no_mode(built):
+    assert "own" not in built("metrics=[own]").modes
+
+
+@pytest.mark.parametrize(("monitor", "mode"), [("val_accuracy", "max"), ("loss", "min"), ("val_auc", "max")])
+def test_a_callback_takes_the_mode_of_its_metric(built, monitor, mode):
+    words = ["metrics=[auc]", "callbacks=[early_stopping]", f"callbacks.early_stopping.monitor={monitor}"]
+    (callback,) = built(*words).callbacks
+    assert (callback.monitor, callback.mode) == (monitor, mode)
+
+
+UNKNOWN_MODE = "it is not known whether a higher or a lower own is better. Add the line mode: max or mode: min to"
+NAME = "this cannot be the name of a metric. Choose one of letters, digits and _"
+REFUSED = {
+    "metrics=[vector]": r"metrics.vector: keras.metrics.F1Score gives values of shape \(10,\), one number is needed. "
+    "Choose an average",
+    "metrics=[sparse]": r"metrics.sparse: keras.metrics.SparseTopKCategoricalAccuracy cannot take one-hot labels and "
+    r"probabilities of shape \(images, 10\): ",
+    "metrics=[own] objective=val_own": f"objective=val_own: {UNKNOWN_MODE} the YAML of own.",
+    "metrics=[own] callbacks=[early_stopping] callbacks.early_stopping.monitor=val_own": "callbacks.early_stopping."
+    f"monitor=val_own: {UNKNOWN_MODE}",
+    "metrics=[own_best]": "metrics.own.mode=best is refused. Allowed: max, min.",
+    "metrics=[accuracy]": f"metrics.accuracy: {NAME}",
+    "metrics=[val_auc]": f"metrics.val_auc: {NAME}",
+    "metrics=[nameless]": "metrics.nameless: own_metric.nameless has made a metric named auc",
+    "metrics=[layer]": "metrics.layer._target_=keras.layers.Flatten: a keras Metric is needed here.",
+    "loss=each": r"loss: keras.losses.CategoricalCrossentropy gives values of shape \(1,\), one number is needed.",
+    "loss=sparse": "loss: keras.losses.SparseCategoricalCrossentropy cannot take one-hot labels",
+    "loss=metric": "loss._target_=keras.metrics.AUC: a keras Loss is needed here.",
+    "metrics=[auc] callbacks=[wrong]": "callbacks.wrong.mode=min with callbacks.wrong.monitor=val_auc would take the "
+    "worst epoch for the best. Leave callbacks.wrong.mode out.",
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_is_refused(built, words):
+    with pytest.raises(ExperimentError, match=REFUSED[words]):
+        built(*words.split())

@@ -57,8 +57,8 @@ def absolute_paths(words: Sequence[str]) -> list[str]:
 
 
 def quoted(text: str) -> str:
-    """A text in Hydra's grammar, whatever characters it has; ${ in it is no interpolation."""
-    return QuotedString(text.replace("${", r"\${"), Quote.single).with_quotes()
+    """A text in Hydra's grammar, whatever characters it has."""
+    return QuotedString(text, Quote.single).with_quotes()
 
 
 def is_data_path(key: str) -> bool:
