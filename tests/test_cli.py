@@ -149,7 +149,7 @@ def test_list_shows_options_of_the_users_own(here, tmp_path):
 
 GROUPS = (
     "augment, callbacks, data, experiment, hydra/launcher, hydra/sweeper, hydra/sweeper/pruner, hydra/sweeper/sampler, "
-    "model, optimizer, scale, schedule, sweep"
+    "loss, metrics, model, optimizer, scale, schedule, sweep"
 )
 
 

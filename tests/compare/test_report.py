@@ -299,7 +299,7 @@ def test_a_page_that_cannot_be_made_costs_a_sweep_nothing_else(compared, monkeyp
     parent.name, display.console = "mine", Console(file=io.StringIO())
     Finished(parent, [], compose(), display).close("FINISHED", {}, patience=0, page=True)
     again = "Later: experiments compare mine --html FILE"
-    assert display.say.call_args_list[0].args == (f"Without report.html: TypeError: cannot draw this {again}",)
+    assert display.print.call_args_list[0].args == (f"Without report.html: TypeError: cannot draw this {again}",)
     kept = [call.args[0] for call in parent.outbox.put_file.call_args_list]
     assert kept == ["leaderboard.csv", "leaderboard.md"]
     parent.close.assert_called_once_with("FINISHED", 0)

@@ -83,7 +83,7 @@ def test_the_recorded_command_runs_from_the_root_of_the_project(store, digits, t
 
 @pytest.mark.parametrize("run_id", ["../../outside", "..", "a/b", ""])
 def test_ids_of_a_store_cannot_leave_the_folder_of_runs(run_id):
-    with pytest.raises(ExperimentError, match="is no id of a run"):
+    with pytest.raises(ExperimentError, match="is not the id of a run"):
         run_folder(run_id)
 
 
