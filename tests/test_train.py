@@ -81,6 +81,7 @@ def test_a_run_leaves_a_complete_record(store, digits, tmp_path):
         "data._target_": "experiments.data.mnist",
         "data.validation_fraction": "0.1",
         "data.split_seed": "0",
+        "data.duplicates": "warn",
         "data.limit": "null",
         "scale._target_": "keras.layers.Rescaling",
         "scale.scale": "0.00392156862745098",

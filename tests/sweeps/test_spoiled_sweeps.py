@@ -652,7 +652,7 @@ def test_the_same_sweep_twice_at_once(place):
     second = place.sweep(*words)
     assert second.status == 2
     launching = f"process {first.process.pid} on {socket.gethostname()}"
-    assert second.errors.startswith(f"experiments: This sweep is being run by {launching}. Wait for it")
+    assert second.errors.startswith(f"experiments: This sweep is being run by {launching}. Wait until it has finished")
     place.open_gate()
     done = first.end()
     assert (done.status, done.errors) == (0, "")

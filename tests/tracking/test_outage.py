@@ -133,7 +133,7 @@ def test_artifacts_that_cannot_be_written_are_sent_later(store, tmp_path):
     artifacts = tmp_path / "store" / "artifacts"
     artifacts.write_text("in the way of a folder")
     said = finished(forked(tmp_path)(*SLOW, "epochs=2", "tracking.store_timeout=0"))
-    assert "Send it later with: experiments sync" in said
+    assert "Send the rest with: experiments sync" in said
     (run,) = runs(store)
     assert run.info.status == "FINISHED"  # only what could not be written waits
     assert steps(store, run) == every_step(2)
@@ -279,7 +279,7 @@ def test_data_that_cannot_be_linked_hold_up_nothing_and_are_linked_later(store, 
     with monkeypatch.context() as outage:
         outage.setattr(mlflow.MlflowClient, "log_inputs", lost)
         result = train.run(compose(["data.limit=50", "epochs=2", "tracking.store_timeout=0"]))
-    assert "Send it later with: experiments sync" in capfd.readouterr().out
+    assert "Send the rest with: experiments sync" in capfd.readouterr().out
     (run,) = runs(store)
     assert run.info.status == "FINISHED" == result.status
     assert run.inputs.dataset_inputs == []
