@@ -122,6 +122,7 @@ def test_a_run_leaves_a_complete_record(store, digits, tmp_path):
 
     own = {tag: value for tag, value in record.data.tags.items() if not tag.startswith("mlflow.")}
     assert set(own) - {"git.commit", "git.dirty"} == {
+        "metric_modes",
         "variant", "fingerprint", "command", "data.sha256", "data.validation_sha256", "data.test_sha256", "code.sha256",
         "host", "pid", "python", "tensorflow", "keras", "mlflow", "idea", "weights.sha256", "predictions.sha256",
     }  # fmt: skip

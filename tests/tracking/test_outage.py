@@ -154,7 +154,7 @@ def test_a_job_that_starts_during_an_outage_waits_and_fails(server, tmp_path):
         lines = iter(sweep.stdout.readline, "")
         assert any("[0] seed=0: finished" in line for line in lines)
         server.kill()  # while the next job is on its way
-        wait_for_text(tmp_path / "home", "*-1.log", "Waiting for it", "StoreLost")
+        wait_for_text(tmp_path / "home", "*-1.log", "Waiting up to", "StoreLost")
         server.start()
         said = "".join(lines)
     assert sweep.returncode == 1
