@@ -763,6 +763,13 @@ def test_equal_images_are_named(photos, caplog):
     assert refusal(data.folder, path=str(photos), **both, duplicates="refuse") == message
 
 
+def test_equal_images_of_the_test_set_alone_are_no_problem(tmp_path, caplog):
+    made = arrays()
+    made["x_test"][3] = made["x_test"][0]
+    data.npz(path=save(tmp_path / "mine.npz", **made), **KNOBS)
+    assert caplog.messages == []
+
+
 def test_dropping_duplicates_leaves_one_of_each(photos, tmp_path):
     clean = contents(data.folder(path=str(photos), **FOLDER))
     for file in list(photos.glob("*/*.png")):

@@ -132,11 +132,15 @@ class Dataset:
         train, validation, test = (sets[key] for key in ("train", "validation", "test"))
         if duplicates == "drop":
             _log.info("The data set %s: %d duplicates dropped.", name, starts[-1] - sum(map(len, kept)))
-        elif problem := describe_duplicates(
-            *(selection.among_all for selection in (train, validation, test)),
-            numbers=np.concatenate(numbers),
-            labels=np.concatenate(labels),
-            names=image_names or [f"{key} image {n}" for key, part in loaded.items() for n in range(len(part.labels))],
+        # The first condition spares a data set without duplicates the names of all its images.
+        elif len(np.unique(np.concatenate(numbers))) < starts[-1] and (
+            problem := describe_duplicates(
+                *(selection.among_all for selection in (train, validation, test)),
+                numbers=np.concatenate(numbers),
+                labels=np.concatenate(labels),
+                names=image_names
+                or [f"{key} image {n}" for key, part in loaded.items() for n in range(len(part.labels))],
+            )
         ):
             advice = "data.duplicates=drop leaves them out."
             if duplicates == "refuse":
