@@ -28,7 +28,8 @@ RUN_METRICS = {
 ARTIFACTS = {
     "config.yaml", "environment.txt", "samples.png", "curves.png", "confusion_matrix.png", "predictions.png",
     "mistakes.png", "reliability.png", "classification_report.txt", "classification_report.json",
-    "validation_predictions.npz", "test_predictions.npz", "mistakes.npz", "job.log",
+    "validation_predictions.npz", "test_predictions.npz", "validation_scores.npy", "test_scores.npy", "mistakes.npz",
+    "job.log",
 }  # fmt: skip
 CALLBACKS = sorted(file.stem for file in (CONF_DIR / "callbacks").glob("*.yaml"))
 EXPERIMENTS = sorted(file.stem for file in (CONF_DIR / "experiment").glob("*.yaml"))

@@ -14,6 +14,7 @@ import tensorflow as tf
 from experiments import plots
 from experiments.dataset import Dataset
 from experiments.tracking.run import Run
+from experiments.tracking.scores import image_scores
 from experiments.training.evaluation import Evaluation
 from experiments.training.fit import TrainingResult
 from experiments.training.macs import count_macs
@@ -81,6 +82,8 @@ def write_tables(record: Run, outcome: Outcome) -> None:
     for part, said in (("validation", outcome.validation), ("test", test)):
         with record.file(f"{part}_predictions.npz") as file:
             np.savez(file, labels=said.labels, probabilities=said.probabilities)
+        with record.file(f"{part}_scores.npy") as file:  # all that a comparison of thousands of runs has time to read
+            np.save(file, image_scores(said.labels, said.probabilities))
     worst, names = test.wrong[:_MOST_MISTAKES], np.array(data.class_names)
     mistakes = {"index": data.test_index, "image": data.test_images}
     mistakes |= {"label": names[test.labels], "predicted": names[test.predicted]}

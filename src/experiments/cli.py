@@ -235,10 +235,17 @@ def reproduce(run: str, tolerance: float) -> int:
     "--filter", "query", default="", metavar="FILTER", help="Only runs that match, in MLflow's search syntax."
 )
 @click.option("--metric", default="", metavar="METRIC", help="Rank by this metric instead of the objective.")
+@click.option(
+    "--on",
+    type=click.Choice(["new-images", "these-images"]),
+    default="new-images",
+    show_default=True,
+    help="What intervals and tests hold for: new images, too, or only the images of these runs.",
+)
 @click.option("--across-data", is_flag=True, help="Compare runs on different data, which is refused otherwise.")
 @click.option("--csv", default="", metavar="FILE", help="Also write the table to a file.")
 @click.option("--html", default="", metavar="FILE", help="Also write a page with charts, errors and links to the runs.")
-def compare(sweeps: tuple[str, ...], query: str, metric: str, across_data: bool, csv: str, html: str) -> None:
+def compare(sweeps: tuple[str, ...], query: str, metric: str, on: str, across_data: bool, csv: str, html: str) -> None:
     """Rank variants over their seeds, with intervals and tests.
 
     SWEEP is a sweep's name, with or without its six digits, the id of its run, a unique prefix of that id, or last,
@@ -250,7 +257,7 @@ def compare(sweeps: tuple[str, ...], query: str, metric: str, across_data: bool,
     from experiments.sweeps.display import Display
 
     title, runs = find_runs(sweeps, query)
-    found = compare_runs(runs, title, metric, across_data=across_data)
+    found = compare_runs(runs, title, metric, across_data=across_data, these_images=on == "these-images")
     if csv:
         tables.write_file(tables.as_csv(found), csv)
     if html:

@@ -3,6 +3,7 @@
 import io
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from mlflow.entities import Metric, Param
 from rich.console import Console
@@ -12,6 +13,7 @@ from experiments.compare.comparison import compare_runs, find_runs
 from experiments.errors import ExperimentError
 from experiments.tracking.parent import open_parent
 from experiments.tracking.runs import StoredRun
+from experiments.tracking.scores import image_scores
 
 
 def recorded(number, dropout, seed, accuracy, **tags):
@@ -98,6 +100,51 @@ def test_a_lost_record_of_answers_costs_the_test_and_not_the_table(store, tmp_pa
     ]
     why = "they have one seed each, and no predictions for the same images"
     assert f"No test is possible for 1 of 1 comparisons with the best: {why}." in found.notes
+
+
+def with_scores(runs, folder, rates):
+    """Runs with recorded scores on 400 validation images, and the accuracies that follow from them."""
+    random = np.random.default_rng(0)
+    hard, found = random.random(400) < 0.3, []
+    for run in runs:
+        right = ~hard | (random.random(400) < rates[run.params["model.dropout"]])
+        losses = np.where(right, 0.1, 2.0)
+        place = folder / run.run_id
+        place.mkdir()
+        probabilities = np.stack([1 - np.exp(-losses), np.exp(-losses)], axis=1).astype("float32")
+        np.save(place / "validation_scores.npy", image_scores(np.ones(400, int), probabilities))
+        metrics = {"best/val_accuracy": float(right.mean()), "best/val_loss": float(losses.mean())}
+        found.append(replace(run, artifact_uri=place.as_uri(), metrics={**run.metrics, **metrics}))
+    return found
+
+
+def test_verdicts_hold_for_new_images_by_the_recorded_scores(tmp_path):
+    runs = with_scores(two_variants(), tmp_path, {"0.3": 0.9, "0": 0.2})
+    found = compare_runs(runs, "mine")
+    assert [(row.label, row.verdict, row.test) for row in found.rows] == [
+        ("model.dropout=0.3", "best", ""),
+        ("model.dropout=0", "worse", "t over seeds and images, paired by seed"),
+    ]
+    assert "Intervals and tests hold for new images of the same kind, and for training with new seeds." in found.notes
+    assert "95 % confidence intervals: Wilson over seeds and images." in found.notes
+    narrow = compare_runs(runs, "mine", these_images=True)
+    assert narrow.rows[1].test == "paired t by seed"
+    assert (
+        "Intervals and tests hold for these images only (--on these-images), and for training with new seeds."
+    ) in narrow.notes
+    assert compare_runs(runs, "mine", "val_loss").rows[1].test == "t over seeds and images, paired by seed"
+
+
+def test_scores_that_do_not_give_the_metric_are_not_used(tmp_path):
+    """As of an old run whose loss was smoothed."""
+    runs = with_scores(two_variants(), tmp_path, {"0.3": 0.9, "0": 0.2})
+    runs[0] = replace(runs[0], metrics={**runs[0].metrics, "best/val_accuracy": 0.9})
+    found = compare_runs(runs, "mine")
+    assert found.rows[1].test == "paired t by seed"
+    assert (
+        "Intervals and tests of 1 of 2 variants hold for these images only, because the recorded predictions are "
+        "missing or do not give best/val_accuracy."
+    ) in found.notes
 
 
 def test_a_sweep_under_way_is_compared_as_far_as_it_has_come(store):

@@ -1,24 +1,32 @@
 """Intervals and tests against published numbers and SciPy's and statsmodels' own."""
 
 import gc
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
+from scipy import stats
+from statsmodels.formula.api import ols
+from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.contingency_tables import mcnemar
 
-from experiments.compare.statistics import (
+from experiments.compare.pairs import (
+    BOTH,
+    BOTH_ONE_AGAINST_MANY,
+    BOTH_PAIRED,
     MCNEMAR,
     NO_TEST,
     ONE_AGAINST_MANY,
+    OVER_IMAGES,
     PAIRED,
     WELCH,
-    Sample,
-    difference,
-    estimate,
-    holm,
-    pairwise_p_values,
-    seeds_needed,
+    Pairs,
+    all_tests,
 )
+from experiments.compare.power import limit
+from experiments.compare.statistics import Sample, estimate, holm
+from experiments.compare.variance import Variance, variance_of_mean
 
 # Student (1908): hours of sleep gained by ten patients with two drugs.
 FIRST = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
@@ -37,7 +45,25 @@ def sample(values, first_seed=0):
 
 
 def single(right, images="the same"):
-    return Sample({0: float(np.mean(right))}, np.array(right, bool), images)
+    return scored([right], images)
+
+
+def scored(scores, images="the same", first_seed=0):
+    """A sample with the scores of every seed on every image; bool for right or wrong."""
+    scores = np.array(scores)
+    rate = set(scores.ravel().tolist()) <= {0, 1}
+    scores = scores.astype(bool if rate else float)
+    return Sample(dict(enumerate(scores.mean(axis=1), first_seed)), scores, images, is_rate=rate)
+
+
+def difference(one, other, level=0.05):
+    found = Pairs([other, one]).against(0)
+    interval = found.interval(1, level)
+    return SimpleNamespace(estimate=interval, p=found.p_values[1], test=found.tests[1], variance=found.variance_of(1))
+
+
+def pairwise_p_values(samples):
+    return Pairs(samples).p_values()
 
 
 def test_paired_t_of_students_sleep_data():
@@ -47,6 +73,93 @@ def test_paired_t_of_students_sleep_data():
     assert (found.estimate.value, found.estimate.low, found.estimate.high) == pytest.approx(
         (-1.58, -2.4598858, -0.7001142)
     )
+
+
+def crossed_scores(seed, seeds=5, images=40):
+    """Two variants: scores that depend on the variant, the seed, the image and the pairs of them."""
+    random = np.random.default_rng(seed)
+    common = random.normal(0, 1, (1, 1, images)) + random.normal(0, 0.2, (1, seeds, 1))
+    own = random.normal(0, 0.6, (2, 1, images)) + random.normal(0, 0.3, (2, seeds, 1))
+    return common + own + random.normal(0, 0.5, (2, seeds, images))
+
+
+def test_seeds_and_images_are_crossed_as_in_the_analysis_of_variance_of_statsmodels():
+    one, other = crossed_scores(0)
+    scores = one - other
+    seeds, images = scores.shape
+    seed, image = np.indices(scores.shape)
+    frame = pd.DataFrame({"score": scores.ravel(), "seed": seed.ravel(), "image": image.ravel()})
+    table = anova_lm(ols("score ~ C(seed) + C(image)", frame).fit())
+    of_seeds, of_images, residual = (table["mean_sq"] / (seeds * images)).tolist()
+    df = np.square(of_seeds + of_images - residual) / sum(
+        np.square([of_seeds, of_images, residual]) / np.array([seeds - 1, images - 1, (seeds - 1) * (images - 1)])
+    )
+    error = np.sqrt(of_seeds + of_images - residual)
+    found = difference(scored(one), scored(other))
+    assert found.test == BOTH_PAIRED
+    parts = found.variance.seeds, found.variance.images, found.variance.both
+    assert parts == pytest.approx((of_seeds, of_images, residual), rel=1e-8)
+    assert (found.variance.total**0.5, found.variance.df) == pytest.approx((error, df), rel=1e-8)
+    assert found.p == pytest.approx(2 * stats.t.sf(abs(scores.mean()) / error, df), rel=1e-8)
+    half = stats.t.isf(0.025, df) * error
+    ends = found.estimate.low, found.estimate.high
+    assert ends == pytest.approx((scores.mean() - half, scores.mean() + half), rel=1e-8)
+    assert vars(variance_of_mean(scores)) == pytest.approx(vars(found.variance), rel=1e-8)
+
+
+def test_the_variance_is_not_less_than_that_of_one_source():
+    assert Variance(seeds=3.0, images=1.0, both=2.0).total == 3
+    assert Variance(seeds=1.0, images=3.0, both=2.0).total == 3
+    assert Variance(seeds=3.0, images=3.0, both=2.0).total == 4
+
+
+def test_different_seeds_are_nested_in_their_variants_and_crossed_with_the_images():
+    one, other = crossed_scores(1)
+    other = other[:3]
+    found = difference(scored(one), scored(other, first_seed=10))
+    assert found.test == BOTH
+    own = [variance_of_mean(scores) for scores in (one, other)]
+    of_images = np.var(one.mean(axis=0) - other.mean(axis=0), ddof=1) / one.shape[1]
+    assert found.variance.seeds == pytest.approx(own[0].seeds + own[1].seeds)
+    assert found.variance.images == pytest.approx(of_images)
+    assert found.variance.both == pytest.approx(own[0].both + own[1].both)
+    over_seeds = difference(sample(one.mean(axis=1)), sample(other.mean(axis=1), 10))
+    assert found.variance.seeds_df == pytest.approx(over_seeds.variance.df)  # Welch's
+
+
+def test_one_seed_against_several_takes_their_spread_and_has_the_images_of_both():
+    one, other = crossed_scores(2)
+    found = difference(scored(one[:1]), scored(other))
+    own = variance_of_mean(other)
+    assert found.test == BOTH_ONE_AGAINST_MANY
+    assert (found.variance.seeds, found.variance.seeds_df) == pytest.approx((6 * own.seeds, 4))
+    assert found.variance.both == pytest.approx(6 * own.both)
+    assert found.variance.images == pytest.approx(np.var(one[0] - other.mean(axis=0), ddof=1) / 40)
+
+
+def test_losses_of_single_seeds_are_tested_over_their_images():
+    one, other = crossed_scores(3)
+    found = difference(scored(one[:1]), scored(other[:1]))
+    assert found.test == OVER_IMAGES
+    expected = stats.ttest_rel(one[0], other[0])
+    assert found.p == pytest.approx(expected.pvalue)
+    assert (found.estimate.low, found.estimate.high) == pytest.approx(expected.confidence_interval())
+
+
+def test_many_pairs_at_once_are_tested_as_each_alone():
+    random = np.random.default_rng(4)
+    drawn = [
+        scored(random.random((seeds, 500)) < 0.9, first_seed=first) for seeds, first in [(4, 0)] * 3 + [(3, 9), (1, 0)]
+    ]
+    drawn += [
+        sample(random.random(4)),
+        scored(random.random((1, 500)) < 0.8),
+        scored(random.random((4, 300)) < 0.9, "others"),
+    ]
+    found = iter(pairwise_p_values(drawn))
+    for place, one in enumerate(drawn):
+        for other in drawn[place + 1 :]:
+            assert next(found) == pytest.approx(difference(one, other).p, rel=1e-10)
 
 
 def test_welch_of_students_sleep_data():
@@ -89,10 +202,36 @@ def test_a_gain_that_never_varies_proves_nothing():
     assert found.estimate.low is None
 
 
+def test_the_interval_of_a_rate_stays_between_0_and_1():
+    for scores in ([[1] * 20 + [0]] * 2, [[1] * 21, [1] * 20 + [0]], [[1] * 21] * 2, [[0] * 21] * 2):
+        found = estimate(scored(scores))
+        assert 0 <= found.low <= found.value <= found.high <= 1
+        assert found.low < found.high
+    two = estimate(Sample({0: 0.99, 1: 0.97}, is_rate=True))
+    assert 0 < two.low < 0.97 < 0.99 < two.high < 1
+    assert two.method == "Wilson over seeds"
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 5])
+@pytest.mark.parametrize("variants", [2, 6])
+def test_interval_p_and_verdict_agree(seeds, variants):
+    random = np.random.default_rng(seeds)
+    verdicts = set()
+    for _ in range(300):
+        hard = random.random(300) < 0.3
+        rates = random.normal(0.5, 0.15, variants).clip(0, 1)
+        tests = all_tests([scored(~hard | (random.random((seeds, 300)) < rate)) for rate in rates])
+        for index in range(1, variants):
+            found, p = tests.interval(index), tests.p_values[index]
+            assert (found.low > 0 or found.high < 0) == (p < 0.05)
+            verdicts.add(bool(p < 0.05))
+    assert verdicts == {True, False}
+
+
 def test_holm_by_hand():
-    assert holm(np.array([0.01, 0.04, np.nan, 0.03, 0.005])) == pytest.approx(
-        [0.03, 0.06, np.nan, 0.06, 0.02], nan_ok=True
-    )
+    adjusted, levels = holm(np.array([0.01, 0.04, np.nan, 0.03, 0.005]))
+    assert adjusted == pytest.approx([0.03, 0.06, np.nan, 0.06, 0.02], nan_ok=True)
+    assert levels == pytest.approx([0.05 / 3, 0.05 / 2, 0.05, 0.05 / 2, 0.05 / 4])
 
 
 @pytest.mark.slow
@@ -106,7 +245,7 @@ def test_equal_variants_are_seldom_told_apart(variants, apart):
             sample(values, apart * place) for place, values in enumerate(random.normal(0.98, 0.002, (variants, 5)))
         ]
         drawn.sort(key=lambda one: -one.array.mean())
-        wrong += bool((holm(pairwise_p_values(drawn))[: variants - 1] < 0.05).any())
+        wrong += bool((holm(pairwise_p_values(drawn))[0][: variants - 1] < 0.05).any())
     assert wrong / 2000 <= 0.06
 
 
@@ -148,7 +287,8 @@ def test_intervals_over_images_hold_the_truth_as_often_as_they_say(accuracy, ima
 def test_as_many_seeds_as_are_said_to_be_needed_show_the_difference(apart):
     random = np.random.default_rng(apart)
     exactly = np.array([-1, 0, 1.0])  # standard deviation 1
-    needed = seeds_needed(sample(exactly), sample(1 + exactly[::-1], apart), 0.05)
+    found = difference(sample(exactly), sample(1 + exactly[::-1], apart))
+    needed = 3 + limit(found.estimate.value, found.variance, 3, 0, 0.05).more_seeds
     spread = 2.0 if not apart else 1.0  # of the differences of pairs, or of each sample
     drawn = random.normal(0, 1, (1000, 2, needed)) * (spread / 2**0.5 if not apart else spread)
     shown = [difference(sample(one), sample(1 + other, apart)).p < 0.05 for one, other in drawn]
@@ -164,5 +304,5 @@ def test_equal_single_seeds_are_seldom_told_apart(variants):
         hard = random.random(500) < 0.06
         drawn = [single(~hard | (random.random(500) < 0.5)) for _ in range(variants)]
         drawn.sort(key=lambda one: -one.array.mean())
-        wrong += bool((holm(pairwise_p_values(drawn))[: variants - 1] < 0.05).any())
+        wrong += bool((holm(pairwise_p_values(drawn))[0][: variants - 1] < 0.05).any())
     assert wrong / 2000 <= 0.06

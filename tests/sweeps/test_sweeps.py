@@ -391,7 +391,7 @@ def test_comparing_shows_the_table_of_the_sweep(swept, tmp_path):
     store, env, _, output = swept
     (parent,) = parents(store)
     table = output[output.index("\nrank") : output.index("6 jobs: 6 finished\n")]
-    assert "p: paired t by seed; Holm-adjusted over one pair." in table
+    assert "p: t over seeds and images, paired by seed; Holm-adjusted over one pair." in table
     for name in (parent.data.tags["sweep.name"], "model.dropout=0,0.3", parent.info.run_id):
         done = compared(env, name, "--csv", str(tmp_path / "table.csv"))
         assert (done.returncode, done.stdout) == (0, table)

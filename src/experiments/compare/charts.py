@@ -12,7 +12,7 @@ import plotly.io
 from plotly.colors import hex_to_rgb, qualitative
 
 from experiments.compare import statistics
-from experiments.compare.comparison import COSTS, Comparison, Row
+from experiments.compare.ranking import COSTS, Comparison, Row
 from experiments.compare.statistics import Estimate, Sample
 
 MOST_VARIANTS = 60  # per chart

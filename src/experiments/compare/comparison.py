@@ -2,62 +2,22 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from experiments.compare import statistics
-from experiments.compare.statistics import Estimate, Sample
+from experiments.compare import notes, statistics
+from experiments.compare.pairs import Tests, all_tests
+from experiments.compare.ranking import BEST, COSTS, NO_DIFFERENCE, WORSE, Comparison, Row
+from experiments.compare.samples import samples_of
+from experiments.compare.statistics import Sample
 from experiments.compare.variants import DIGESTS, Variant, variants_of
 from experiments.errors import ExperimentError
 from experiments.tracking import runs
 from experiments.tracking.runs import StoredRun, runs_of, search_runs
-from experiments.tracking.store import StoreLost, StoreRefused, nothing_recorded, shown_uri
+from experiments.tracking.store import nothing_recorded, shown_uri
 
-BEST, WORSE, NO_DIFFERENCE = "best", "worse", "no significant difference"
-#: Metric `cost/…` -> its column in the table.
-COSTS = {"parameters": "parameters", "macs": "MACs", "train_seconds": "seconds"}
-#: Accuracy metric -> the set of images it is measured on, whose recorded predictions are tested for a single seed.
-_ACCURACIES = {"best/val_accuracy": "validation", "test/accuracy": "test"}
 _LESS_IS_BETTER = ("loss", "error", "seconds", "parameters", "macs")
-_MOST_NAMED = 3  # per sentence
-
-
-@dataclass(frozen=True)
-class Row:
-    """A variant and its comparison with the best one."""
-
-    rank: int
-    label: str  # the distinguishing values as text: key=value key=value
-    distinguishing_values: Mapping[str, str]  # key -> value, only where they tell the variant from others
-    runs: tuple[StoredRun, ...]  # one per seed, in the order of the seeds
-    mean: Estimate  # mean of the metric
-    difference: Estimate | None  # from the best; None for the best itself
-    p: float | None  # p-value of the test against the best, adjusted over all pairs; None if no test is possible
-    verdict: str
-    test: str  # name of the test
-    test_accuracy: float | None  # mean over the seeds; not used for selection
-    costs: Mapping[str, float]  # key of `COSTS` -> mean over the seeds, if recorded
-    pareto: frozenset[str]  # the costs in which the variant is Pareto-optimal
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The ranked variants, the best first."""
-
-    title: str  # names of the sweeps, or the filter
-    metric: str  # name in MLflow, such as best/val_accuracy
-    mode: str  # `max` or `min`: whether a higher or lower metric is better
-    rows: tuple[Row, ...]
-    distinguishing_keys: tuple[str, ...]  # all keys in which variants differ
-    notes: tuple[str, ...]  # the result, then how it was obtained and its caveats; one sentence each
-
-    @property
-    def best_run(self) -> StoredRun:
-        """The run with the best seed of the best variant."""
-        choose = max if self.mode == "max" else min
-        return choose(self.rows[0].runs, key=lambda run: run.metrics[self.metric])
 
 
 def find_runs(sweeps: Sequence[str], query: str) -> tuple[str, list[StoredRun]]:
@@ -100,7 +60,9 @@ def _find_sweeps(names: Sequence[str], parents: Sequence[StoredRun]) -> list[Sto
     return list({by_name[name].run_id: by_name[name] for name in names}.values()) if names else [parents[0]]
 
 
-def compare_runs(runs: Iterable[StoredRun], title: str, metric: str = "", *, across_data: bool = False) -> Comparison:
+def compare_runs(
+    runs: Iterable[StoredRun], title: str, metric: str = "", *, across_data: bool = False, these_images: bool = False
+) -> Comparison:
     """Ranks the variants among finished runs and tests each of them against the best one.
 
     Args:
@@ -108,6 +70,7 @@ def compare_runs(runs: Iterable[StoredRun], title: str, metric: str = "", *, acr
         title: title of the comparison.
         metric: metric to rank by, by default the objective of the runs; `val_accuracy` means `best/val_accuracy`.
         across_data: whether to compare runs on different data.
+        these_images: whether intervals and tests shall hold on these images only, instead of on new ones.
 
     Raises:
         ExperimentError: no run is left, no run has the metric, or the data differ.
@@ -121,27 +84,29 @@ def compare_runs(runs: Iterable[StoredRun], title: str, metric: str = "", *, acr
     mode = _mode(metric, measured)
     sign = -1 if mode == "max" else 1
     ranked = sorted(variants_of(measured), key=lambda variant: (sign * (variant.mean(metric) or 0), variant.label))
-    samples = [_sample(variant, metric) for variant in ranked]
-    adjusted = statistics.holm(statistics.pairwise_p_values(samples))
+    samples = samples_of(ranked, metric, mode, these_images=these_images)
+    tests = all_tests(samples)
     fronts = {cost: _front(ranked, metric, f"cost/{cost}", sign) for cost in COSTS}
     rows = [
-        _row(index, variant, samples, adjusted, frozenset(cost for cost in COSTS if index in fronts[cost]))
+        _row(index, variant, samples, tests, frozenset(cost for cost in COSTS if index in fronts[cost]))
         for index, variant in enumerate(ranked)
     ]
     lacking = len(finished) - len(measured)
     repeated = len(measured) - sum(len(variant.runs) for variant in ranked)
-    notes = [
-        _conclusion(rows),
-        *_methods(metric, rows, adjusted),
-        _more_seeds(rows, samples, adjusted),
-        _versions_of_code(rows),
+    sentences = [
+        *notes.of_result(metric, rows, samples, tests, these_images=these_images),
+        notes.of_code(rows),
         other_data,
         left_out,
-        f"Left out because {metric} is missing: {_count_runs(lacking)}." if lacking else "",
-        f"Left out because a newer run has the same variant and seed: {_count_runs(repeated)}." if repeated else "",
+        f"Left out because {metric} is missing: {notes.count_runs(lacking)}." if lacking else "",
+        f"Left out because a newer run has the same variant and seed: {notes.count_runs(repeated)}."
+        if repeated
+        else "",
     ]
     keys = dict.fromkeys(key for variant in ranked for key in variant.distinguishing_values)
-    return Comparison(title, metric, mode, tuple(rows), tuple(keys), tuple(note for note in notes if note))
+    return Comparison(
+        title, metric, mode, tuple(rows), tuple(keys), tuple(sentence for sentence in sentences if sentence)
+    )
 
 
 def _finished(runs: Iterable[StoredRun]) -> tuple[list[StoredRun], str]:
@@ -198,9 +163,9 @@ def _other_data(runs: Sequence[StoredRun], *, across_data: bool) -> str:
         found = Counter(run.tags[name] for run in runs)
         if len(found) > 1:
             counted = ", ".join(
-                f"{digest[:12]} ({_count_runs(count)})" for digest, count in found.most_common(_MOST_NAMED)
+                f"{digest[:12]} ({notes.count_runs(count)})" for digest, count in found.most_common(notes.MOST_NAMED)
             )
-            rest = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
+            rest = f" and {len(found) - notes.MOST_NAMED} more" if len(found) > notes.MOST_NAMED else ""
             differences.append(f"{name} is {counted}{rest}")
     if differences and not across_data:
         problem = f"The runs are on different data, so their metrics are not comparable: {'; '.join(differences)}."
@@ -208,25 +173,8 @@ def _other_data(runs: Sequence[StoredRun], *, across_data: bool) -> str:
     return f"This compares runs on different data: {'; '.join(differences)}." if differences else ""
 
 
-def _sample(variant: Variant, metric: str) -> Sample:
-    values = {int(run.params["seed"]): run.metrics[metric] for run in variant.runs}
-    part = _ACCURACIES.get(metric)
-    if part is None or len(values) > 1:
-        return Sample(values)
-    try:
-        predictions = runs.predictions(variant.runs[0], part)
-    except (StoreLost, StoreRefused):  # the table of a sweep needs no predictions
-        predictions = None
-    if predictions is None:
-        return Sample(values)
-    correct = predictions.probabilities.argmax(axis=1) == predictions.labels
-    return Sample(values, correct, variant.runs[0].tags[f"data.{part}_sha256"])
-
-
-def _row(index: int, variant: Variant, samples: Sequence[Sample], adjusted: np.ndarray, pareto: frozenset[str]) -> Row:
-    # The pairs with the best variant come first.
-    p = float(adjusted[index - 1]) if index else np.nan
-    difference = statistics.difference(samples[index], samples[0]) if index else None
+def _row(index: int, variant: Variant, samples: Sequence[Sample], tests: Tests, pareto: frozenset[str]) -> Row:
+    p = float(tests.p_values[index])
     costs = {cost: variant.mean(f"cost/{cost}") for cost in COSTS}
     return Row(
         rank=index + 1,
@@ -234,10 +182,10 @@ def _row(index: int, variant: Variant, samples: Sequence[Sample], adjusted: np.n
         distinguishing_values=variant.distinguishing_values,
         runs=variant.runs,
         mean=statistics.estimate(samples[index]),
-        difference=difference.estimate if difference else None,
+        difference=tests.interval(index) if index else None,
         p=None if np.isnan(p) else p,
         verdict=BEST if index == 0 else WORSE if p < statistics.LEVEL else NO_DIFFERENCE,
-        test=difference.test if difference else "",
+        test=str(tests.differences.tests[index]) if index else "",
         test_accuracy=variant.mean("test/accuracy"),
         costs={cost: value for cost, value in costs.items() if value is not None},
         pareto=pareto,
@@ -253,87 +201,3 @@ def _front(ranked: Sequence[Variant], metric: str, cost: str, sign: int) -> set[
         if not front or points[index][1] < points[front[-1]][1] or points[index] == points[front[-1]]:
             front.append(index)
     return set(front)
-
-
-# Notes below the table
-
-
-def _conclusion(rows: Sequence[Row]) -> str:
-    first, others = rows[0].label, len(rows) - 1
-    worse = sum(row.verdict == WORSE for row in rows)
-    if not others:
-        return f"{first} is the only variant: there is nothing to compare it with."
-    if worse == others:
-        return f"{first} is better than {'the other one' if others == 1 else f'all {others} others'}."
-    equal = [row.label for row in rows[1:] if row.verdict == NO_DIFFERENCE]
-    named = ", ".join(equal[:_MOST_NAMED]) + (
-        f" and {len(equal) - _MOST_NAMED} more" if len(equal) > _MOST_NAMED else ""
-    )
-    shown = f"{worse} of {others} others {'is' if worse == 1 else 'are'} worse; " if worse else ""
-    return f"{first} ranks first; {shown}no significant difference from {named}."
-
-
-def _methods(metric: str, rows: Sequence[Row], adjusted: np.ndarray) -> list[str]:
-    """Sentences on the ranking, the intervals and the tests."""
-    if metric.startswith("test/"):
-        ranked = f"Ranked by {metric}: the test set was used for selection, so its metrics are no longer unbiased."
-    else:
-        ranked = f"Ranked by {metric}; the test set was not used for selection."
-    intervals = sorted({row.mean.method for row in rows} - {""})
-    tests = sorted({row.test for row in rows if row.p is not None})
-    pairs = int((~np.isnan(adjusted)).sum())
-    sentences = [
-        ranked,
-        f"95 % confidence intervals: {', '.join(intervals)}." if intervals else "",
-        f"p: {', '.join(tests)}; Holm-adjusted over {'one pair' if pairs == 1 else f'all {pairs:,} pairs'}."
-        if tests
-        else "",
-    ]
-    if any(len(row.runs) == 1 for row in rows):
-        sentences.append("A single seed does not show how results vary from seed to seed: add seed=range(5).")
-    untested = [row for row in rows[1:] if row.p is None]
-    if untested:
-        sentences.append(
-            f"No test is possible for {len(untested)} of {len(rows) - 1} comparisons with the best: "
-            f"{_why_untested(untested[0])}."
-        )
-    return sentences
-
-
-def _why_untested(row: Row) -> str:
-    if row.test == statistics.NO_TEST:
-        return "they have one seed each, and no predictions for the same images"
-    return "the values do not vary between the seeds"
-
-
-def _more_seeds(rows: Sequence[Row], samples: Sequence[Sample], adjusted: np.ndarray) -> str:
-    """How many more seeds would show the first difference that is not significant."""
-    row = next((row for row in rows[1:] if row.verdict == NO_DIFFERENCE), None)
-    if row is None or row.difference is None:
-        return ""
-    # The level at which Holm's method tests the smallest p-value that is not significant.
-    level = statistics.LEVEL / max(1, int((adjusted >= statistics.LEVEL).sum()))
-    needed = statistics.seeds_needed(samples[row.rank - 1], samples[0], level)
-    if needed is None:
-        return ""
-    more = max(1, needed - min(len(row.runs), len(rows[0].runs)))
-    size = f"{abs(row.difference.value):.2g}"
-    return (
-        f"To show a difference of {size} between {rows[0].label} and {row.label}, "
-        f"about {more:,} more seeds each are needed (80 % power)."
-    )
-
-
-def _versions_of_code(rows: Sequence[Row]) -> str:
-    """A sentence on variants whose runs were made by different code, empty if there are none."""
-    mixed = {row.label: sorted({run.tags.get("code.sha256", "")[:8] for run in row.runs}) for row in rows}
-    mixed = {label: digests for label, digests in mixed.items() if len(digests) > 1}
-    if not mixed:
-        return ""
-    named = "; ".join(f"{label} ({', '.join(digests)})" for label, digests in list(mixed.items())[:_MOST_NAMED])
-    rest = f"; and {len(mixed) - _MOST_NAMED} more" if len(mixed) > _MOST_NAMED else ""
-    return f"The runs of a variant were made by different versions of the code (code.sha256): {named}{rest}."
-
-
-def _count_runs(count: int) -> str:
-    return f"{count:,} {'run' if count == 1 else 'runs'}"

@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs
 
 from experiments import images
 from experiments.compare import charts, tables
-from experiments.compare.comparison import Comparison, Row
+from experiments.compare.ranking import Comparison, Row
 from experiments.tracking import runs, ui
 from experiments.tracking.runs import history
 

@@ -11,7 +11,7 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
-from experiments.compare.comparison import COSTS, Comparison, Row
+from experiments.compare.ranking import COSTS, Comparison, Row
 from experiments.compare.statistics import Estimate
 from experiments.errors import ExperimentError
 

@@ -2,7 +2,8 @@
 
 import re
 
-from experiments.compare.comparison import COSTS, WORSE, Comparison, Row, compare_runs, find_runs
+from experiments.compare.comparison import compare_runs, find_runs
+from experiments.compare.ranking import COSTS, WORSE, Comparison, Row
 from experiments.errors import ExperimentError
 from experiments.tracking import registry
 from experiments.tracking.registry import CHALLENGER, CHAMPION, Version, set_alias

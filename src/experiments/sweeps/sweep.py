@@ -28,7 +28,7 @@ from experiments.tracking.runs import StoredRun, earlier_runs
 from experiments.tracking.store import StoreLost, StoreRefused, jobs_folder, set_store_timeout
 
 if TYPE_CHECKING:
-    from experiments.compare.comparison import Comparison
+    from experiments.compare.ranking import Comparison
 
 #: States of jobs that have a cause, and of jobs without a result.
 _WITH_REASON = (State.FAILED, State.KILLED, State.ELSEWHERE, State.NOT_RECORDED, State.DIVERGED)

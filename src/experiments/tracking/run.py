@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import mlflow
 import psutil
@@ -32,6 +31,7 @@ from experiments.tracking.store import (
     experiment_id,
     folder_lock,
     jobs_folder,
+    local_folder,
     open_store,
     run_folder,
     shown_uri,
@@ -70,7 +70,7 @@ class Run:
     @property
     def artifacts(self) -> str:
         """The folder of the run's artifacts, or its URI when it is on another machine."""
-        return str(_local(self.artifact_uri) or self.artifact_uri)
+        return str(local_folder(self.artifact_uri) or self.artifact_uri)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Records the metrics of a step; those of step 0 are also metrics of the logged model, if there is one."""
@@ -331,9 +331,3 @@ def _status(run: Run, patience: float) -> Iterator[None]:
 
 def _shortened(value: str) -> str:
     return value if len(value) <= _LONGEST_PARAM else value[: _LONGEST_PARAM - len(_CUT)] + _CUT
-
-
-def _local(uri: str) -> Path | None:
-    from mlflow.utils.file_utils import local_file_uri_to_path
-
-    return Path(local_file_uri_to_path(uri)) if urlparse(uri).scheme in ("", "file") else None

@@ -96,6 +96,13 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
 
 
+def local_folder(uri: str) -> Path | None:
+    """The folder of artifacts on this machine, None if they are on another one."""
+    from mlflow.utils.file_utils import local_file_uri_to_path
+
+    return Path(local_file_uri_to_path(uri)) if urlparse(uri).scheme in ("", "file") else None
+
+
 def shown_uri() -> str:
     """The store as it may be shown: without its password."""
     return without_password(store_uri())

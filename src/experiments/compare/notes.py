@@ -1,0 +1,134 @@
+"""The sentences below the table of a comparison."""
+
+from collections.abc import Sequence
+
+from experiments.compare import pairs
+from experiments.compare.pairs import Tests
+from experiments.compare.power import limit
+from experiments.compare.ranking import NO_DIFFERENCE, WORSE, Row
+from experiments.compare.samples import SCORES
+from experiments.compare.statistics import Sample
+
+MOST_NAMED = 3  # per sentence
+
+
+def of_result(
+    metric: str, rows: Sequence[Row], samples: Sequence[Sample], tests: Tests, *, these_images: bool
+) -> list[str]:
+    """What was found, what it holds for, how it was tested, and what limits it; an empty text for nothing to say."""
+    return [
+        _conclusion(rows),
+        _ranking(metric),
+        _question(metric, samples, these_images=these_images),
+        *_methods(rows, tests),
+        _single_seeds(rows),
+        _untested(rows),
+        _limit(metric, rows, samples, tests),
+    ]
+
+
+def _conclusion(rows: Sequence[Row]) -> str:
+    first, others = rows[0].label, len(rows) - 1
+    worse = sum(row.verdict == WORSE for row in rows)
+    if not others:
+        return f"{first} is the only variant: there is nothing to compare it with."
+    if worse == others:
+        return f"{first} is better than {'the other one' if others == 1 else f'all {others} others'}."
+    equal = [row.label for row in rows[1:] if row.verdict == NO_DIFFERENCE]
+    named = ", ".join(equal[:MOST_NAMED]) + (f" and {len(equal) - MOST_NAMED} more" if len(equal) > MOST_NAMED else "")
+    shown = f"{worse} of {others} others {'is' if worse == 1 else 'are'} worse; " if worse else ""
+    return f"{first} ranks first; {shown}no significant difference from {named}."
+
+
+def _ranking(metric: str) -> str:
+    if metric.startswith("test/"):
+        return f"Ranked by {metric}: the test set was used for selection, so its metrics are no longer unbiased."
+    return f"Ranked by {metric}; the test set was not used for selection."
+
+
+def _question(metric: str, samples: Sequence[Sample], *, these_images: bool) -> str:
+    """Which images intervals and tests hold for."""
+    given = sum(sample.scores is None for sample in samples)
+    if not given:
+        return "Intervals and tests hold for new images of the same kind, and for training with new seeds."
+    if these_images:
+        return "Intervals and tests hold for these images only (--on these-images), and for training with new seeds."
+    if metric not in SCORES:
+        return f"Intervals and tests hold for these images only, because {metric} is no mean over images."
+    which = "" if given == len(samples) else f" of {given} of {len(samples)} variants"
+    return (
+        f"Intervals and tests{which} hold for these images only, "
+        f"because the recorded predictions are missing or do not give {metric}."
+    )
+
+
+def _methods(rows: Sequence[Row], tests: Tests) -> list[str]:
+    """Sentences on the intervals and the tests."""
+    intervals = sorted({row.mean.method for row in rows} - {""})
+    names = sorted({row.test for row in rows if row.p is not None})
+    number = "one pair" if tests.num_pairs == 1 else f"all {tests.num_pairs:,} pairs"
+    return [
+        f"95 % confidence intervals: {', '.join(intervals)}." if intervals else "",
+        f"p: {', '.join(names)}; Holm-adjusted over {number}." if names else "",
+    ]
+
+
+def _single_seeds(rows: Sequence[Row]) -> str:
+    if all(len(row.runs) > 1 for row in rows):
+        return ""
+    advice = "A single seed does not show how results vary from seed to seed: add seed=range(5)."
+    if any(row.p is not None and row.test in (pairs.MCNEMAR, pairs.OVER_IMAGES) for row in rows):
+        return f"A test of single seeds speaks of two trained models, not of two recipes. {advice}"
+    return advice
+
+
+def _untested(rows: Sequence[Row]) -> str:
+    untested = [row for row in rows[1:] if row.p is None]
+    if not untested:
+        return ""
+    why = "the values do not vary between the seeds"
+    if untested[0].test == pairs.NO_TEST:
+        why = "they have one seed each, and no predictions for the same images"
+    return f"No test is possible for {len(untested)} of {len(rows) - 1} comparisons with the best: {why}."
+
+
+def _limit(metric: str, rows: Sequence[Row], samples: Sequence[Sample], tests: Tests) -> str:
+    """What would show the first difference that is not significant: more seeds, or more images."""
+    index = next((row.rank - 1 for row in rows if row.verdict == NO_DIFFERENCE), None)
+    if index is None or min(len(rows[0].runs), len(rows[index].runs)) == 1:
+        return ""
+    sample = samples[index]
+    images = sample.scores.shape[1] if sample.scores is not None else 0
+    value, seeds = float(tests.differences.values[index]), min(len(rows[0].runs), len(rows[index].runs))
+    found = limit(value, tests.differences.variance_of(index), seeds, images, float(tests.levels[index]))
+    if found is None:
+        return ""
+    scale, unit = (100, " points") if sample.is_rate else (1, "")
+    size = f"{scale * abs(value):.2g}{unit}"
+    shown = f"to show a difference of {size} between {rows[0].label} and {rows[index].label} (80 % power)"
+    if found.more_seeds is not None:
+        return f"What limits this are the seeds: {shown}, about {found.more_seeds:,} more per variant are needed."
+    if found.images is None:
+        return ""
+    also = "" if found.enough_seeds else " beside more seeds"
+    errors = f"from {scale * found.error:.2g} to at best {scale * found.least_error:.2g}{unit}"
+    return (
+        f"What limits this are the images: with more seeds the standard error falls {errors}; "
+        f"{shown}, about {found.images:,} validation images would be needed{also}."
+    )
+
+
+def of_code(rows: Sequence[Row]) -> str:
+    """A sentence on variants whose runs were made by different code, empty if there are none."""
+    mixed = {row.label: sorted({run.tags.get("code.sha256", "")[:8] for run in row.runs}) for row in rows}
+    mixed = {label: digests for label, digests in mixed.items() if len(digests) > 1}
+    if not mixed:
+        return ""
+    named = "; ".join(f"{label} ({', '.join(digests)})" for label, digests in list(mixed.items())[:MOST_NAMED])
+    rest = f"; and {len(mixed) - MOST_NAMED} more" if len(mixed) > MOST_NAMED else ""
+    return f"The runs of a variant were made by different versions of the code (code.sha256): {named}{rest}."
+
+
+def count_runs(count: int) -> str:
+    """A number of runs in words."""
+    return f"{count:,} {'run' if count == 1 else 'runs'}"
