@@ -291,17 +291,39 @@ def test_the_epoch_of_least_loss_is_the_best_when_the_loss_is_asked():
     assert validated(model)["val_loss"] == pytest.approx(bias_loss(biases[2]), abs=1e-6)
 
 
-def test_label_smoothing_is_in_both_losses():
+def test_the_loss_is_that_of_the_data_and_what_is_minimized_is_the_total_loss():
     bias, smoothing = favour(COMMON), 0.3
     loss_function = keras.losses.CategoricalCrossentropy(label_smoothing=smoothing)
     _, result, _ = fit_biases(bias, loss=loss_function)
 
-    def loss(labels):
+    def loss(labels, smoothing):
         shares = (1 - smoothing) * np.bincount(labels) / len(labels) + smoothing / CLASSES
         return np.log(np.exp(bias).sum()) - shares @ np.array(bias)
 
-    assert result.history["loss"] == pytest.approx([loss(TRAIN[1])])
-    assert result.history["val_loss"] == pytest.approx([loss(VALIDATION[1])])
+    for prefix, (_, labels) in {"": TRAIN, "val_": VALIDATION}.items():
+        assert result.history[f"{prefix}loss"] == pytest.approx([loss(labels, 0)])
+        assert result.history[f"{prefix}total_loss"] == pytest.approx([loss(labels, smoothing)])
+
+
+PENALIZED = {
+    "weights": [keras.layers.Flatten, lambda: keras.layers.Dense(4, kernel_regularizer="l2")],
+    "activities": [keras.layers.Flatten, lambda: keras.layers.ActivityRegularization(l2=0.01)],
+    "another loss": [keras.layers.Flatten],
+}
+
+
+@pytest.mark.parametrize("kind", PENALIZED)
+def test_penalties_and_other_losses_are_in_the_total_loss_only(kind):
+    layers = [make() for make in PENALIZED[kind]]
+    net = models.sequential(input_shape=SHAPE, num_classes=CLASSES, layers=layers, classifier=True)
+    model = models.with_scaling(net, keras.layers.Rescaling(1 / 255), SHAPE)
+    loss = keras.losses.CategoricalFocalCrossentropy() if kind == "another loss" else None
+    result, _ = fit(model, epochs=2, metric="val_loss", mode="min", **({"loss": loss} if loss else {}))
+    images, labels = VALIDATION
+    said = model.predict(images, verbose=0)[np.arange(len(labels)), labels]
+    assert result.best["val_loss"] == pytest.approx(-np.log(said).mean(), rel=1e-6)
+    assert result.best["val_total_loss"] != pytest.approx(result.best["val_loss"], rel=0.001)
+    assert {"loss", "total_loss"} <= set(result.history)
 
 
 @pytest.mark.parametrize(("metric", "mode"), [("val_accuracy", "max"), ("val_loss", "min")])

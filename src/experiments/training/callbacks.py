@@ -18,6 +18,7 @@ _log = logging.getLogger(__name__)
 
 #: Called at the end of an epoch with its number, counted from 1, and its metrics; returns whether to stop training.
 EpochFunction = Callable[[int, Mapping[str, float]], bool]
+_LOSSES = ("total_loss", "loss", "val_total_loss", "val_loss")
 _OF_KERAS = {"_model", "params"}  # attributes that Keras itself gives every callback
 
 
@@ -28,7 +29,7 @@ class Diverged(Exception):
         self.epoch = epoch
         self.history = history
         what, advice = metric, f"look at metrics.{metric.removeprefix('val_')}"
-        if metric in ("loss", "val_loss"):
+        if metric in _LOSSES:
             what, advice = "the loss", "try a smaller optimizer.learning_rate"
         super().__init__(f"{what} is not finite (NaN or infinity) after epoch {epoch}; {advice}")
 
@@ -68,7 +69,7 @@ class HistoryCallback(keras.callbacks.Callback):
         """
         metrics = {name: _shortest(value) for name, value in (logs or {}).items()}
         if infinite := [name for name, value in metrics.items() if not math.isfinite(value)]:
-            raise Diverged(min(infinite, key=("loss", "val_loss", *infinite).index), epoch + 1, self.history)
+            raise Diverged(min(infinite, key=(*_LOSSES, *infinite).index), epoch + 1, self.history)
         metrics["learning_rate"] = self._last_learning_rate()
         metrics["epoch_seconds"] = time.perf_counter() - self.begun
         for name, value in metrics.items():

@@ -85,8 +85,7 @@ def fit(
     """
     images, labels = validation
     num_classes = model.output_shape[-1]
-    model.compile(recipe.optimizer, loss=recipe.loss, metrics=["accuracy", *recipe.metrics])
-    _make_variables(model)
+    _compile(model, recipe)
     history = HistoryCallback(recipe.schedule, recipe.metric, recipe.mode)
     # Averaged weights must be in place before anything reads weights.
     averaging = [callback for callback in recipe.callbacks if isinstance(callback, keras.callbacks.SwapEMAWeights)]
@@ -114,10 +113,21 @@ def fit(
     return TrainingResult(history.history, history.best_epoch, seconds, num_images * trained / seconds)
 
 
-def _make_variables(model: keras.Model) -> None:
-    """Creates the variables of optimizer and metrics; otherwise TensorFlow traces the training step twice."""
-    model.optimizer.build(model.trainable_variables)
+def _compile(model: keras.Model, recipe: Recipe) -> None:
+    """Compiles the model so that `loss` is the cross-entropy of the data, whatever is minimized.
+
+    What is minimized is reported as `total_loss` if it is something else: another loss, label smoothing, penalties.
+    """
     one = np.eye(1, model.output_shape[-1], dtype="float32")
+    model(np.zeros((1, *model.input_shape[1:]), "float32"))  # from here on its losses include those of activities
+    cross_entropy = keras.losses.CategoricalCrossentropy(name=recipe.loss.name)
+    same = type(recipe.loss) is type(cross_entropy) and recipe.loss.get_config() == cross_entropy.get_config()
+    plain = [] if same and not model.losses else [keras.metrics.CategoricalCrossentropy(name="loss")]
+    model.compile(recipe.optimizer, loss=recipe.loss, metrics=["accuracy", *plain, *recipe.metrics])
+    if plain:
+        model.metrics[0].name = "total_loss"  # Keras reports what it minimizes first
+    # Creates the variables of optimizer and metrics; otherwise TensorFlow traces the training step twice.
+    model.optimizer.build(model.trainable_variables)
     model.compute_loss(y=one, y_pred=one)
     model.compute_metrics(None, one, one)
     model.reset_metrics()
