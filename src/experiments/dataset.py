@@ -10,6 +10,7 @@ import numpy as np
 
 from experiments.duplicates import describe_duplicates, image_numbers, without_duplicates
 from experiments.errors import ExperimentError
+from experiments.splits import fold_of, hold_out, limited
 
 #: What to do with images that occur more than once: say so, keep one of each, or refuse the data set.
 Duplicates = Literal["warn", "drop", "refuse"]
@@ -60,6 +61,8 @@ class Dataset:
         test_fraction: float = 0.2,
         validation_fraction: float = 0.1,
         split_seed: int = 0,
+        folds: int | None = None,
+        fold: int | None = None,
         limit: int | None = None,
         duplicates: Duplicates = "warn",
     ) -> "Dataset":
@@ -82,6 +85,8 @@ class Dataset:
             test_fraction: fraction of the images used for testing without `test_images`; always the same images.
             validation_fraction: fraction of the remaining images used for validation.
             split_seed: seed that selects the validation images.
+            folds: number of folds of a cross-validation, in place of `validation_fraction`; stratified.
+            fold: number of the fold to validate on, from 0; the others are trained on.
             limit: at most this many images in each of the three sets, stratified; None means all.
             duplicates: what to do with equal images: `warn`; `drop` all but one, the one in a given test set first, and
                 all that are in several classes; or `refuse` them.
@@ -122,12 +127,14 @@ class Dataset:
             if not len(selection.positions):
                 raise ExperimentError(f"The data set {name}: every {key} image is a duplicate.")
         if "test" not in sets:
-            sets["train"], sets["test"] = _split(
-                sets["train"], names, "data.test_fraction", test_fraction, _TEST_SEED, keep=2
+            sets["train"], sets["test"] = sets["train"].split(
+                hold_out(sets["train"].labels, names, "data.test_fraction", test_fraction, _TEST_SEED, keep=2)
             )
-        if "validation" not in sets:
-            sets["train"], sets["validation"] = _split(
-                sets["train"], names, "data.validation_fraction", validation_fraction, split_seed, keep=1
+        if folds is not None or fold is not None:
+            sets["train"], sets["validation"] = sets["train"].split(_fold(sets, names, folds, fold, split_seed))
+        elif "validation" not in sets:
+            sets["train"], sets["validation"] = sets["train"].split(
+                hold_out(sets["train"].labels, names, "data.validation_fraction", validation_fraction, split_seed, 1)
             )
         train, validation, test = (sets[key] for key in ("train", "validation", "test"))
         if duplicates == "drop":
@@ -146,8 +153,8 @@ class Dataset:
             if duplicates == "refuse":
                 raise ExperimentError(f"The data set {name}: {problem}.", advice=advice)
             _log.warning("The data set %s: %s. %s", name, problem, advice)
-        train, validation = (selection.at(_limited(selection.labels, limit)) for selection in (train, validation))
-        test_index = _limited(test.labels, limit)
+        train, validation = (selection.at(limited(selection.labels, limit)) for selection in (train, validation))
+        test_index = limited(test.labels, limit)
         test = test.at(test_index)
         test_images, validation_images = test.images, validation.images
         return cls(
@@ -212,6 +219,31 @@ class _Selection:
 
     def at(self, positions: np.ndarray) -> "_Selection":
         return replace(self, positions=self.positions[positions])
+
+    def split(self, positions: tuple[np.ndarray, np.ndarray]) -> tuple["_Selection", "_Selection"]:
+        return self.at(positions[0]), self.at(positions[1])
+
+
+def _fold(
+    sets: Mapping[str, _Selection], names: Sequence[str], folds: int | None, fold: int | None, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The positions of the images to train on and of those of a fold."""
+    if folds is None:
+        raise ExperimentError(
+            f"data.fold={fold} is given without data.folds.",
+            advice="Give the number of folds, as in data.folds=5, or leave data.fold out.",
+        )
+    if fold is None:
+        raise ExperimentError(
+            f"data.folds={folds} needs data.fold, the fold to validate on, from 0 to {folds - 1}.",
+            advice=f"Train on all of them in turn with: -m data.folds={folds} 'data.fold=range({folds})'",
+        )
+    if "validation" in sets:
+        raise ExperimentError(
+            f"data.folds={folds}: the data set has validation images of its own.",
+            advice="Leave data.folds and data.fold out, or put those images among the training images.",
+        )
+    return fold_of(sets["train"].labels, names, folds, fold, seed)
 
 
 def _loaded(given: Mapping[str, tuple[np.ndarray | None, np.ndarray | None]]) -> dict[str, LabelledImages]:
@@ -324,40 +356,6 @@ def _class_names(class_names: Sequence[str], loaded: Mapping[str, LabelledImages
             advice=f"Give {highest + 1} names, in the order of the labels.",
         )
     return names
-
-
-def _split(
-    whole: _Selection, class_names: tuple[str, ...], key: str, fraction: float, seed: int, keep: int
-) -> tuple[_Selection, _Selection]:
-    """Splits off a stratified `fraction`: at least one image of each class, leaving at least `keep` of each."""
-    from sklearn.model_selection import train_test_split  # imported here because it takes a second
-
-    labels, total, num_classes = whole.labels, len(whole.labels), len(class_names)
-    for class_name, count in zip(class_names, np.bincount(labels, minlength=num_classes), strict=True):
-        if count <= keep:
-            raise ExperimentError(
-                f"{key}={fraction}: the class {class_name!r} has {count} images; at least {keep + 1} are needed.",
-                advice="Add images to this class or leave it out: every set needs at least one.",
-            )
-    size = int(np.clip(round(fraction * total), num_classes, total - keep * num_classes))
-    kept, held_out = train_test_split(np.arange(total), test_size=size, stratify=labels, random_state=seed)
-    # scikit-learn may round a rare class to 0 images: swap in the missing ones for images of the most frequent class.
-    for part, other, least in ((kept, held_out, keep), (held_out, kept, 1)):
-        for label in range(num_classes):
-            while np.count_nonzero(labels[part] == label) < least:
-                commonest = np.bincount(labels[part]).argmax()
-                mine, theirs = np.argmax(labels[part] == commonest), np.argmax(labels[other] == label)
-                part[mine], other[theirs] = other[theirs], part[mine]
-    return whole.at(kept), whole.at(held_out)
-
-
-def _limited(labels: np.ndarray, limit: int | None) -> np.ndarray:
-    """Positions of at most `limit` images, stratified; a higher limit selects the same ones and more."""
-    place = np.empty(len(labels))
-    for label in np.unique(labels):
-        members = np.random.RandomState(_TEST_SEED).permutation(np.flatnonzero(labels == label))
-        place[members] = np.arange(len(members)) / len(members)
-    return np.sort(np.argsort(place, kind="stable")[:limit])
 
 
 def arrays_sha256(*arrays: np.ndarray) -> str:

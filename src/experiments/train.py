@@ -109,7 +109,7 @@ def run(
         tags["metric_modes"] = json.dumps(components.modes)
         _close_stale_runs(cfg)
         with lock(tags["fingerprint"]):
-            earlier = earlier_runs(configuration.variant, cfg.seed)
+            earlier = earlier_runs(configuration)
             if not reproduces and (equal := _equal_run(cfg, tags, earlier)):
                 return _as_recorded(cfg, equal)
             resume = _resume_from(cfg, tags, earlier, anew=reproduces is not None)

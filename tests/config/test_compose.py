@@ -52,7 +52,7 @@ UNKNOWN = {
     f"Allowed: {CONV2}.",
     "modle.dropout=0.3": "modle.dropout: there is no such key. Did you mean model.dropout?",
     "data.path=x.npz": "data.path: data=mnist_5k has no such key. "
-    "Allowed: duplicates, limit, split_seed, validation_fraction.",
+    "Allowed: duplicates, fold, folds, limit, split_seed, validation_fraction.",
     "schedule.factor=0.5": "schedule.factor: schedule=constant has no such key.",
     "callbacks.early_stopping.patience=2": "callbacks.early_stopping.patience: callbacks=[] has no such key.",
     "callbacks=[early_stopping] callbacks.early_stopping.patince=2": "callbacks.early_stopping.patince: "
@@ -66,7 +66,7 @@ UNKNOWN = {
     "A free tag is added with +tracking.tags.idea=…",
     "~modle": f"modle: there is no such key. Did you mean model? Allowed: {ROOT}.",
     "~data.limt": "data.limt: data=mnist_5k has no such key. Did you mean limit? "
-    "Allowed: duplicates, limit, split_seed, validation_fraction.",
+    "Allowed: duplicates, fold, folds, limit, split_seed, validation_fraction.",
     "model@net=conv3": f"model@net: there is no such key. Did you mean model? Allowed: {ROOT}.",
     "hydra.job.nmae=x": "hydra.job.nmae: there is no such key.",
 }
@@ -324,6 +324,8 @@ DEFAULT_PARAMETERS = {
     "data._target_": "experiments.data.mnist_5k",
     "data.validation_fraction": "0.1111",
     "data.split_seed": "0",
+    "data.folds": "null",
+    "data.fold": "null",
     "data.duplicates": "warn",
     "data.limit": "null",
     "scale._target_": "keras.layers.Rescaling",
@@ -413,6 +415,7 @@ def another(key, value):
         "optimizer._target_": "keras.optimizers.SGD",
         "schedule._target_": "experiments.schedules.step",
         "data.limit": 100,
+        "data.folds": 5,
     }
     if key in special:
         changed = special[key]
@@ -427,7 +430,8 @@ def another(key, value):
 
 def test_every_hyperparameter_changes_the_variant():
     default = composed([])
-    keys = [key for key in default.parameters if key not in (*GROUPS, "seed")]
+    replicates = ("seed", "data.split_seed", "data.fold")
+    keys = [key for key in default.parameters if key not in (*GROUPS, *replicates)]
     assert len(keys) == 30
     variants = {key: composed(another(key, value_of(default, key))).variant for key in keys}
     variants |= {option: composed([option]).variant for option in ("augment=mixup", "callbacks=[early_stopping]")}
@@ -439,6 +443,16 @@ def value_of(configuration, key):
     for part in key.split("."):
         value = value[part]
     return value
+
+
+def test_runs_that_differ_in_seed_split_or_fold_are_replicates_of_one_variant():
+    folds = "data.folds=5"
+    replicates = [composed([folds, "data.fold=0"]), composed([folds, "data.fold=1"])]
+    replicates += [composed([folds, "data.fold=0", "data.split_seed=1"]), composed([folds, "data.fold=0", "seed=1"])]
+    assert len({replicate.variant for replicate in replicates}) == 1
+    assert len({replicate.fingerprint("data", "code") for replicate in replicates}) == 4
+    assert replicates[1].replicate == {"seed": 0, "data.split_seed": 0, "data.fold": 1}
+    assert composed(["data.folds=4", "data.fold=0"]).variant != replicates[0].variant
 
 
 def test_fingerprint_is_of_variant_seed_data_and_code():

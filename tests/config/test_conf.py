@@ -123,7 +123,7 @@ def test_every_knob_of_our_builders_stands_in_the_file(built, option):
         assert all(p.kind is p.KEYWORD_ONLY for p in parameters.values())
         # A default stands for a key that recorded configurations of earlier versions lack.
         has_default = {name for name, parameter in parameters.items() if parameter.default is not parameter.empty}
-        assert has_default <= {"duplicates", "background", "test_fraction"}
+        assert has_default <= {"duplicates", "background", "test_fraction", "folds", "fold"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONF_DIR)))
@@ -170,4 +170,12 @@ def test_options_of_one_group_share_key_names():
     keys = {option: set(yaml.safe_load((CONF_DIR / f"{option}.yaml").read_text()) or {}) for option in OPTIONS}
     of = {group: [names for option, names in keys.items() if option.startswith(f"{group}/")] for group in AT_LEAST}
     assert set.intersection(*of["optimizer"]) == {"_target_", "learning_rate"}
-    assert set.intersection(*of["data"]) == {"_target_", "validation_fraction", "split_seed", "limit", "duplicates"}
+    assert set.intersection(*of["data"]) == {
+        "_target_",
+        "validation_fraction",
+        "split_seed",
+        "folds",
+        "fold",
+        "limit",
+        "duplicates",
+    }

@@ -18,6 +18,8 @@ from experiments.errors import ExperimentError, did_you_mean
 
 _FRACTION = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?|-?inf|nan")
 SELECTABLE = (*GROUPS, "experiment", "sweep")
+#: Keys by which a variant is repeated: runs that differ in nothing else are replicates of one variant.
+REPLICATE_KEYS = ("seed", "data.split_seed", "data.fold")
 #: Root keys that cannot change a result.
 NO_IDENTITY = ("tracking", "force", "resume", "dry_run")
 
@@ -55,8 +57,16 @@ class Configuration:
 
     @cached_property
     def variant(self) -> str:
-        """Hash of the identity without the seed, shared by all replicates of a variant."""
-        return digest({key: value for key, value in self.identity.items() if key != "seed"})[:16]
+        """Hash of the identity without the replicate keys, shared by all replicates of a variant."""
+        values = {key: value for key, value in self.identity.items() if key != "seed"}
+        values["data"] = {key: value for key, value in values["data"].items() if f"data.{key}" not in REPLICATE_KEYS}
+        return digest(values)[:16]
+
+    @property
+    def replicate(self) -> dict[str, Any]:
+        """The values of the replicate keys that this configuration has."""
+        leaves = dict(flatten(self.identity))
+        return {key: leaves[key] for key in REPLICATE_KEYS if key in leaves}
 
     @property
     def without_seed(self) -> str:
@@ -64,8 +74,8 @@ class Configuration:
         return digest({key: value for key, value in self._values.items() if key != "seed"})
 
     def fingerprint(self, data_sha256: str, code_sha256: str) -> str:
-        """Hash of configuration, seed, data and code; if equal, so are the results on one kind of processor."""
-        return digest([self.variant, self.cfg.seed, data_sha256, code_sha256])[:16]
+        """Hash of variant, replicate, data and code; if equal, so are the results on one kind of processor."""
+        return digest([self.variant, self.replicate, data_sha256, code_sha256])[:16]
 
     @property
     def parameters(self) -> dict[str, str]:

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 #: Modules of this package that can change a number, as patterns.
 RESULT_MODULES = (
     "train", "artifacts", "data", "dataset", "duplicates", "images", "library_internals", "models",
-    "schedules", "training/*",
+    "npz_files", "schedules", "splits", "training/*",
 )  # fmt: skip
 #: Environment variables by which TensorFlow, oneDNN and XLA compute other numbers.
 RESULT_VARIABLES = (

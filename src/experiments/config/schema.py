@@ -14,7 +14,9 @@ LIST_GROUPS = ("callbacks", "metrics")
 #: The groups that make a run.
 GROUPS = ("data", "scale", "augment", "model", "loss", "optimizer", "schedule", *LIST_GROUPS)
 #: Names of metrics that every run has, or that would be taken for one of them.
-_RESERVED = ("loss", "total_loss", "accuracy", "learning_rate", "epoch", "epoch_seconds", "accuracy_clean", "calibration_error")
+_RESERVED = (
+    "loss", "total_loss", "accuracy", "learning_rate", "epoch", "epoch_seconds", "accuracy_clean", "calibration_error",
+)  # fmt: skip
 
 _Count = Annotated[int, Field(ge=1)]
 _Scalar = str | int | float | bool

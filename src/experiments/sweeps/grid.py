@@ -58,7 +58,7 @@ def run(sweeper: "GridSweeper", arguments: Sequence[str]) -> None:
 
 
 def _identity(jobs: Sequence[Job]) -> list[Any]:
-    return [[job.configuration.variant, job.configuration.cfg.seed, job.configuration.paths] for job in jobs]
+    return [[job.configuration.variant, job.configuration.replicate, job.configuration.paths] for job in jobs]
 
 
 def _launch(launcher: Launcher, sweep: Sweep, jobs: Sequence[Job]) -> None:

@@ -115,7 +115,7 @@ def find_finished_jobs(jobs: Sequence[Job], display: Display) -> str:
     for job in display.progress("Looking up", jobs, len(jobs)):
         if job.duplicate_of:
             continue
-        earlier = earlier_runs(job.configuration.variant, job.configuration.cfg.seed)
+        earlier = earlier_runs(job.configuration)
         equal = [run for run in earlier if run.tags.get("fingerprint") == job.fingerprint]
         job.states_before = {run.run_id: run.attempt for run in equal}
         done = next((run for run in equal if run.finished), None) or next((run for run in equal if run.diverged), None)

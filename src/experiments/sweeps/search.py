@@ -275,7 +275,7 @@ class _Search:
     def _has_result(self, job: Job) -> bool:
         """Whether an equal run has a result, in any sweep; one that another study has pruned does not count."""
         try:
-            equal = earlier_runs(job.configuration.variant, job.configuration.cfg.seed)
+            equal = earlier_runs(job.configuration)
         except StoreLost:  # the job itself waits for it
             return False
         equal = [run for run in equal if run.tags.get("fingerprint") == job.fingerprint]

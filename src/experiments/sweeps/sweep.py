@@ -91,7 +91,7 @@ class Sweep:
         ending = Ending.of(error) if error else Ending("FAILED", "error", "it has returned without a run in this store")
         run = self._find_run(job)
         if run is None and error is None:  # another sweep had finished it meanwhile
-            earlier = earlier_runs(job.configuration.variant, job.configuration.cfg.seed)
+            earlier = earlier_runs(job.configuration)
             run = next((run for run in earlier if run.tags.get("fingerprint") == job.fingerprint), None)
             output.unlink(missing_ok=True)
         if run is None:
@@ -135,7 +135,7 @@ class Sweep:
 
     def _find_run(self, job: Job) -> StoredRun | None:
         """The run that this call has created or resumed, which may belong to another sweep."""
-        earlier = earlier_runs(job.configuration.variant, job.configuration.cfg.seed)
+        earlier = earlier_runs(job.configuration)
         equal = [run for run in earlier if run.tags.get("fingerprint") == job.fingerprint]
         before = {**self.states_before, **job.states_before}
         runs = [*self.parent.runs(job.number), *equal]

@@ -18,6 +18,7 @@ from mlflow.entities import Run as MlflowRun
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.uri import append_to_uri_path
 
+from experiments.config.configuration import Configuration
 from experiments.config.earlier import current_parameters
 from experiments.errors import ExperimentError
 from experiments.tracking.store import StoreRefused, call_store, nothing_recorded, open_store, shown_uri, store_uri
@@ -100,9 +101,10 @@ def search(client: mlflow.MlflowClient, query: str, experiments: list[str] | Non
             return
 
 
-def earlier_runs(variant: str, seed: int) -> list[StoredRun]:
+def earlier_runs(configuration: Configuration) -> list[StoredRun]:
     """Every run of a configuration, the newest first, with whatever data and code."""
-    return list(search(open_store(), f"tags.variant = '{variant}' and params.seed = '{seed}'"))
+    parts = [f"params.`{key}` = '{configuration.parameters[key]}'" for key in configuration.replicate]
+    return list(search(open_store(), " and ".join([f"tags.variant = '{configuration.variant}'", *parts])))
 
 
 def parents(name: str) -> list[StoredRun]:
