@@ -161,12 +161,12 @@ def _run_job(configuration: "Configuration") -> Any:
         return train.run(configuration).objective
     with _as_job_failure(), redirect_output(job_output(job.sweep, job.number)) as console:
         report_epoch = display.epoch_reporter(configuration, console)
-        if job.trial is None:
+        sweeper = HydraConfig.get().sweeper
+        if job.trial is None or sweeper.get("replicates", 1) > 1:  # then it is pruned between its seeds
             return train.run(configuration, on_epoch=report_epoch).objective
         from experiments.sweeps import study
 
-        method = HydraConfig.get().sweeper.pruner
-        should_prune = study.pruning_check(job.sweep, job.trial, method, configuration.cfg.objective)
+        should_prune = study.pruning_check(job.sweep, job.trial, sweeper.pruner, configuration.cfg.objective)
         return train.run(configuration, on_epoch=report_epoch, should_stop=should_prune).objective
 
 

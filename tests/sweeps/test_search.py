@@ -110,6 +110,17 @@ def test_a_space_with_nothing_to_choose_is_refused(text):
         space.search_space([text], {}, None)
 
 
+@pytest.mark.parametrize("text", ["seed=range(3)", "data.split_seed=0,1", "data.fold=choice(0,1)"])
+def test_what_only_repeats_a_trial_is_not_searched(text):
+    key = text.partition("=")[0]
+    with pytest.raises(ExperimentError) as refused:
+        space.search_space([text, "model.dropout=interval(0,0.5)"], {}, None)
+    assert str(refused.value) == (
+        f"{key} is searched, but it only repeats a trial: the search would choose the luckiest run. "
+        f"Give {key} one value, and hydra.sweeper.replicates=3 to train every trial with three seeds."
+    )
+
+
 def test_the_boundary_points_hold_every_choice_and_both_ends():
     found = {"a": CategoricalDistribution(["x", "y", "z"]), "b": FloatDistribution(0, 1), "c": IntDistribution(1, 5)}
     assert list(space.boundary_points(found)) == [
@@ -240,7 +251,14 @@ def test_spoiled_trials_fail_and_the_study_goes_on(store, spoiler):
     what = "callbacks.spoiler.what=choice(none,raise,kill,abort)"
     limits = ["hydra.launcher.n_jobs=2", "hydra.sweeper.n_trials=5"]
     # This sampler seed draws each kind once, and "none" with both seeds.
-    words = [*words, "hydra/sweeper/sampler=random", what, "seed=range(1,3)", *limits, "hydra.sweeper.sampler.seed=47"]
+    words = [
+        *words,
+        "hydra/sweeper/sampler=random",
+        what,
+        "batch_size=range(8,10)",
+        *limits,
+        "hydra.sweeper.sampler.seed=47",
+    ]
     done = experiments(*words, **env)
     assert done.returncode == 1, done.stdout
     assert "Traceback" not in done.stdout
@@ -288,9 +306,48 @@ def test_trials_that_cannot_be_built_fail_and_the_study_can_be_continued(store, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("launcher", [["hydra.launcher.n_jobs=2"], ["hydra/launcher=basic"]], ids=["process", "basic"])
+def test_the_value_of_a_trial_is_the_mean_over_its_seeds(store, launcher):
+    words = [*OPTUNA, "optimizer.learning_rate=tag(log,interval(1e-3,1e-1))", "epochs=1", "seed=5", *launcher]
+    words += ["hydra.sweeper.replicates=2"]
+    done = experiments(*words, "hydra.sweeper.n_trials=2")
+    assert done.returncode == 0, done.stdout
+    assert "2 trials with 2 seeds each: 0 ended, 2 to run\n" in done.stdout
+    assert "4 jobs: 4 finished\n" in done.stdout
+    more = experiments(*words, "hydra.sweeper.n_trials=3")
+    assert "3 trials with 2 seeds each: 2 ended, 1 to run\n" in more.stdout
+    parent, children = parent_and_children(store)
+    assert [run.data.tags["job"] for run in children] == ["0", "1", "2", "3", "4", "5"]
+    assert [run.data.params["seed"] for run in children] == ["5", "6"] * 3
+    values = [run.data.metrics["best/val_accuracy"] for run in children]
+    trials = study_of(parent).trials
+    assert [trial.value for trial in trials] == [mean(values[i : i + 2]) for i in (0, 2, 4)]
+    rates = [float(run.data.params["optimizer.learning_rate"]) for run in children]
+    assert rates == [trial.params["optimizer.learning_rate"] for trial in trials for _ in range(2)]
+
+
+@pytest.mark.slow
+def test_a_pruner_stops_the_later_seeds_of_a_trial(store):
+    words = [*OPTUNA, "hydra/sweeper/sampler=random", "optimizer.learning_rate=choice(1e-9,0.01)", "epochs=3"]
+    words += ["model.dropout=interval(0,0.1)", "data.limit=300", "hydra.launcher.n_jobs=1"]
+    words += ["hydra.sweeper.pruner={_target_:optuna.pruners.ThresholdPruner,lower:0.2}"]
+    done = experiments(*words, "hydra.sweeper.replicates=3", "hydra.sweeper.n_trials=5")
+    assert done.returncode == 0, done.stdout
+    parent, children = parent_and_children(store)
+    trials = study_of(parent).trials
+    rates = [float(trial.params["optimizer.learning_rate"]) for trial in trials]
+    assert set(rates) == {1e-9, 0.01}
+    assert [trial.state.name for trial in trials] == ["PRUNED" if rate == 1e-9 else "COMPLETE" for rate in rates]
+    trained = [sum(int(run.data.tags["job"]) // 3 == trial.number for run in children) for trial in trials]
+    assert trained == [1 if rate == 1e-9 else 3 for rate in rates]
+    assert {run.info.status for run in children} == {"FINISHED"}
+    assert not any("pruned" in run.data.tags for run in children)
+
+
+@pytest.mark.slow
 def test_a_study_whose_trials_all_fail_says_so(store, spoiler):
     words, env = spoiler
-    words = [*words, "callbacks.spoiler.what=raise", "seed=range(1,9)", "hydra.sweeper.n_trials=2"]
+    words = [*words, "callbacks.spoiler.what=raise", "batch_size=range(8,16)", "hydra.sweeper.n_trials=2"]
     done = experiments(*words, **env)
     assert done.returncode == 1
     assert "No trial has a result: all have failed or were pruned.\n" in done.stdout
@@ -363,7 +420,14 @@ def test_a_figure_that_fails_does_not_hide_why_a_search_has_failed(store, tmp_pa
     (tmp_path / "without_figure.py").write_text(WITHOUT_FIGURE)
     # This sampler raises an error once every value has been tried.
     sampler = ["hydra/sweeper/sampler=random", "hydra.sweeper.sampler._target_=optuna.samplers.BruteForceSampler"]
-    words = [*OPTUNA, *sampler, "seed=range(1,2)", "epochs=1", "hydra.sweeper.n_trials=2", "hydra.launcher.n_jobs=1"]
+    words = [
+        *OPTUNA,
+        *sampler,
+        "batch_size=range(8,9)",
+        "epochs=1",
+        "hydra.sweeper.n_trials=2",
+        "hydra.launcher.n_jobs=1",
+    ]
     done = subprocess.run(
         [sys.executable, str(tmp_path / "without_figure.py"), *tiny(words)],
         stdout=subprocess.PIPE,

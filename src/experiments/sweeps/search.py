@@ -4,6 +4,7 @@ import contextlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from hydra.plugins.launcher import Launcher
@@ -47,7 +48,8 @@ from experiments.tracking.store import StoreLost, StoreRefused, check_store, che
 if TYPE_CHECKING:
     from hydra_plugins.experiments_sweeps import OptunaSweeper
 
-_INTERRUPTED = "interrupted"
+#: What a trial remembers: whether it was interrupted; fingerprint, run and reason of failure of each job by its number.
+_INTERRUPTED, _ENDED = "interrupted", "ended"
 _MOST_COMPARED = 20  # older studies
 _OPEN = (State.ELSEWHERE, State.NOT_RECORDED, State.NOT_STARTED)  # trials that are left to the next call
 
@@ -70,7 +72,7 @@ def run(sweeper: "OptunaSweeper", arguments: Sequence[str]) -> None:
         found = [((*fixed, *(f"{key}={value}" for key, value in values.items())), values) for values in swept]
         checked = checked_jobs(found, [], sweeper, display)
         first = checked[0].configuration
-        _check_pruner(instantiate("pruner", sweeper.pruner), first.cfg, distributions)
+        _check_pruner(instantiate("pruner", sweeper.pruner), first.cfg, distributions, sweeper.replicates)
         instantiate("sampler", sweeper.sampler)
         check_store()
         check_writable(journal("").parent, "The file of a study")
@@ -80,7 +82,7 @@ def run(sweeper: "OptunaSweeper", arguments: Sequence[str]) -> None:
                 display.print(f"{sweeper.n_trials} trials within these boundary points:")
                 display.show(dry_table(checked))
                 return
-            identity = _identity(checked, distributions)
+            identity = _identity(checked, distributions, sweeper.replicates)
             choice = sweeper.config.hydra.runtime.choices.get("sweep")
             name = job_list.sweep_name(checked, choice, arguments, identity)
             close_stale_runs()
@@ -92,22 +94,27 @@ def run(sweeper: "OptunaSweeper", arguments: Sequence[str]) -> None:
                 _Search(sweeper, sweep, planner, fixed, distributions, identity, mode).run()
 
 
-def _check_pruner(pruner: BasePruner, cfg: DictConfig, distributions: Mapping[str, BaseDistribution]) -> None:
-    prunes = not isinstance(pruner, NopPruner)
-    if prunes and cfg.epochs == 1 and "epochs" not in distributions:
+def _check_pruner(
+    pruner: BasePruner, cfg: DictConfig, distributions: Mapping[str, BaseDistribution], replicates: int
+) -> None:
+    between_epochs = not isinstance(pruner, NopPruner) and replicates == 1
+    if between_epochs and cfg.epochs == 1 and "epochs" not in distributions:
         raise ExperimentError(
             "A pruner stops a run between epochs, and epochs=1 leaves nothing to stop.",
             advice="Add more epochs, or hydra/sweeper/pruner=none.",
         )
 
 
-def _identity(boundary_jobs: Sequence[Job], distributions: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+def _identity(
+    boundary_jobs: Sequence[Job], distributions: Mapping[str, BaseDistribution], replicates: int
+) -> dict[str, Any]:
     """What two studies must have in common to be the same study."""
     first = boundary_jobs[0].plan
     assert first  # noqa: S101 - a space has boundary points
+    fixed = {key: value for key, value in first.parameters.items() if key not in distributions}
     return {
         "space": space.described(distributions),
-        "parameters": {key: value for key, value in first.parameters.items() if key not in distributions},
+        "parameters": {**fixed, **({"hydra.sweeper.replicates": str(replicates)} if replicates > 1 else {})},
         "data": first.data_sha256,
         "code": first.code_sha256,
         # What the options mean that are chosen from, whichever file they are in.
@@ -135,8 +142,10 @@ class _Search:
         self.distributions = distributions
         self.objective = sweep.cfg.objective
         self.mode = mode  # of the objective
+        self.seeds = range(sweep.cfg.seed, sweep.cfg.seed + sweeper.replicates)
         self.trials: dict[int, Trial] = {}  # asked in this call
-        self.duplicates: dict[str, list[Job]] = {}  # fingerprint of a running job -> other trials with the same one
+        self.jobs: dict[int, list[Job]] = {}  # of each of them, one per seed
+        self.duplicates: dict[str, list[Job]] = {}  # fingerprint of a running job -> other jobs with the same one
         file = journal(sweep.parent.run_id)
         if not file.exists():
             self._print_nearest_study(identity)
@@ -148,7 +157,8 @@ class _Search:
         self._resume_trials()
         ended = self._count_ended()
         self.to_run = max(0, self.sweeper.n_trials - ended)
-        self.sweep.display.print(f"{self.sweeper.n_trials} trials: {ended} ended, {self.to_run} to run")
+        each = f" with {len(self.seeds)} seeds each" if len(self.seeds) > 1 else ""
+        self.sweep.display.print(f"{self.sweeper.n_trials} trials{each}: {ended} ended, {self.to_run} to run")
         launcher = self.sweeper.launcher
         try:
             if hasattr(launcher, "pool"):
@@ -186,9 +196,9 @@ class _Search:
                 by_number[job.number] = job
                 yield job.number, self.sweep.overrides(job)
 
-        with pool, self.sweep.display.live(self.to_run, pool.n_jobs, self.objective):
+        with pool, self.sweep.display.live(self.to_run * len(self.seeds), pool.n_jobs, self.objective):
             for job in self.sweep.follow(pool.events(source()), by_number):
-                self._tell(job)
+                self._end(job)
 
     def _run_in_batches(self, launcher: Launcher) -> None:
         """Runs `n_jobs` trials after another, with a launcher that takes a list and returns all results at the end."""
@@ -196,7 +206,7 @@ class _Search:
         while batch := list(itertools.islice(source, self.sweeper.n_jobs)):
             self.sweep.launch(launcher, batch)
             for job in batch:
-                self._tell(job)
+                self._end(job)
 
     def _resume_trials(self) -> None:
         """Lists the trials of earlier calls; repeats those that were interrupted."""
@@ -207,55 +217,67 @@ class _Search:
                 self.study.enqueue_trial(trial.params)
             elif trial.state.is_finished() and _INTERRUPTED not in trial.user_attrs:
                 try:
-                    self.sweep.jobs.append(self._earlier_job(trial))
+                    self.sweep.jobs.extend(self._earlier_jobs(trial))
                 except StoreRefused:
                     gone = f"Trial {trial.number}: its run is no longer in the store; the study keeps its result."
                     self.sweep.display.print(gone)
 
-    def _earlier_job(self, trial: FrozenTrial) -> Job:
-        if "fingerprint" not in trial.user_attrs:
-            job = self._refused_job(trial.number, trial.params, trial.user_attrs.get("reason", ""))
-        else:
-            job = self._job(trial.number, trial.params)
-            job.plan = Plan(job.configuration.variant, trial.user_attrs["fingerprint"], "", "", 0, {}, self.mode)
-            job.state, job.reason = State.FAILED, trial.user_attrs.get("reason", "")
-            if run_id := trial.user_attrs.get("run_id"):
-                apply_result(job, get_run(run_id))
-        job.earlier = True
-        return job
+    def _earlier_jobs(self, trial: FrozenTrial) -> list[Job]:
+        reason = trial.user_attrs.get("reason", "")
+        ended: Mapping[str, Mapping[str, str]] = trial.user_attrs.get(_ENDED, {})
+        if not ended:
+            return [replace(self._refused_job(trial.number, trial.params, reason), earlier=True)]
+        jobs = []
+        for job in self._jobs(trial.number, trial.params):
+            if str(job.number) in ended:
+                known = ended[str(job.number)]
+                job.plan = Plan(job.configuration.variant, known["fingerprint"], "", "", 0, {}, self.mode)
+                job.state, job.reason, job.earlier = State.FAILED, known["reason"], True
+                if known["run_id"]:
+                    apply_result(job, get_run(known["run_id"]))
+                jobs.append(job)
+        return jobs
 
     def _count_ended(self) -> int:
         trials = self.study.trials
         return sum(trial.state.is_finished() and _INTERRUPTED not in trial.user_attrs for trial in trials)
 
     def _next_jobs(self) -> Iterator[Job]:
-        """Yields trials to run, each asked for when it is wanted; those with a result are not run."""
-        while self._count_ended() + self._count_open() < self.sweeper.n_trials:
+        """Yields jobs to run, each trial asked for when it is wanted; those with a result are not run."""
+        while self._count_ended() + len(self.jobs) < self.sweeper.n_trials:
             trial = self.study.ask(self.distributions)
-            self.trials[trial.number] = trial
             try:
-                job = self._job(trial.number, trial.params)
-                job.plan = plan_job(self.planner, job.overrides)
+                jobs = self._jobs(trial.number, trial.params)
+                for job in jobs:
+                    job.plan = plan_job(self.planner, job.overrides)
             except ExperimentError as error:
                 self._refused(trial, str(error))
                 continue
-            self.sweep.jobs.append(job)
-            trial.set_user_attr("fingerprint", job.fingerprint)
-            if self._has_result(job):
-                self._tell(job)
-                self.sweep.display.skipped(job)
-            elif job.fingerprint in self.duplicates:
-                self.duplicates[job.fingerprint].append(job)
-            else:
-                self.duplicates[job.fingerprint] = []
-                yield job
+            self.trials[trial.number], self.jobs[trial.number] = trial, jobs
+            self.sweep.jobs.extend(jobs)
+            for job in jobs:
+                if trial.number not in self.jobs:  # it has been told: pruned, or failed
+                    break
+                if self._has_result(job):
+                    self._end(job)
+                    self.sweep.display.skipped(job)
+                elif job.fingerprint in self.duplicates:
+                    self.duplicates[job.fingerprint].append(job)
+                else:
+                    self.duplicates[job.fingerprint] = []
+                    yield job
 
-    def _count_open(self) -> int:
-        return sum(job.state in (State.WAITING, State.RUNNING, *_OPEN) for job in self.sweep.jobs)
-
-    def _job(self, number: int, params: Mapping[str, Any]) -> Job:
-        job = self._unchecked_job(number, params)
-        return replace(job, configuration=compose(job.overrides, config_dir(self.sweeper)))
+    def _jobs(self, number: int, params: Mapping[str, Any]) -> list[Job]:
+        """The jobs of a trial, one per seed."""
+        jobs = []
+        for place, seed in enumerate(self.seeds):
+            job = self._unchecked_job(number, params)
+            if len(self.seeds) > 1:
+                job.number = number * len(self.seeds) + place
+                job.overrides = (*job.overrides, f"seed={seed}")
+                job.distinguishing_values = {**job.distinguishing_values, "seed": str(seed)}
+            jobs.append(replace(job, configuration=compose(job.overrides, config_dir(self.sweeper))))
+        return jobs
 
     def _refused_job(self, number: int, params: Mapping[str, Any], why: str) -> Job:
         """A trial that cannot be composed or built; it has the configuration of another one in its place."""
@@ -288,23 +310,42 @@ class _Search:
             apply_result(job, done[0])
         return bool(done)
 
-    def _tell(self, job: Job) -> None:
-        """Tells the study how a trial and its duplicates have ended."""
+    def _end(self, job: Job) -> None:
+        """Takes the result of a job, for its duplicates as well, and tells the study of trials that have ended."""
         for equal in [job, *self.duplicates.pop(job.fingerprint, [])]:
             equal.state, equal.run, equal.reason = job.state, job.run, job.reason
-            if equal.state in _OPEN:
-                continue
-            trial = self.trials[equal.number]
-            if equal.run:
-                trial.set_user_attr("run_id", equal.run.run_id)
-            if equal.reason:
-                trial.set_user_attr("reason", equal.reason)
-            if equal.state == State.FINISHED:
-                self.study.tell(equal.number, equal.objective)
-            else:
-                self.study.tell(
-                    equal.number, state=TrialState.PRUNED if equal.state == State.PRUNED else TrialState.FAIL
-                )
+            if equal.trial in self.jobs and equal.state not in _OPEN:
+                self._tell(equal.trial)
+
+    def _tell(self, number: int) -> None:
+        """Tells the study the result of a trial: the mean over its seeds, once there is no more to wait for."""
+        trial, jobs = self.trials[number], self.jobs[number]
+        ended = [job for job in jobs if job.state not in (State.WAITING, State.RUNNING, *_OPEN)]
+        bad = next((job for job in ended if job.state != State.FINISHED), None)
+        values = [job.objective for job in ended if job.objective is not None]
+        if bad:
+            state = TrialState.PRUNED if bad.state == State.PRUNED else TrialState.FAIL
+        elif len(ended) == len(jobs):
+            state = TrialState.COMPLETE
+        else:
+            trial.report(fmean(values), len(values))
+            if not trial.should_prune():
+                return
+            state = TrialState.PRUNED
+        known = {
+            job.number: {
+                "fingerprint": job.fingerprint,
+                "run_id": job.run.run_id if job.run else "",
+                "reason": job.reason,
+            }
+            for job in ended
+        }
+        trial.set_user_attr(_ENDED, known)
+        self.study.tell(number, fmean(values) if state is TrialState.COMPLETE else None, state=state)
+        del self.jobs[number]
+        for job in jobs:
+            if job.state == State.WAITING:  # a seed that nobody needs any more
+                self.sweep.jobs.remove(job)
 
     def _print_nearest_study(self, identity: Mapping[str, Any]) -> None:
         """Prints how a new study differs from the most similar earlier one."""

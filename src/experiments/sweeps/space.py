@@ -12,6 +12,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
+from experiments.config.configuration import REPLICATE_KEYS
 from experiments.config.overrides import parse
 from experiments.errors import ExperimentError
 from experiments.sweeps.jobs import as_text
@@ -31,7 +32,7 @@ def search_space(
         config_loader: Hydra's.
 
     Raises:
-        ExperimentError: nothing is searched, or over nothing.
+        ExperimentError: nothing is searched, or over nothing, or a replicate key.
     """
     typed = parse(arguments, config_loader)
     keys = {part.key_or_group for part in typed}
@@ -45,6 +46,12 @@ def search_space(
             "The search space names no parameter.",
             advice="Name some, as in 'optimizer.learning_rate=tag(log, interval(1e-4, 0.1))'.",
         )
+    for key in REPLICATE_KEYS:
+        if key in space:
+            raise ExperimentError(
+                f"{key} is searched, but it only repeats a trial: the search would choose the luckiest run.",
+                advice=f"Give {key} one value, and hydra.sweeper.replicates=3 to train every trial with three seeds.",
+            )
     return tuple(fixed), space
 
 

@@ -119,18 +119,27 @@ class OptunaSweeper(ExperimentSweeper):
     Args:
         params: key -> where to search, in Hydra's grammar.
         n_trials: how many in total, including those of earlier calls.
+        replicates: seeds per trial; the value of a trial is the mean over them.
         n_jobs: how many at a time with a launcher that takes lists; `process` starts one whenever a process is free.
         sampler: configuration of the class of Optuna that chooses the values of a trial.
-        pruner: configuration of the class of Optuna that stops unpromising trials.
+        pruner: configuration of the class of Optuna that stops unpromising trials: between epochs or, with several
+            replicates, between seeds.
     """
 
-    types = MappingProxyType({"params": dict[str, Any], "n_trials": _Count, "n_jobs": _Count})
+    types = MappingProxyType({"params": dict[str, Any], "n_trials": _Count, "replicates": _Count, "n_jobs": _Count})
 
     def __init__(
-        self, params: Any, n_trials: int, n_jobs: int, sampler: dict[str, Any], pruner: dict[str, Any]
+        self,
+        params: Any,
+        n_trials: int,
+        n_jobs: int,
+        sampler: dict[str, Any],
+        pruner: dict[str, Any],
+        replicates: int = 1,
     ) -> None:
         self.params = params
         self.n_trials = n_trials
+        self.replicates = replicates
         self.n_jobs = n_jobs
         self.sampler = sampler
         self.pruner = pruner
