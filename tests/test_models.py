@@ -97,7 +97,7 @@ EXPERIMENTS = {
         26 * 26 * 3 * 3 * 1 * 64 + 11 * 11 * 3 * 3 * 64 * 64 + 3 * 3 * 3 * 3 * 64 * 64 + 64 * 64 + 64 * 32 + 32 * 10,
     ),
 }
-SCALES = ("l2_columns", "standard", "unit", "unit_twice")
+SCALES = ("l2_columns", "none", "standard", "unit", "unit_twice")
 
 
 def option_files(group):
@@ -518,12 +518,54 @@ def test_an_output_that_is_not_one_logit_a_class_is_refused(build, overrides, sh
     )
 
 
-def test_a_second_softmax_is_refused(build):
+LAST_LAYERS = {
+    "Dense, units: 10, activation: softmax": "softmax its activation",
+    "Dense, units: 10, activation: sigmoid": "sigmoid its activation",
+    "Dense, units: 10 / Softmax": "softmax the layer",
+    "Dense, units: 10 / Activation, activation: softmax": "softmax the layer",
+    "Dense, units: 10 / Softmax / Dropout, rate: 0.1": "softmax the layer",
+    "Dense, units: 10 / Softmax / Reshape, target_shape: [10]": "softmax the layer",
+}
+
+
+@pytest.mark.parametrize("layers", LAST_LAYERS)
+def test_probabilities_before_the_softmax_are_refused(build, layers):
     with pytest.raises(ExperimentError) as refused:
-        build(*listed("Flatten", "Dense, units: 10, activation: softmax", classifier="false"))
+        build(*listed("Flatten", *layers.split(" / "), classifier="false"))
+    name, _, what = LAST_LAYERS[layers].partition(" ")
+    position = 1 if "activation: s" in layers and "/" not in layers else 2
     assert str(refused.value) == (
-        "model.layers[1]: a softmax is added to every model, and a model with two learns badly. "
-        "Leave its activation out."
+        f"model.layers[{position}]: a softmax is added to every model, and with a {name} before it a model learns "
+        f"badly. Leave {what} out."
+    )
+
+
+def test_a_softmax_before_the_classifier_is_refused_and_a_sigmoid_is_not(build):
+    with pytest.raises(ExperimentError, match=r"^model\.layers\[1\]: a softmax is added to every model"):
+        build(*listed("Flatten", "Dense, units: 10, activation: softmax", "Dropout, rate: 0.1"))
+    build(*listed("Flatten", "Dense, units: 10, activation: sigmoid"))
+
+
+def test_a_softmax_inside_the_net_is_part_of_it(build):
+    build(*listed("Dense, units: 3, activation: softmax", "Flatten", "Dense, units: 12", "Dense, units: 11"))
+    build(*listed("Softmax, axis: [1, 2], name: attention", "GlobalAveragePooling2D"))
+
+
+def test_a_second_classifier_is_refused(build):
+    with pytest.raises(ExperimentError) as refused:
+        build(*listed("Flatten", "Dense, units: 10"))
+    assert str(refused.value) == (
+        "model.layers[1] outputs one logit per class, and classifier: true adds another one. "
+        "Leave the layer out, or set classifier: false."
+    )
+
+
+@pytest.mark.parametrize("layer", ["Input, shape: [28, 28, 1]", "InputLayer, shape: [28, 28, 1]"])
+def test_an_input_is_refused(build, layer):
+    with pytest.raises(ExperimentError) as refused:
+        build(*listed(layer, "Flatten"))
+    assert str(refused.value) == (
+        "model.layers[0]: the input is added to every model, with the shape of the images. Leave the layer out."
     )
 
 
@@ -542,16 +584,11 @@ def test_an_entry_that_is_no_layer_is_refused(build, entry):
     ("overrides", "message"),
     [
         (
-            listed("Flatten", "Dense, units: 10", "Softmax", classifier="false"),
-            "model.layers[2]: a softmax is added to every model, and a model with two learns badly. "
-            "Leave the layer out.",
-        ),
-        (
-            listed("Flatten", "Dense, units: 10, name: a", "Dense, units: 10, name: classifier"),
+            listed("Flatten", "Dense, units: 10, name: a", "Dense, units: 12, name: classifier"),
             "model.layers[2]: classifier is the name of a layer that is always added. Give it another name.",
         ),
         (
-            listed("Flatten, name: a", "Dense, units: 10, name: a"),
+            listed("Flatten, name: a", "Dense, units: 12, name: a"),
             "model.layers[1]: a is the name of another layer of the list. Give it another name.",
         ),
     ],
@@ -563,7 +600,7 @@ def test_layers_that_stand_in_each_others_way_are_refused(build, overrides, mess
 
 
 def test_a_layer_may_have_the_name_of_the_scaling_layer(build):
-    net = build(*listed("Flatten", "Dense, units: 10, name: rescaling"))
+    net = build(*listed("Flatten", "Dense, units: 12, name: rescaling"))
     model = models.with_scaling(net, keras.layers.Rescaling(1 / 255, name="rescaling"), DIGIT)
     images = pixels().astype("float32")
     assert model.predict(images, verbose=0) == pytest.approx(net.predict(images / 255, verbose=0), abs=1e-6)

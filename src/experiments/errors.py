@@ -1,6 +1,8 @@
 """The exception for mistakes of the user; imports nothing of this package."""
 
 import difflib
+import re
+import textwrap
 from collections.abc import Iterable
 
 _MOST_LISTED = 22  # allowed names that are shown; twice as many if none is near
@@ -28,6 +30,21 @@ class ExperimentError(Exception):
 
 class JobsFailed(Exception):
     """Jobs of a finished sweep have no result; its table has shown which."""
+
+
+def reason_of(error: BaseException) -> str:
+    """What an exception says is wrong, in one line.
+
+    Keras writes the reason in bold type between the name of a layer and its arguments; TensorFlow writes it after the
+    lines of code that made the operation, and the name of the operation behind it.
+    """
+    bold = re.search(r"\x1b\[1m(.+?)\x1b\[0m", str(error), re.DOTALL)
+    text = textwrap.dedent((bold[1] if bold else str(error)).removeprefix("in user code:"))
+    without_code = re.sub(
+        r'^(\s*File ".*|    .*|.*\(most recent call last\):|\s*\[\[.*|<stack .*)$', "", text, flags=re.MULTILINE
+    )
+    paragraph = re.split(r"(?<!:)\n\s*\n", without_code.removeprefix("Graph execution error:").strip())[0]
+    return " ".join(re.sub(r"\{\{.*?\}\} | \[Op:.*", "", paragraph).split())
 
 
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:

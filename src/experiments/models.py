@@ -4,15 +4,14 @@
 in a softmax over the classes, computed in float32 whatever the precision of the run.
 """
 
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
 import keras
 import numpy as np
 from pydantic import Field
 
-from experiments.errors import ExperimentError
+from experiments.errors import ExperimentError, reason_of
 
 _Size = Annotated[int, Field(ge=1)]
 _DropoutRate = Annotated[float, Field(ge=0, lt=1)]
@@ -108,18 +107,18 @@ def sequential(
     own_names = {"image", "softmax", *(["classifier"] if classifier else [])}
     names: set[str] = set()
     for position, layer in enumerate(layers):
+        if isinstance(layer, keras.KerasTensor | keras.layers.InputLayer):
+            raise ExperimentError(
+                f"model.layers[{position}]: the input is added to every model, with the shape of the images.",
+                advice="Leave the layer out.",
+            )
         if not isinstance(layer, keras.Layer):
             raise ExperimentError(
                 f"model.layers[{position}]={layer} is not a layer.",
                 advice="Write {_target_: keras.layers.Dense, units: 64} or another Keras layer.",
             )
-        last = position == len(layers) - 1
-        softmax = isinstance(layer, keras.layers.Softmax)
-        if last and (softmax or getattr(layer, "activation", None) is keras.activations.softmax):
-            raise ExperimentError(
-                f"model.layers[{position}]: a softmax is added to every model, and a model with two learns badly.",
-                advice="Leave the layer out." if softmax else "Leave its activation out.",
-            )
+    _check_last_layers(layers, num_classes, classifier)
+    for position, layer in enumerate(layers):
         if layer.name in own_names | names:
             owner = "another layer of the list" if layer.name in names else "a layer that is always added"
             raise ExperimentError(
@@ -172,12 +171,51 @@ def _check_scaling(scaling: keras.Layer, input_shape: Shape) -> None:
         scaled = scaling(keras.ops.zeros((1, *input_shape)))
     except Exception as error:  # TensorFlow has its own types
         raise ExperimentError(
-            f"scale: layer {scaling.name} does not accept images of shape {input_shape}: {_reason(error)}"
+            f"scale: layer {scaling.name} does not accept images of shape {input_shape}: {reason_of(error)}"
         ) from error
     if (shape := tuple(scaled.shape[1:])) != tuple(input_shape):
         raise ExperimentError(
             f"scale: layer {scaling.name} changes the shape of an image from {input_shape} to {shape}."
         )
+
+
+def _check_last_layers(layers: Sequence[keras.Layer], num_classes: int, classifier: bool) -> None:
+    """Refuses what is added behind the layers of every model, if they already end in it."""
+    last = layers[-1]
+    if classifier and isinstance(last, keras.layers.Dense) and last.units == num_classes and _is_linear(last):
+        raise ExperimentError(
+            f"model.layers[{len(layers) - 1}] outputs one logit per class, and classifier: true adds another one.",
+            advice="Leave the layer out, or set classifier: false.",
+        )
+    for position, layer in reversed(list(enumerate(layers))):
+        activation = getattr(layer, "activation", None)
+        is_softmax = activation is keras.activations.softmax or (
+            isinstance(layer, keras.layers.Softmax) and layer.axis == -1
+        )
+        if is_softmax or (activation is keras.activations.sigmoid and not classifier):
+            name = "softmax" if is_softmax else "sigmoid"
+            is_alone = isinstance(layer, keras.layers.Softmax | keras.layers.Activation)
+            raise ExperimentError(
+                f"model.layers[{position}]: a softmax is added to every model, and with a {name} before it a model "
+                "learns badly.",
+                advice="Leave the layer out." if is_alone else "Leave its activation out.",
+            )
+        if not isinstance(layer, _SHAPE_ONLY):
+            return
+
+
+#: Layers behind which probabilities are still probabilities.
+_SHAPE_ONLY = (
+    keras.layers.Dropout,
+    keras.layers.Flatten,
+    keras.layers.GlobalAveragePooling2D,
+    keras.layers.Identity,
+    keras.layers.Reshape,
+)
+
+
+def _is_linear(layer: keras.layers.Dense) -> bool:
+    return layer.activation is keras.activations.linear
 
 
 #: Names in `keras.activations` that are helpers, need arguments (threshold) or halve the channels (glu).
@@ -196,7 +234,7 @@ def _stack(layers: Iterable[keras.Layer], input_shape: Shape, num_classes: int, 
         except (TypeError, ValueError) as error:
             if "negative" not in str(error):
                 raise ExperimentError(
-                    f"model: layer {layer.name} does not accept inputs of shape {before[1:]}: {_reason(error)}"
+                    f"model: layer {layer.name} does not accept inputs of shape {before[1:]}: {reason_of(error)}"
                 ) from error
             fits = False
         if not fits:
@@ -213,9 +251,3 @@ def _stack(layers: Iterable[keras.Layer], input_shape: Shape, num_classes: int, 
     # Half precision is too coarse for probabilities.
     softmax = keras.layers.Activation("softmax", dtype="float32", name="softmax")
     return keras.Sequential([keras.Input(input_shape), *layers, softmax], name="net")
-
-
-def _reason(error: Exception) -> str:
-    """The message of a Keras or TensorFlow error, without its traceback and escape codes."""
-    bold = re.search(r"\x1b\[1m(.+?)\x1b\[0m", str(error), re.DOTALL)
-    return re.sub(r"\{\{.*?\}\} | \[Op:.*", "", bold[1] if bold else str(error))

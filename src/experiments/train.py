@@ -374,7 +374,7 @@ def _log_start(training: _Training) -> None:
         _log.info("Resuming after epoch %d", training.checkpoint.epoch)
         if not training.cfg.deterministic:
             _log.info("With deterministic=false the result is not bit-identical to that of an uninterrupted run.")
-    warn_if_badly_scaled(training.components.scaling, training.data.train_images)
+    warn_if_badly_scaled(training.components, training.data.train_images)
     suggest_more_threads(training.cfg.threads)
 
 

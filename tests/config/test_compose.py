@@ -238,7 +238,8 @@ def test_config_dir_that_does_not_exist():
 
 def test_nearest_option_may_be_an_own_one(own):
     assert own_refusal(own, "scale=halv", scale__half="_target_: keras.layers.Rescaling\nscale: 0.5\n") == (
-        "scale=halv: there is no such option. Did you mean half? Allowed: half, l2_columns, standard, unit, unit_twice."
+        "scale=halv: there is no such option. Did you mean half? "
+        "Allowed: half, l2_columns, none, standard, unit, unit_twice."
     )
 
 
@@ -509,3 +510,9 @@ def test_folders_of_options_and_data_may_have_any_name(tmp_path, name):
     path = str(tmp_path / name / "digits.npz")
     chosen = composed(["model=mine", "data=npz", f"data.path={quoted(path)}"], config_dir=str(tmp_path / name))
     assert (chosen.cfg.model.dropout, chosen.paths["path"]) == (0.3, path)
+
+
+@pytest.mark.parametrize("words", [["hydra.job.chdir=true"], ["hydra.job.chdir=true", "data=npz", "data.path=a.npz"]])
+def test_another_working_directory_is_refused(words):
+    with pytest.raises(ExperimentError, match=r"^hydra\.job\.chdir=true: a run writes no files .* Leave it out\.$"):
+        composed(words)

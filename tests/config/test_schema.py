@@ -175,6 +175,24 @@ LAYERS = {
         "keras.layers.Flatten",
     ): f"model: layer max_pooling2d shrinks its input of 28 x 28 {ONE_PIXEL}",
     (
+        "keras.layers.Flatten, input_shape: [28, 28, 1]",
+    ): "model.layers[0].input_shape: keras.layers.Flatten has no such "
+    "argument. The run knows the shape of the images: leave it out.",
+    ("keras.layers.Dense, output_dim: 3, init: zeros",): "model.layers[0].output_dim: keras.layers.Dense has no such "
+    "argument. Its name is units today.",
+    ("keras.layers.LeakyReLU, alpha: 0.1",): "model.layers[0].alpha: keras.layers.LeakyReLU has no such argument. "
+    "Its name is negative_slope today.",
+    ("keras.layers.ReLU, alpha: 0.1",): "model.layers[0].alpha: keras.layers.ReLU has no such argument. "
+    "Its name is negative_slope today.",
+    ("keras.layers.Dropout, p: 0.1",): "model.layers[0].p: keras.layers.Dropout has no such argument. "
+    "Its name is rate today.",
+    ("keras.layers.Conv2D, nb_filter: 3, kernel_size: 3",): "model.layers[0].nb_filter: keras.layers.Conv2D has no "
+    "such argument. Its name is filters today.",
+    ("keras.layers.MaxPooling2D, border_mode: same",): "model.layers[0].border_mode: keras.layers.MaxPooling2D has no "
+    "such argument. Its name is padding today.",
+    ("keras.layers.CuDNNLSTM, units: 3",): "model.layers[0]._target_=keras.layers.CuDNNLSTM: keras.layers has no "
+    "CuDNNLSTM. Keras has removed it; write LSTM.",
+    (
         "keras.layers.MultiHeadAttention, num_heads: 1, key_dim: 1",
     ): "model: layer multi_head_attention does not accept inputs of shape (28, 28, 1): "
     "missing a required argument: 'value'",
@@ -255,7 +273,6 @@ def not_allowed(what, target):
         "os.system",
         "builtins.eval",
         "keras.src.utils.python_utils.func_load",
-        "keras.src.layers.core.dense.Dense",
         "keras.models.load_model",
         "keras.utils.get_file",
         "keras.layers.Dense.from_config",
@@ -272,6 +289,55 @@ def not_allowed(what, target):
 )
 def test_refused_target(refusal, target):
     assert refusal("model=mine", model__mine=f"_target_: {target}\n") == not_allowed(f"model._target_={target}", target)
+
+
+NAMES_OF_OLD_CODE = {
+    "keras.regularizers.l2": "keras.regularizers.L2",
+    "keras.regularizers.l1_l2": "keras.regularizers.L1L2",
+    "tf.keras.regularizers.l2": "keras.regularizers.L2",
+    "keras.initializers.glorot_uniform": "keras.initializers.GlorotUniform",
+    "keras.initializers.he_normal": "keras.initializers.HeNormal",
+    "keras.constraints.max_norm": "keras.constraints.MaxNorm",
+    "keras.losses.categorical_crossentropy": "keras.losses.CategoricalCrossentropy",
+    "keras.metrics.top_k_categorical_accuracy": "keras.metrics.TopKCategoricalAccuracy",
+    "keras.optimizers.legacy.Adam": "keras.optimizers.Adam",
+    "tensorflow.keras.optimizers.adam": "keras.optimizers.Adam",
+    "tensorflow.keras.layers.Conv2D": "keras.layers.Conv2D",
+    "keras.layers.convolutional.Conv2D": "keras.layers.Conv2D",
+    "keras.layers.experimental.preprocessing.RandomFlip": "keras.layers.RandomFlip",
+    "keras.layers.concatenate": "keras.layers.Concatenate",
+    "keras.src.layers.core.dense.Dense": "keras.layers.Dense",
+    "keras.Sequential": "experiments.models.sequential",
+    "tf.keras.models.Sequential": "experiments.models.sequential",
+}
+
+
+@pytest.mark.parametrize("target", NAMES_OF_OLD_CODE)
+def test_a_name_of_older_code_is_answered_with_the_class(refusal, target):
+    message = refusal("model=mine", model__mine=f"_target_: {target}\n")
+    assert message.startswith(f"model._target_={target} is refused") and message.endswith(
+        f" Write {NAMES_OF_OLD_CODE[target]}."
+    )
+
+
+def test_every_alias_of_keras_is_answered_with_its_class(refusal):
+    """What keras itself offers in lower case beside a class of the same module."""
+    import keras
+
+    from experiments.config.keras_names import class_meant_by
+
+    for module in ("regularizers", "initializers", "constraints"):
+        found = vars(getattr(keras, module))
+        for name, value in found.items():
+            if isinstance(value, type) and name[0].islower():
+                assert getattr(keras, module).__dict__[class_meant_by(f"keras.{module}.{name}").split(".")[-1]] is value
+
+
+def test_an_activation_is_written_by_name(refusal):
+    message = refusal(
+        "model=mine", model__mine=layers("keras.layers.Dense, units: 3, activation: {_target_: keras.activations.relu}")
+    )
+    assert message.endswith("is refused. Activations are written by name: activation: relu")
 
 
 def test_refused_target_inside_a_list_or_another_part(refusal, images):

@@ -15,7 +15,7 @@ TIMEOUT = Ending("KILLED", "timeout", "took longer than 3 minutes")
     ("error", "ending"),
     [
         (ValueError("spoiled"), Ending("FAILED", "error", "ValueError: spoiled")),
-        (ValueError("first\n  last\n"), Ending("FAILED", "error", "last")),
+        (ValueError("first\n  last\n"), Ending("FAILED", "error", "ValueError: first last")),
         (ValueError(), Ending("FAILED", "error", "ValueError")),
         (MemoryError(), Ending("FAILED", "memory", "MemoryError")),
         (KeyboardInterrupt(), Ending("KILLED", "interrupted", "SIGINT")),

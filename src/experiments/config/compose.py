@@ -64,6 +64,12 @@ def compose_unchecked(overrides: Sequence[str], config_dir: str | None = None) -
     _check_overrides(overrides, config_dir)
     cfg = _composed(overrides, config_dir)
     check_targets(OmegaConf.to_container(cfg.hydra), "hydra")
+    if cfg.hydra.job.chdir:
+        raise ExperimentError(
+            "hydra.job.chdir=true: a run writes no files into its working directory, and relative paths would no "
+            "longer mean the folder of the command.",
+            advice="Leave it out.",
+        )
     return _configuration(cfg, cfg.hydra.runtime.choices, overrides, config_dir)
 
 

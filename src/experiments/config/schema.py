@@ -44,6 +44,9 @@ _ROOT: dict[str, Any] = {
 #: Keys of losses whose range Keras does not check.
 _OF_LOSSES: dict[str, Any] = {"label_smoothing": Annotated[float, Field(ge=0, lt=1)]}
 
+#: Callbacks that set the learning rate.
+_SET_LEARNING_RATE = ("keras.callbacks.LearningRateScheduler", "keras.callbacks.ReduceLROnPlateau")
+
 #: What a sweep tells its jobs; nothing that a user sets.
 JOB_KEY = "tracking.job"
 
@@ -139,7 +142,7 @@ def _check_callbacks(values: Mapping[str, Any], measured: Sequence[str], schedul
             raise ExperimentError(
                 f"{key}.swap_on_epoch must be true: the run would keep other weights than the validated ones."
             )
-        if callback["_target_"] == "keras.callbacks.ReduceLROnPlateau" and not constant:
+        if callback["_target_"] in _SET_LEARNING_RATE and not constant:
             raise ExperimentError(
                 f"{key} sets the learning rate, and so does schedule={schedule}.",
                 advice=f"Take schedule=constant or leave {name} out of callbacks.",

@@ -13,6 +13,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config.configuration import Configuration, plain_values
+from experiments.config.keras_names import class_meant_by, removed_argument, removed_class
 from experiments.config.schema import check_run, check_value, refused_value
 from experiments.errors import ExperimentError
 
@@ -77,6 +78,15 @@ def _refused_target(what: str, target: Any, key: str) -> ExperimentError:
         return ExperimentError(f"{what} is refused.", advice="Under hydra only hydra.* and hydra_plugins.* may stand.")
     if not isinstance(target, str) or "." not in target:
         return ExperimentError(f"{what} is refused: it must name a class or a function, as in keras.layers.Dense.")
+    if target.startswith("keras.activations."):
+        name = target.rpartition(".")[2]
+        return ExperimentError(f"{what} is refused.", advice=f"Activations are written by name: activation: {name}")
+    if target.endswith("keras.Sequential") or target.endswith("keras.models.Sequential"):
+        return ExperimentError(f"{what} is refused.", advice="Write experiments.models.sequential.")
+    if (meant := class_meant_by(target)) and _is_target(meant) and meant != target:
+        return ExperimentError(
+            f"{what} is refused: a configuration names the classes of Keras.", advice=f"Write {meant}."
+        )
     return ExperimentError(
         f"{what} is refused: a configuration may not call it.",
         advice="It may call the public classes of keras.layers, .losses, .metrics, .optimizers, .callbacks, "
@@ -106,7 +116,13 @@ def locate(key: str, target: str) -> Callable[..., Any]:
         public = [name for name in dir(module) if not name.startswith("_") and _is_target(f"{module_name}.{name}")]
         own = [name for name in public if getattr(getattr(module, name), "__module__", None) == module_name]
         names = own if target.startswith("experiments.") else public
-        raise ExperimentError(f"{key}._target_={target}: {module_name} has no {name}.", given=name, allowed=names)
+        advice = removed_class(name) if target.startswith("keras.") else ""
+        raise ExperimentError(
+            f"{key}._target_={target}: {module_name} has no {name}.",
+            given="" if advice else name,
+            allowed=() if advice else names,
+            advice=advice,
+        )
     return found
 
 
@@ -127,8 +143,12 @@ def check_arguments(key: str, node: Mapping[str, Any], run_values: Mapping[str, 
     known = _argument_names(target)
     for argument in given:
         if known is not None and argument not in known:
+            advice = removed_argument(argument, known) if name.startswith("keras.") else ""
             raise ExperimentError(
-                f"{key}.{argument}: {name} has no such argument.", given=argument, allowed=known - set(run_values)
+                f"{key}.{argument}: {name} has no such argument.",
+                given="" if advice else argument,
+                allowed=() if advice else known - set(run_values),
+                advice=advice,
             )
     for argument, parameter in inspect.signature(target).parameters.items():
         required = parameter.default is parameter.empty and parameter.kind not in _VARIABLE

@@ -1,9 +1,9 @@
 """Why a run or a job has failed or was killed."""
 
 import signal
-import traceback
 from dataclasses import dataclass
 
+from experiments.errors import reason_of
 from experiments.tracking.store import StoreLost
 
 _SIGNALS = {number.value: number.name for number in signal.Signals}
@@ -33,10 +33,12 @@ class Ending:
             return cls.of_exit_code(error.code)
         if isinstance(error, StoreLost):
             return cls("FAILED", "store", str(error))
-        last_line = traceback.format_exception_only(error)[-1].strip().splitlines()[-1].strip()
+        kind, failure = type(error).__name__, reason_of(error)
+        if not failure.startswith(f"{kind}:"):  # as in what TensorFlow says of the user's code
+            failure = f"{kind}: {failure}" if failure else kind
         # TensorFlow has an exception of its own for it.
         is_memory = isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"
-        return cls("FAILED", "memory" if is_memory else "error", last_line)
+        return cls("FAILED", "memory" if is_memory else "error", failure)
 
     @classmethod
     def of_exit_code(cls, code: int | str | None) -> "Ending":

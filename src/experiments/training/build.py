@@ -1,7 +1,7 @@
 """Builds and checks everything that a configuration names for a data set."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,14 @@ from omegaconf import OmegaConf
 from experiments import models
 from experiments.config.targets import instantiate
 from experiments.dataset import Dataset, are_probabilities
-from experiments.errors import ExperimentError
+from experiments.errors import ExperimentError, reason_of
 from experiments.library_internals import metric_mode
 from experiments.training.batches import augmented
 
 _log = logging.getLogger(__name__)
+
+_PIXELS = (0, 255)
+_SCALINGS = (keras.layers.Normalization, keras.layers.Rescaling, keras.layers.UnitNormalization)
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ def build(cfg: Any, data: Dataset) -> Components:
     scaling = build_part(cfg, "scale", keras.Layer, train_images=data.train_images)
     model = instantiate(cfg, "model", input_shape=input_shape, num_classes=num_classes)
     _check_model(model, cfg.model._target_, input_shape, num_classes)
+    _check_scaled_once(model, scaling)
     metrics = [_metric(cfg, name, num_classes) for name in sorted(cfg.get("metrics") or {})]
     modes = {"loss": "min", "accuracy": "max"} | {
         metric.name: mode for metric in metrics if (mode := cfg.metrics[metric.name].get("mode") or metric_mode(metric))
@@ -87,12 +91,43 @@ def _check_model(model: Any, builder: str, input_shape: tuple[int, ...], num_cla
             f"model: {builder} returned {model!r} with the output {shape}.",
             advice=f"A Sequential or functional keras.Model that ends in {num_classes} probabilities is needed.",
         )
-    outputs = np.asarray(model(np.zeros((1, *input_shape), "float32")))
+    with tf.GradientTape() as tape:
+        tensor = model(np.zeros((1, *input_shape), "float32"), training=False)
+    outputs = np.asarray(tensor)
     if not are_probabilities(outputs):
         raise ExperimentError(
             f"model: {builder} does not output probabilities: on a black image its outputs are from "
             f"{outputs.min():.3g} to {outputs.max():.3g} and sum to {outputs.sum():.3g}.",
             advice="End the model in a softmax.",
+        )
+    gradients = tape.gradient(tensor, model.trainable_variables)
+    for variable, gradient in zip(model.trainable_variables, gradients, strict=True):
+        if gradient is None:
+            name = variable.path.rpartition("/")[0]
+            raise ExperimentError(
+                f"model: layer {name} would not learn, because a layer behind it passes no gradient back.",
+                advice=f"Leave that layer out, or set trainable: false for {name}.",
+            )
+
+
+def _first_scalings(model: keras.Model) -> Iterator[keras.Layer]:
+    """The layers of a model that scale the pixels, before the first layer with weights."""
+    for layer in model.layers:
+        if isinstance(layer, _SCALINGS):
+            yield layer
+            continue
+        if isinstance(layer, keras.Model):
+            yield from _first_scalings(layer)
+        if layer.weights:
+            return
+
+
+def _check_scaled_once(model: keras.Model, scaling: keras.Layer) -> None:
+    own = next(_first_scalings(model), None)
+    if own and not isinstance(scaling, keras.layers.Identity):
+        raise ExperimentError(
+            f"model: its layer {own.name} ({type(own).__name__}) scales the pixels, which scale has scaled already.",
+            advice="Leave the layer out, or set scale=none.",
         )
 
 
@@ -104,12 +139,22 @@ def _augmentation(cfg: Any, data: Dataset) -> list[keras.Layer]:
     for name in cfg.get("augment") or {}:
         layer = build_part(cfg, f"augment.{name}", keras.Layer)
         what = f"augment.{name}: {cfg.augment[name]._target_}"
+        if isinstance(layer, _SCALINGS):
+            raise ExperimentError(
+                f"{what} would scale the training images only, not those to validate and test.",
+                advice="Choose it as the scale, or put it into the model with scale=none.",
+            )
+        if tuple(getattr(layer, "value_range", _PIXELS)) != _PIXELS:
+            raise ExperimentError(
+                f"{what} has value_range {list(layer.value_range)}, but it is applied to raw pixels, 0 to 255.",
+                advice="Leave value_range out, or set it to [0, 255].",
+            )
         shapes = images.shape, labels.shape
         try:
             images, labels = augmented(layer, images, labels)
         except Exception as error:  # every layer has its own
             raise ExperimentError(
-                f"{what} cannot be applied to images of shape {data.image_shape}: {' '.join(str(error).split())}"
+                f"{what} cannot be applied to images of shape {data.image_shape}: {reason_of(error)}"
             ) from error
         if (images.shape, labels.shape) != shapes:
             raise ExperimentError(
@@ -129,6 +174,7 @@ def _loss(cfg: Any, num_classes: int) -> keras.losses.Loss:
             f"loss: {cfg.loss._target_} gives values of shape {value.shape}, one number is needed.",
             advice="Leave out reduction, or set it to sum_over_batch_size.",
         )
+    _check_probabilities("loss", loss)
     return loss
 
 
@@ -147,13 +193,25 @@ def _metric(cfg: Any, name: str, num_classes: int) -> keras.Metric:
             f"{key}: {cfg.metrics[name]._target_} gives values of shape {value.shape}, one number is needed.",
             advice="Choose an average, as in average: macro.",
         )
+    _check_probabilities(key, metric)
     metric.reset_state()
     return metric
 
 
-def warn_if_badly_scaled(scaling: keras.Layer, images: np.ndarray) -> None:
-    """Warns of inputs that the scaling layer makes tiny or leaves huge, with which a model learns badly."""
-    largest = float(np.abs(np.asarray(scaling(images[:256].astype("float32")))).max())
+def _check_probabilities(key: str, part: keras.losses.Loss | keras.Metric) -> None:
+    if getattr(part, "from_logits", False):
+        raise ExperimentError(
+            f"{key}.from_logits=true: every model ends in a softmax, so {key} gets probabilities.",
+            advice="Leave from_logits out.",
+        )
+
+
+def warn_if_badly_scaled(components: Components, images: np.ndarray) -> None:
+    """Warns of inputs that the first layers make tiny or leave huge, with which a model learns badly."""
+    scaled = components.scaling(images[:256].astype("float32"))
+    for layer in _first_scalings(components.model):
+        scaled = scaled if layer is components.scaling else layer(scaled)
+    largest = float(np.abs(np.asarray(scaled)).max())
     if not 0.01 <= largest <= 100:
         _log.warning(
             "The scaled inputs are %s: their largest absolute value is %.2g. Try scale=unit.",
@@ -194,8 +252,7 @@ def _on_one_image(what: str, function: Callable[..., Any], num_classes: int) -> 
         return np.asarray(function(label, np.full_like(label, 1 / num_classes)))
     except Exception as error:  # whatever the user's own class raises
         raise ExperimentError(
-            f"{what} cannot take one-hot labels and probabilities of shape (images, {num_classes}): "
-            f"{' '.join(str(error).split())}"
+            f"{what} cannot take one-hot labels and probabilities of shape (images, {num_classes}): {reason_of(error)}"
         ) from error
 
 
