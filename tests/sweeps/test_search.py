@@ -327,10 +327,20 @@ def test_the_value_of_a_trial_is_the_mean_over_its_seeds(store, launcher):
 
 
 @pytest.mark.slow
-def test_a_pruner_stops_the_later_seeds_of_a_trial(store):
-    words = [*OPTUNA, "hydra/sweeper/sampler=random", "optimizer.learning_rate=choice(1e-9,0.01)", "epochs=3"]
+def test_a_pruner_stops_the_later_seeds_of_a_trial(store, tmp_path):
+    pruners = tmp_path / "hydra" / "sweeper" / "pruner"
+    pruners.mkdir(parents=True)
+    (pruners / "threshold.yaml").write_text("_target_: optuna.pruners.ThresholdPruner\nlower: 0.2\n")
+    words = [
+        "--config-dir",
+        str(tmp_path),
+        *OPTUNA,
+        "hydra/sweeper/pruner=threshold",
+        "hydra/sweeper/sampler=random",
+        "optimizer.learning_rate=choice(1e-9,0.01)",
+        "epochs=3",
+    ]
     words += ["model.dropout=interval(0,0.1)", "data.limit=300", "hydra.launcher.n_jobs=1"]
-    words += ["hydra.sweeper.pruner={_target_:optuna.pruners.ThresholdPruner,lower:0.2}"]
     done = experiments(*words, "hydra.sweeper.replicates=3", "hydra.sweeper.n_trials=5")
     assert done.returncode == 0, done.stdout
     parent, children = parent_and_children(store)
