@@ -86,6 +86,10 @@ def _report_errors(received_signals: list[int]) -> int:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def train(arguments: tuple[str, ...]) -> int:
     """Train one run, or a sweep with -m or sweep=NAME."""
+    return _train(arguments)
+
+
+def _train(arguments: tuple[str, ...]) -> int:
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
@@ -142,6 +146,40 @@ def train(arguments: tuple[str, ...]) -> int:
     if refused:
         raise refused[0]
     return 0 if set(statuses) <= {"FINISHED"} else 1
+
+
+@commands.command(context_settings={"ignore_unknown_options": True})
+@click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
+@click.option("--config-dir", metavar="DIR", help="A folder with options of your own.")
+@click.option("--equal-within", type=float, metavar="X", help="Differences of the objective that do not matter.")
+@click.option("--against", metavar="RUN", help="Race the configuration of RUN with a change of it, the overrides.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON; all else goes to standard error.")
+def race(
+    overrides: tuple[str, ...], config_dir: str | None, equal_within: float | None, against: str | None, as_json: bool
+) -> int:
+    """Add seeds to the variants in question until it is settled which is best.
+
+    OVERRIDES name the variants as in a sweep, without seeds; max_seeds=N is the most that a variant gets.
+
+    With --against, exits with 0 if the change is better, 1 if it is not, and 3 if that is undecided.
+    """
+    words = ["--config-dir", config_dir] if config_dir else []
+    values = [f"hydra.sweeper.{word}" if word.startswith("max_seeds=") else word for word in overrides]
+    if equal_within is not None:
+        values.append(f"hydra.sweeper.equal_within={equal_within}")
+    if against:
+        from experiments.sweeps import gate
+
+        values = gate.overrides(against, values)
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        status = _train(("-m", *words, "hydra/sweeper=race", *values))
+    from experiments.sweeps import race
+
+    if not race.results:  # as with dry_run=true
+        return status
+    if as_json:
+        print(race.results[0].as_json())
+    return status or (gate.status(race.results[0]) if against else 0)
 
 
 def _run_job(configuration: "Configuration") -> Any:

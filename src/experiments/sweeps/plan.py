@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.utils import JobStatus
 from rich.table import Table
 
-from experiments.config.configuration import Plan
+from experiments.config.configuration import Configuration, Plan
 from experiments.errors import ExperimentError
 from experiments.library_internals import job_error
 from experiments.sweeps import jobs as job_list
@@ -83,14 +83,18 @@ def plan_jobs(jobs: Sequence[Job], planner: Planner, display: Display) -> None:
         if key not in plans:
             with job_list.in_job(job.number, job.swept_values):
                 plans[key] = plan_job(planner, job.overrides)
-        data, code = plans[key].data_sha256, plans[key].code_sha256
-        job.plan = replace(
-            plans[key],
-            fingerprint=job.configuration.fingerprint(data, code),
-            parameters={**plans[key].parameters, "seed": job.configuration.parameters["seed"]},
-        )
+        job.plan = plan_for(job.configuration, plans[key])
         job.duplicate_of = first.get(job.fingerprint)
         first.setdefault(job.fingerprint, job)
+
+
+def plan_for(configuration: Configuration, of_another_seed: Plan) -> Plan:
+    """The plan of a configuration, from that of one that differs in the seed only."""
+    return replace(
+        of_another_seed,
+        fingerprint=configuration.fingerprint(of_another_seed.data_sha256, of_another_seed.code_sha256),
+        parameters={**of_another_seed.parameters, "seed": configuration.parameters["seed"]},
+    )
 
 
 def plan_job(planner: Planner, overrides: Sequence[str]) -> Plan:

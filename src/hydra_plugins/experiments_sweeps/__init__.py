@@ -1,4 +1,4 @@
-"""What Hydra finds by itself: the sweepers `grid` and `optuna` and the launcher `process`; imports nothing heavy."""
+"""What Hydra finds by itself: the sweepers and the launcher `process`; imports nothing heavy."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -65,7 +65,7 @@ class ProcessLauncher(Launcher):
 
 
 class ExperimentSweeper(Sweeper):
-    """What `grid` and `optuna` share."""
+    """What the sweepers share."""
 
     types: ClassVar[Mapping[str, Any]]  # key -> annotation of its value
     params: Mapping[str, Any]
@@ -111,6 +111,39 @@ class GridSweeper(ExperimentSweeper):
         from experiments.sweeps import grid
 
         grid.run(self, arguments)
+
+
+class RaceSweeper(ExperimentSweeper):
+    """Adds seeds to the variants whose comparison with the best one is not settled.
+
+    Args:
+        params: key -> values in Hydra's grammar, crossed with each other; without the seeds, which the race chooses.
+        include: combinations in addition to those, each a mapping of keys to values.
+        exclude: combinations to leave out.
+        max_seeds: the largest number of seeds of a variant.
+        equal_within: differences of the objective that do not matter; None to look for differences alone.
+    """
+
+    types = MappingProxyType({
+        "params": dict[str, Any],
+        "include": _Combinations,
+        "exclude": _Combinations,
+        "max_seeds": Annotated[int, Field(ge=4)],
+        "equal_within": Annotated[float, Field(gt=0)] | None,
+    })  # fmt: skip
+
+    def __init__(self, params: Any, include: Any, exclude: Any, max_seeds: int, equal_within: float | None) -> None:
+        self.params = params
+        self.include = include
+        self.exclude = exclude
+        self.max_seeds = max_seeds
+        self.equal_within = equal_within
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Runs or continues the race that the command line and the configuration describe."""
+        from experiments.sweeps import race
+
+        race.run(self, arguments)
 
 
 class OptunaSweeper(ExperimentSweeper):

@@ -1,0 +1,61 @@
+"""A race between the configuration of a recorded run and a change of it, for scripts that keep what is better."""
+
+import json
+import shlex
+from collections.abc import Sequence
+
+from experiments.compare.sequential import Standing
+from experiments.errors import ExperimentError
+from experiments.sweeps.race import Result
+from experiments.tracking.runs import find_run
+
+BETTER, NOT_BETTER, UNDECIDED = 0, 1, 3
+
+
+def overrides(run: str, change: Sequence[str]) -> list[str]:
+    """The overrides of a race between a run as it was and with a change.
+
+    Args:
+        run: names the recorded run.
+        change: overrides; those of the race itself begin with `hydra.`.
+
+    Raises:
+        ExperimentError: there is no such run, no change, or a change of the data.
+    """
+    recorded = find_run(run)
+    command = shlex.split(recorded.tags.get("command", ""))
+    if command[:2] != ["experiments", "train"]:
+        raise ExperimentError(f"{recorded.name}: it was not trained by a command that could be repeated with a change.")
+    changed = dict(word.split("=", 1) for word in change if not word.startswith("hydra"))
+    if not changed:
+        raise ExperimentError("There is no change to race.", advice="Give overrides, as in model.dropout=0.3.")
+    if data := next((key for key in changed if key == "data" or key.startswith("data.")), None):
+        raise ExperimentError(f"{data} changes the data, so nothing could be compared with {recorded.name}.")
+    words = [word for word in command[2:] if "=" in word and not word.startswith(("hydra", "tracking.", "sweep="))]
+    before = dict(word.split("=", 1) for word in words)
+    unchanged = [f"{key}={value}" for key, value in before.items() if key not in changed]
+    entries = [{key: before[key] for key in changed if key in before}, changed]
+    include = [{key: value for key, value in entry.items()} for entry in entries]
+    return [
+        *unchanged,
+        *(word for word in change if word.startswith("hydra")),
+        f"hydra.sweeper.include={_text(include)}",
+    ]
+
+
+def status(result: Result) -> int:
+    """The exit status: whether the change, the second variant, is better than the run."""
+    before, changed = sorted(result.variants, key=lambda entry: entry["number"])
+    if before["standing"] == Standing.WORSE:
+        return BETTER
+    if Standing.EQUAL in (before["standing"], changed["standing"]) or changed["standing"] == Standing.WORSE:
+        return NOT_BETTER
+    return UNDECIDED
+
+
+def _text(include: Sequence[dict[str, str]]) -> str:
+    """Combinations in Hydra's grammar; each value in quotes, as it was typed."""
+    entries = (
+        ",".join(f"{key}:{json.dumps(value, ensure_ascii=False)}" for key, value in each.items()) for each in include
+    )
+    return f"[{','.join(f'{{{entry}}}' for entry in entries)}]"
