@@ -205,8 +205,7 @@ def test_mnist_refuses_another_kind_of_images(tmp_path):
     path = save(tmp_path / "small.npz")
     assert refusal(data.mnist, path=path, **KNOBS) == (
         f"data.path={path} holds images of shape (4, 4, 1) with labels up to 2, but data=mnist has images of shape "
-        "(28, 28, 1) with labels up to 9. For your own images, use: "
-        f"experiments train data=npz data.path={path}"
+        "(28, 28, 1) with labels up to 9. For your own images, use data=npz with the same data.path."
     )
 
 

@@ -172,6 +172,9 @@ def test_files_folders_and_patterns(tmp_path, monkeypatch):
         (tmp_path / name).touch()
     assert list(map(str, images.files(["in", "a.png", "in/c.webp"]))) == ["in/c.webp", "in/deeper/D.PNG", "a.png"]
     assert list(map(str, images.files(["*.*", "in/**/*.PNG"]))) == ["a.png", "b.jpg", "in/deeper/D.PNG"]
+    (tmp_path / "in [1]").mkdir()
+    (tmp_path / "in [1]" / "e.png").touch()
+    assert list(map(str, images.files(["in [1]/*.png"]))) == ["in [1]/e.png"]
     assert list(map(str, images.files(["in/notes.txt"]))) == ["in/notes.txt"]  # named, so tried and refused
 
 

@@ -38,11 +38,12 @@ def test_the_tables_of_mlflow_are_created(tmp_path):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     engine = create_sqlalchemy_engine(uri)
     try:
-        library_internals.create_mlflow_tables(engine)
+        library_internals.create_mlflow_tables(engine, "file:///some/folder")
     finally:
         engine.dispose()
     (experiment,) = mlflow.MlflowClient(uri).search_experiments()  # refused if a table were missing or an old one
-    assert experiment.name == "Default"
+    assert (experiment.experiment_id, experiment.name, experiment.lifecycle_stage) == ("0", "Default", "active")
+    assert experiment.artifact_location == "file:///some/folder" and experiment.creation_time > 0
 
 
 def test_keras_says_what_is_better():

@@ -256,7 +256,7 @@ def _load_mnist_like(name: str, path: str | None) -> tuple[LabelledImages, Label
             raise ExperimentError(
                 f"data.path={path} holds images of shape {shape} with labels up to {highest}, "
                 f"but data={name} has images of shape (28, 28, 1) with labels up to 9.",
-                advice=f"For your own images, use: experiments train data=npz data.path={path}",
+                advice="For your own images, use data=npz with the same data.path.",
             )
         return train, test
 

@@ -6,7 +6,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from glob import glob
+from glob import escape, glob
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +49,8 @@ def files(words: Sequence[str]) -> list[Path]:
         elif path.is_file():
             inside = [path]
         else:
-            inside = [Path(name) for name in sorted(glob(word, recursive=True)) if Path(name).is_file()]
+            pattern = os.path.join(escape(str(path.parent)), path.name) if path.parent.is_dir() else word
+            inside = [Path(name) for name in sorted(glob(pattern, recursive=True)) if Path(name).is_file()]
             if not inside:
                 raise ExperimentError(f"{word}: there is no such file.", given=path.name, allowed=_siblings(path))
         found |= dict.fromkeys(inside)

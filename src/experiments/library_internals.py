@@ -26,11 +26,23 @@ def job_error(result: "JobReturn") -> BaseException | None:
     return None if result.status is JobStatus.COMPLETED else result._return_value
 
 
-def create_mlflow_tables(engine: "Engine") -> None:
-    """Creates the tables of an MLflow store in an empty database."""
+def create_mlflow_tables(engine: "Engine", artifacts: str) -> None:
+    """Creates the tables of an MLflow store in an empty database, and the experiment that MLflow expects in each.
+
+    MLflow itself would write the folder of that experiment into an SQL command as it is, and fail on some characters.
+
+    Args:
+        engine: of the database.
+        artifacts: URI of the folder of that experiment.
+    """
     from mlflow.store.db import utils
+    from mlflow.store.tracking.dbmodels.models import SqlExperiment
+    from sqlalchemy.orm import Session
 
     utils._initialize_tables(engine)
+    with Session(engine) as session:
+        session.add(SqlExperiment(experiment_id=0, name="Default", artifact_location=artifacts))
+        session.commit()
 
 
 def metric_mode(metric: Any) -> str | None:

@@ -15,6 +15,7 @@ from time import time
 from typing import Any
 
 import mlflow
+import yaml
 from mlflow.entities import (
     Dataset,
     DatasetInput,
@@ -196,7 +197,8 @@ class Delivery:
         if logged.status == LoggedModelStatus.READY:
             return
         file = self.folder / MODEL / "MLmodel"
-        saved = Model.load(file)
+        # Model.load would take the path for a URI, in which %20 is a blank.
+        saved = Model.from_dict(yaml.safe_load(file.read_text(encoding="utf-8")))
         saved.run_id, saved.artifact_path = self.run_id, logged.artifact_location
         saved.model_id = saved.model_uuid = logged.model_id
         saved.save(file)

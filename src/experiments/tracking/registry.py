@@ -46,7 +46,9 @@ def registered_model(name: str, folder: Path) -> tuple[Path, StoredRun | None]:
         problem = f"{name}: there is no such registered model."
         advice = "" if version or alias else f"Name a version or an alias, as in models:/{model}@champion."
         raise ExperimentError(problem, given=model, allowed=known, advice=advice) from error
-    copied = call_store(download_artifacts, artifact_uri=name, dst_path=str(folder), tracking_uri=store_uri())
+    # In a URI that has the model's name in it, some characters would mean something else.
+    place = call_store(client.get_model_version_download_uri, found.name, found.version)
+    copied = call_store(download_artifacts, artifact_uri=place, dst_path=str(folder), tracking_uri=store_uri())
     file = next(Path(copied).rglob("*.keras"), None)
     if file is None:
         raise ExperimentError(f"{name} is not a Keras model.")
@@ -73,7 +75,9 @@ def register(name: str, run: StoredRun, tags: Mapping[str, str], description: st
     if logged is None:
         raise no_model(run)
     try:
-        if name not in {found.name for found in call_store(client.search_registered_models, f"name = '{name}'")}:
+        try:
+            call_store(client.get_registered_model, name)
+        except StoreRefused:
             call_store(client.create_registered_model, name)
         made = call_store(
             client.create_model_version,

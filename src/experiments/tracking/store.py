@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from hashlib import sha256
@@ -12,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from time import monotonic, sleep, time
 from typing import ParamSpec, TypeVar
-from urllib.parse import quote, urlparse
+from urllib.parse import quote, unquote, urlparse
 
 import mlflow
 from mlflow.entities import ViewType
@@ -86,14 +87,23 @@ def store_uri() -> str:
     """The MLflow store of every run: MLFLOW_TRACKING_URI, or a SQLite file under `home()`."""
     given = os.environ.get("MLFLOW_TRACKING_URI", "")
     if not given:
-        return f"sqlite:///{home() / 'mlruns' / 'mlflow.db'}"
+        return _sqlite_uri(home() / "mlruns" / "mlflow.db")
     file = sqlite_file(given)
-    return f"sqlite:///{file.resolve()}{''.join(given.partition('?')[1:])}" if file else given
+    return _sqlite_uri(file.resolve()) + "".join(given.partition("?")[1:]) if file else given
+
+
+def _sqlite_uri(file: Path) -> str:
+    """The URI of a SQLite store, whatever characters its path has."""
+    path = str(file)
+    encoded = path.translate({ord(special): quote(special) for special in "%?#"})
+    # MLflow would make a folder of the encoded path, unless the URI names the driver.
+    return f"sqlite:///{path}" if encoded == path else f"sqlite+pysqlite:///{encoded}"
 
 
 def sqlite_file(uri: str) -> Path | None:
     """The file of a SQLite store, None for any other store."""
-    return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
+    found = re.match(r"sqlite(?:\+pysqlite)?:///([^?]*)", uri)
+    return Path(unquote(found[1])) if found else None
 
 
 def local_folder(uri: str) -> Path | None:
@@ -193,9 +203,9 @@ def _make_tables(file: Path) -> None:
 
     made = file.with_name(f"{file.name}.new")
     made.unlink(missing_ok=True)  # of a process that was killed
-    engine = create_sqlalchemy_engine(f"sqlite:///{made}")
+    engine = create_sqlalchemy_engine(_sqlite_uri(made))
     try:
-        create_mlflow_tables(engine)
+        create_mlflow_tables(engine, (file.parent / "artifacts" / "Default").as_uri())
     finally:
         engine.dispose()
     if file.exists():  # another program was faster
@@ -293,7 +303,7 @@ def store_error(uri: str, error: Exception) -> ExperimentError:
     if "out-of-date database schema" in str(error):
         return ExperimentError(
             f"The tracking store {shown} was made by another version of MLflow than this one ({version('mlflow')}).",
-            advice=f"Copy the file first, then: mlflow db upgrade {shown}",
+            advice=f"Copy the file first, then: mlflow db upgrade {shlex.quote(shown)}",
         )
     text = without_secrets(str(error).replace(uri, shown)).splitlines() or [type(error).__name__]
     reason = text[0][:300].rstrip(".")
