@@ -1,13 +1,13 @@
 """Differences between all pairs of samples, with tests over seeds and images."""
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import special, stats
+from scipy import stats
 
-from experiments.compare.statistics import ROUNDING, Estimate, Sample, holm, variance
-from experiments.compare.variance import SumsOfSquares, Variance
+from experiments.compare.statistics import Estimate, Sample, holm
+from experiments.compare.variance import ROUNDING, SumsOfSquares, Variance, sums_of_squares
 
 PAIRED, WELCH, ONE_AGAINST_MANY = "paired t by seed", "Welch's t", "Student's t, one seed against several"
 BOTH_PAIRED, BOTH, BOTH_ONE_AGAINST_MANY = (
@@ -40,7 +40,7 @@ class Differences:
         error = float(np.sqrt(self.variance.total[index]))
         if test == NO_TEST or error <= ROUNDING:
             return Estimate(value)
-        half = float(special.stdtrit(self.variance.df[index], 1 - level / 2)) * error
+        half = float(self.variance_of(index).half_width(level))
         return Estimate(value, value - half, value + half, test)
 
     def variance_of(self, index: int) -> Variance:
@@ -101,12 +101,14 @@ class Pairs:
         self.is_binary = np.array([sample.scores is not None and sample.scores.dtype == bool for sample in samples])
         self.replicates = _numbered(tuple(sample.values) for sample in samples)
         self.image_sets = np.where(self.images > 0, _numbered(sample.images for sample in samples), -1)
-        #: Variance between the seeds, and what of it belongs to a seed and an image together; NaN for a single seed.
+        #: Variance between seeds, and of it what belongs to a seed and an image together; NaN for a single seed.
         self.spreads, self.residuals = np.full((2, len(samples)), np.nan)
         for index, sample in enumerate(samples):
             if self.counts[index] > 1:
                 self.spreads[index] = arrays[index].var(ddof=1)
-                self.residuals[index] = variance(sample).both * self.counts[index]
+                if sample.scores is not None:
+                    sums = sums_of_squares(sample.scores)
+                    self.residuals[index] = sums.residual(*sample.scores.shape) * self.counts[index]
         self.of_images, self.of_scores = self._squares_of_differences()
 
     def p_values(self) -> np.ndarray:
@@ -131,7 +133,7 @@ class Pairs:
         )  # fmt: skip
         p = np.where(np.abs(values) > ROUNDING, np.nan, 1.0)
         tested = found.total > ROUNDING**2
-        p[tested] = 2 * special.stdtr(found.df[tested], -np.abs(values[tested]) / np.sqrt(found.total[tested]))
+        p[tested] = Variance(*(part[tested] for part in vars(found).values())).p_value(values[tested])
         p[tests == NO_TEST] = np.nan
         # Of two models, the number of images that only one predicts correctly is the sum of the squared differences.
         only_one = self.of_images[one] + self.images * np.square(values)
@@ -156,26 +158,25 @@ class Pairs:
             welch = np.square(seeds + own_seeds) / (
                 np.square(seeds) / (self.counts - 1) + np.square(own_seeds) / (self.counts[one] - 1)
             )
-        found = {
-            "seeds": np.nan_to_num(seeds + own_seeds),
-            "seeds_df": np.where(some, np.maximum(self.counts, self.counts[one]) - 1, welch),
-            "images": self.of_images[one] / np.maximum((self.images - 1) * self.images, 1),
-            "images_df": np.maximum(self.images - 1, 1),
-            "both": np.nan_to_num(residuals / self.counts + own_residual / self.counts[one]),
-            "both_df": np.maximum((self.counts + self.counts[one] - 2) * (self.images - 1), 1),
-        }
-        found["seeds_df"] = np.where(found["seeds"] > 0, found["seeds_df"], 1)
+        of_seeds = np.nan_to_num(seeds + own_seeds)
+        of_images = self.of_images[one] / np.maximum((self.images - 1) * self.images, 1)
+        residual = np.nan_to_num(residuals / self.counts + own_residual / self.counts[one])
+        found = Variance(
+            seeds=of_seeds,
+            seeds_df=np.where(some, np.maximum(self.counts, self.counts[one]) - 1, np.where(of_seeds > 0, welch, 1)),
+            images=np.where(of_seeds > ROUNDING**2, np.maximum(of_images - residual, 0), of_images),
+            images_df=np.maximum(self.images - 1, 1),
+            both=residual,
+        )
         if paired.any():
             differences = self.rows[paired, : self.counts[one]] - self.rows[one, : self.counts[one]]
             of_seeds = np.square(differences - differences.mean(axis=1, keepdims=True)).sum(axis=1)
-            images = np.maximum(self.images[paired], 2)
             sums = SumsOfSquares(self.of_scores[one, paired], of_seeds, self.of_images[one, paired])
             overlap = np.maximum(self.overlaps[paired], self.overlaps[one])
-            for name, values in vars(sums.variance(int(self.counts[one]), images, overlap)).items():
-                found[name][paired] = values
-        for name in ("images", "both"):
-            found[name] = np.where(crossed, found[name], 0.0)
-        return Variance(**found)
+            by_seed = sums.variance(int(self.counts[one]), np.maximum(self.images[paired], 2), overlap)
+            for column, values in zip(vars(found).values(), vars(by_seed).values(), strict=True):
+                column[paired] = values
+        return replace(found, images=np.where(crossed, found.images, 0.0))
 
     def _squares_of_differences(self) -> tuple[np.ndarray, np.ndarray]:
         """Sums of the squared differences of two samples, (samples, samples), as deviations from their mean.

@@ -36,21 +36,20 @@ def limit(difference: float, variance: Variance, seeds: int, images: int, level:
     Returns:
         None if it cannot be estimated: there is no difference, or no variation between seeds.
     """
-    both = float(variance.both)
-    of_seeds, of_images = (max(0.0, float(part) - both) for part in (variance.seeds, variance.images))
-    groups = 2 if float(variance.seeds_df) > seeds - 1 else 1  # each loses a degree of freedom
+    of_images, both = float(variance.images), float(variance.both)
+    of_seeds = max(0.0, float(variance.seeds) - both)
+    groups = 2 if variance.seeds_df > seeds - 1 else 1  # each loses a degree of freedom
     if variance.seeds <= 0 or difference == 0:
         return None
 
     def is_shown(more_seeds: float, more_images: float) -> bool:
         """Whether so many times the seeds and the images are enough."""
-        per_seed = (of_seeds + both / more_images) / more_seeds
-        total = per_seed + of_images / more_images
-        if total <= 0:
-            return True
         df = (float(variance.seeds_df) + groups) * more_seeds - groups
-        df = total**2 / (per_seed**2 / df + (total - per_seed) ** 2 / max(1, images * more_images - 1))
-        return _power(abs(difference) / math.sqrt(total), df, level) >= POWER
+        per_seed = (of_seeds + both / more_images) / more_seeds
+        parts = Variance(per_seed, df, of_images / more_images, max(1, images * more_images - 1))
+        error = math.sqrt(parts.total)
+        effective = parts.total**2 / (parts.seeds**2 / parts.seeds_df + parts.images**2 / parts.images_df)
+        return _power(abs(difference) / error, effective, float(parts.half_width(level)) / error) >= POWER
 
     needed = _smallest(lambda number: is_shown(number / seeds, 1), seeds + 1)
     wanted, enough = None, True
@@ -63,11 +62,9 @@ def limit(difference: float, variance: Variance, seeds: int, images: int, level:
     return Limit(None if needed is None else needed - seeds, wanted, enough, error, least)
 
 
-def _power(effect: float, df: float, level: float) -> float:
-    """The probability that a two-sided t-test shows an effect of so many standard errors."""
-    df = min(df, 1e6)  # beyond, it is normal
-    critical = special.stdtrit(df, 1 - level / 2)
-    return float(1 - special.nctdtr(df, effect, critical))
+def _power(effect: float, df: float, critical: float) -> float:
+    """The probability that a t-test shows an effect of so many standard errors."""
+    return float(1 - special.nctdtr(min(df, 1e6), effect, critical))  # beyond, it is normal
 
 
 def _smallest(condition: Callable[[int], bool], least: int) -> int | None:

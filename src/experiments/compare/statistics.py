@@ -9,12 +9,10 @@ from functools import cached_property
 
 import numpy as np
 from scipy import special
-from statsmodels.stats.multitest import multipletests
 
-from experiments.compare.variance import Variance, variance_of_mean
+from experiments.compare.variance import ROUNDING, Variance, variance_of_mean
 
 LEVEL, POWER = 0.05, 0.8
-ROUNDING = 1e-12  # smaller differences come from floating-point arithmetic
 
 
 @dataclass(frozen=True)
@@ -66,12 +64,12 @@ def estimate(sample: Sample) -> Estimate:
     if not varies and not (images and sample.is_rate):
         return Estimate(value)
     over = "seeds and images" if several and images else "seeds" if several else "images"
+    half = float(found.half_width(LEVEL))
     if not sample.is_rate:
-        half = float(special.stdtrit(found.df, 1 - LEVEL / 2) * np.sqrt(found.total))
         return Estimate(value, value - half, value + half, f"t over {over}")
     quantile = float(special.ndtri(1 - LEVEL / 2))
     if several and varies:
-        images, quantile = value * (1 - value) / found.total, float(special.stdtrit(found.df, 1 - LEVEL / 2))
+        images, quantile = value * (1 - value) / float(found.total), half / float(np.sqrt(found.total))
     return Estimate(value, *_wilson(value, images, quantile), f"Wilson over {over}")
 
 
@@ -91,9 +89,9 @@ def holm(p_values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     adjusted, levels = np.full(len(p_values), np.nan), np.full(len(p_values), LEVEL)
     tested = np.flatnonzero(~np.isnan(p_values))
-    if len(tested):
-        adjusted[tested] = multipletests(p_values[tested], LEVEL, "holm")[1]
-        significant = int((adjusted[tested] < LEVEL).sum())
-        rank = np.argsort(np.argsort(p_values[tested], kind="stable"), kind="stable")
-        levels[tested] = LEVEL / (len(tested) - np.minimum(rank, min(significant, len(tested) - 1)))
+    order = tested[np.argsort(p_values[tested], kind="stable")]
+    left = np.arange(len(order), 0, -1)  # hypotheses that are not rejected yet
+    adjusted[order] = np.minimum(np.maximum.accumulate(left * p_values[order]), 1)
+    rejected = int((adjusted[order] < LEVEL).sum())
+    levels[order] = LEVEL / np.maximum(left, max(1, len(order) - rejected))
     return adjusted, levels
