@@ -111,7 +111,7 @@ def _limit(metric: str, rows: Sequence[Row], samples: Sequence[Sample], tests: T
     if found.images is None:
         return ""
     also = "" if found.enough_seeds else " beside more seeds"
-    errors = f"from {scale * found.error:.2g} to at best {scale * found.least_error:.2g}{unit}"
+    errors = f"from {scale * found.error:.3g} to at best {scale * found.least_error:.3g}{unit}"
     return (
         f"What limits this are the images: with more seeds the standard error falls {errors}; "
         f"{shown}, about {found.images:,} validation images would be needed{also}."
