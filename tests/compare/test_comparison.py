@@ -160,7 +160,7 @@ def test_the_images_are_said_to_limit_a_comparison(tmp_path):
         found.append(written(run, tmp_path, right))
     note = next(note for note in compare_runs(found, "mine").notes if note.startswith("What limits this"))
     assert note == (
-        "What limits this are the images: with more seeds the standard error falls from 2.24 to at best 2.19 points; "
+        "What limits this are the images: with more seeds the standard error falls from 2.24 to at best 2.22 points; "
         "to show a difference of 2 points between model.dropout=0 and model.dropout=0.3 (80 % power), "
         "about 4,179 validation images would be needed."
     )

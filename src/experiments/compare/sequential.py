@@ -214,7 +214,7 @@ def _normal(z: np.ndarray) -> np.ndarray:
 
 def _one_sided(variance: Variance, value: float) -> float:
     error = float(np.sqrt(variance.total))
-    two_sided = 2 * float(special.stdtr(variance.df, -abs(value) / error)) if error > 0 else float(value == 0)
+    two_sided = float(variance.p_value(value)) if error > 0 else float(value == 0)
     return two_sided / 2 if value > 0 else 1 - two_sided / 2
 
 
