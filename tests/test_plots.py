@@ -2,14 +2,19 @@
 
 import io
 import math
+import os
 import subprocess
 import sys
 
 import matplotlib
 import numpy as np
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, fontManager
+from matplotlib.text import Text
 
 from experiments import plots
 
@@ -426,3 +431,60 @@ def test_every_classified_image_has_a_row_and_an_unsure_answer_is_red():
     colours = [[to_hex(bar.get_facecolor()).upper() for bar in axes.patches] for axes in bars]
     assert colours == [[plots.RIGHT, plots.FAINT], [plots.FAINT, plots.WRONG]]
     assert len(figure.axes) == 6
+
+
+# Names in any script
+
+TWO_FIGURES = """
+import io
+import numpy as np
+from experiments import plots
+for name in ("猫", "犬 $x"):
+    plots.samples(np.zeros((1, 4, 4, 1)), [name]).savefig(io.BytesIO())
+    plots.confusion_matrix(np.eye(2, dtype=int), [name, "b"]).savefig(io.BytesIO())
+"""
+
+
+def test_characters_that_no_font_has_are_mentioned_once():
+    words = [sys.executable, "-W", "default", "-c", TWO_FIGURES]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": "src"})
+    if any("CJK" in font.name for font in fontManager.ttflist):
+        assert done.stderr == ""
+    else:
+        assert done.stderr == (
+            "Some characters are in no font on this machine: figures show boxes. Install a font that has them.\n"
+        )
+
+
+@pytest.fixture
+def font(tmp_path):
+    """A font of three characters that no other font has, installed for a test."""
+    builder = FontBuilder(1000)
+    names = [".notdef", "x", "y", "z"]
+    builder.setupGlyphOrder(names)
+    builder.setupCharacterMap({0xF8FF1: "x", 0xF8FF2: "y", 0x20BB7: "z"})
+    pen = TTGlyphPen(None)
+    for place in ((0, 0), (0, 700), (700, 700), (700, 0)):
+        (pen.lineTo if pen.points else pen.moveTo)(place)
+    pen.closePath()
+    builder.setupGlyf(dict.fromkeys(names, pen.glyph()))
+    builder.setupHorizontalMetrics(dict.fromkeys(names, (800, 0)))
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": "Three Characters", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(tmp_path / "three.ttf")
+    fontManager.addfont(tmp_path / "three.ttf")
+    yield "Three Characters"
+    fontManager.ttflist = [entry for entry in fontManager.ttflist if entry.name != "Three Characters"]
+
+
+def test_a_name_is_drawn_in_a_font_that_has_its_characters(font, caplog):
+    name = "\U00020bb7ab"
+    figure = plots.samples(np.zeros((1, 4, 4, 1)), [name])
+    figure.savefig(io.BytesIO())
+    (text,) = [text for text in figure.findobj(Text) if text.get_text() == name]
+    assert text.get_fontfamily()[-1] == font and len(text.get_fontfamily()) == len(FontProperties().get_family()) + 1
+    assert not caplog.records
+    heading = figure.texts[0]
+    assert heading.get_fontfamily() == FontProperties().get_family()
