@@ -294,8 +294,15 @@ def compare(sweeps: tuple[str, ...], query: str, metric: str, on: str, across_da
     from experiments.compare.comparison import compare_runs, find_runs
     from experiments.sweeps.display import Display
 
-    title, runs = find_runs(sweeps, query)
-    found = compare_runs(runs, title, metric, across_data=across_data, these_images=on == "these-images")
+    selected = find_runs(sweeps, query)
+    found = compare_runs(
+        selected.runs,
+        selected.title,
+        metric,
+        across_data=across_data,
+        these_images=on == "these-images",
+        swept=selected.swept,
+    )
     if csv:
         tables.write_file(tables.as_csv(found), csv)
     if html:

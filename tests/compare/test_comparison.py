@@ -1,10 +1,12 @@
 """Comparing runs: which are variants of what, how they rank, and what is said of them."""
 
 import io
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import yaml
 from mlflow.entities import Metric, Param
 from rich.console import Console
 
@@ -12,7 +14,7 @@ from experiments.compare import tables
 from experiments.compare.comparison import compare_runs, find_runs
 from experiments.errors import ExperimentError
 from experiments.tracking.parent import open_parent
-from experiments.tracking.runs import StoredRun
+from experiments.tracking.runs import CUT, StoredRun
 from experiments.tracking.scores import image_scores
 
 
@@ -183,9 +185,9 @@ def test_a_sweep_under_way_is_compared_as_far_as_it_has_come(store):
     parent.write_jobs(jobs)
     parent.outbox.close("RUNNING", 60)
     made = [in_store(store, parent, run, f"f{job}") for job, run in enumerate(two_variants()[2:4])]
-    title, found = find_runs(["mine"], "")
-    assert (title, [run.run_id for run in found]) == ("mine-000000", made)
-    rows = compare_runs(found, title).rows
+    found = find_runs(["mine"], "")
+    assert (found.title, [run.run_id for run in found.runs]) == ("mine-000000", made)
+    rows = compare_runs(found.runs, found.title).rows
     assert [(row.label, len(row.runs)) for row in rows] == [("model.dropout=0.3", 1), ("model.dropout=0", 1)]
 
 
@@ -203,6 +205,50 @@ def test_numbers_that_an_older_version_has_spelled_otherwise_are_equal():
     older = [replace(run, params={**run.params, "label_smoothing": "0"}) for run in two_variants()[:3]]
     newer = [replace(run, params={**run.params, "label_smoothing": "0.0"}) for run in two_variants()[3:]]
     assert compare_runs(older + newer, "mine").distinguishing_keys == ("model.dropout",)
+
+
+def labels(*params, swept=()):
+    """The labels of runs with these parameters."""
+    runs = [recorded(number, str(number), 0, 0.9) for number in range(len(params))]
+    runs = [replace(run, params={"model": "net", "seed": "0", **own}) for run, own in zip(runs, params, strict=True)]
+    return sorted(row.label for row in compare_runs(runs, "mine", "val_accuracy", swept=swept).rows)
+
+
+def test_variants_whose_lists_differ_somewhere_show_where():
+    flatten, dense = '{"_target_": "keras.layers.Flatten"}', '{"_target_": "keras.layers.Dense", "units": %d}'
+    layers = [{"model.layers": f"[{flatten}, {dense % units}]"} for units in (8, 64)]
+    assert labels(*layers) == ["model.layers.1.units=64", "model.layers.1.units=8"]
+    nested = [{"model.blocks": f'[{{"sizes": [1, {size}], "on": true}}]'} for size in (2, 3)]
+    assert labels(*nested) == ["model.blocks.0.sizes=[1, 2]", "model.blocks.0.sizes=[1, 3]"]
+    long = [{"model.filters": str([1000] * 30 + [last])} for last in (1, 2)]
+    assert labels(*long) == ["model.filters.30=1", "model.filters.30=2"]
+    more = [{"model.layers": f"[{flatten}]"}, {"model.layers": f"[{flatten}, {dense % 8}]"}]
+    assert "model.layers.1._target_=keras.layers.Dense model.layers.1.units=8" in labels(*more)
+    assert labels({"model.filters": "[8]"}, {"model.filters": "[16]"}) == ["model.filters=[16]", "model.filters=[8]"]
+
+
+def test_a_list_that_is_too_long_to_be_recorded_whole_is_read_from_the_configuration(tmp_path):
+    layers = [{"_target_": "keras.layers.Dense", "units": 8} for _ in range(200)]
+    found = []
+    for units in (8, 64):
+        layers[150]["units"] = units
+        place = tmp_path / str(units)
+        place.mkdir()
+        (place / "config.yaml").write_text(yaml.safe_dump({"model": {"layers": layers}}))
+        run = recorded(units, str(units), 0, 0.9)
+        params = {"model": "net", "seed": "0", "model.layers": f"{json.dumps(layers)[:5000]}{CUT}"}
+        found.append(replace(run, artifact_uri=place.as_uri(), params=params))
+    rows = compare_runs(found, "mine", "val_accuracy").rows
+    assert [row.label for row in rows] == ["model.layers.150.units=64", "model.layers.150.units=8"]
+
+
+def test_swept_keys_are_shown_also_where_they_follow_or_do_not_differ():
+    params = {"model.dropout": "0.3", "model.filters": "[8]"}
+    assert labels(params) == ["net"]
+    assert labels(params, swept=["model.dropout"]) == ["model.dropout=0.3"]
+    both = [{"model": "a", "model.dropout": "0"}, {"model": "b", "model.dropout": "0.3"}]
+    assert labels(*both) == ["model=a", "model=b"]
+    assert labels(*both, swept=["model", "model.dropout"]) == ["model=a model.dropout=0", "model=b model.dropout=0.3"]
 
 
 def test_the_first_part_of_the_table_has_the_verdict():

@@ -2,7 +2,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,8 +21,17 @@ from experiments.tracking.store import nothing_recorded, shown_uri
 _LESS_IS_BETTER = ("loss", "error", "seconds", "parameters", "macs")
 
 
-def find_runs(sweeps: Sequence[str], query: str) -> tuple[str, list[StoredRun]]:
-    """Finds the runs to compare, and a title for them.
+@dataclass(frozen=True)
+class Selection:
+    """Runs to compare."""
+
+    title: str
+    runs: Sequence[StoredRun]
+    swept: Collection[str] = ()  # keys whose values differ between the jobs of their sweeps
+
+
+def find_runs(sweeps: Sequence[str], query: str) -> Selection:
+    """Finds the runs to compare.
 
     Args:
         sweeps: names of sweeps, with or without the six digits at the end, unique prefixes of their run ids, or `last`.
@@ -35,11 +45,12 @@ def find_runs(sweeps: Sequence[str], query: str) -> tuple[str, list[StoredRun]]:
         advice = "Start with: experiments train sweep=quick"
         raise ExperimentError(f"Nothing is recorded in {shown_uri()} yet.", advice=advice)
     if query and not sweeps:
-        return query, list(search_runs(query))
+        return Selection(query, search_runs(query))
     parents = _find_sweeps(sweeps, runs.sweeps())
     names = " + ".join(parent.tags["sweep.name"] for parent in parents)
     found = [run for parent in parents for run in runs_of(parent, query)]
-    return f"{names}, {query}" if query else names, found
+    swept = {key for parent in parents for key in runs.swept_keys(parent)}
+    return Selection(f"{names}, {query}" if query else names, found, swept)
 
 
 def _find_sweeps(names: Sequence[str], parents: Sequence[StoredRun]) -> list[StoredRun]:
@@ -61,7 +72,13 @@ def _find_sweeps(names: Sequence[str], parents: Sequence[StoredRun]) -> list[Sto
 
 
 def compare_runs(
-    runs: Iterable[StoredRun], title: str, metric: str = "", *, across_data: bool = False, these_images: bool = False
+    runs: Iterable[StoredRun],
+    title: str,
+    metric: str = "",
+    *,
+    across_data: bool = False,
+    these_images: bool = False,
+    swept: Collection[str] = (),
 ) -> Comparison:
     """Ranks the variants among finished runs and tests each of them against the best one.
 
@@ -71,6 +88,7 @@ def compare_runs(
         metric: metric to rank by, by default the objective of the runs; `val_accuracy` means `best/val_accuracy`.
         across_data: whether to compare runs on different data.
         these_images: whether intervals and tests shall hold on these images only, instead of on new ones.
+        swept: keys that are shown for every variant, also where their values do not differ.
 
     Raises:
         ExperimentError: no run is left, no run has the metric, or the data differ.
@@ -83,7 +101,9 @@ def compare_runs(
     other_data = _other_data(measured, across_data=across_data)
     mode = _mode(metric, measured)
     sign = -1 if mode == "max" else 1
-    ranked = sorted(variants_of(measured), key=lambda variant: (sign * (variant.mean(metric) or 0), variant.label))
+    ranked = sorted(
+        variants_of(measured, swept), key=lambda variant: (sign * (variant.mean(metric) or 0), variant.label)
+    )
     samples = samples_of(ranked, metric, mode, these_images=these_images)
     tests = all_tests(samples)
     fronts = {cost: _front(ranked, metric, f"cost/{cost}", sign) for cost in COSTS}

@@ -1,12 +1,15 @@
 """Groups runs into variants, which differ in more than the seed, and labels each with its distinguishing values."""
 
+import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
+from typing import Any
 
+from experiments.config.configuration import REPLICATE_KEYS
 from experiments.config.schema import GROUPS
-from experiments.tracking.runs import StoredRun
+from experiments.tracking.runs import StoredRun, full_parameters
 
 #: Hashes that runs must share to be compared: of all data, and of the images that the metrics are measured on.
 DIGESTS = ("data.sha256", "data.validation_sha256", "data.test_sha256")
@@ -27,22 +30,51 @@ class Variant:
         return mean(values) if values else None
 
 
-def variants_of(runs: Iterable[StoredRun]) -> list[Variant]:
-    """Groups runs into variants, separately for different data; of several runs with one seed, the first one counts."""
+def variants_of(runs: Iterable[StoredRun], swept: Collection[str] = ()) -> list[Variant]:
+    """Groups runs into variants, separately for different data.
+
+    Args:
+        runs: of several runs with one seed, the first one counts.
+        swept: keys that belong into every label.
+    """
     groups: dict[tuple[str, ...], dict[int, StoredRun]] = {}
     for run in runs:
         key = (run.tags["variant"], *(run.tags.get(name, "") for name in DIGESTS))
         groups.setdefault(key, {}).setdefault(int(run.params["seed"]), run)
     seeds = [tuple(group[seed] for seed in sorted(group)) for group in groups.values()]
-    values = _distinguishing_values(_normalized([_all_values(group[0]) for group in seeds]))
-    labels = _labels(values, seeds)
-    return [Variant(*parts) for parts in zip(labels, values, seeds, strict=True)]
+    values = _distinguishing_values(_normalized([_all_values(group[0]) for group in seeds]), swept)
+    shown = [{key: _short(value) for key, value in each.items()} for each in values]
+    labels = _labels(shown, seeds)
+    return [Variant(*parts) for parts in zip(labels, shown, seeds, strict=True)]
 
 
 def _all_values(run: StoredRun) -> dict[str, str]:
     """Everything in which variants can differ, as key -> value."""
     more = {"experiment": run.tags.get("experiment", "none"), "data.sha256": run.tags.get("data.sha256", "")[:8]}
-    return {**more, **{key: _short(value) for key, value in run.params.items() if key != "seed"}}
+    params = full_parameters(run)
+    return more | {
+        leaf: text for key in params if key not in REPLICATE_KEYS for leaf, text in _leaves(key, params[key])
+    }
+
+
+def _leaves(key: str, value: str) -> Iterator[tuple[str, str]]:
+    """A value by its key, or the parts of a list that is no plain one, as in model.layers.1.units."""
+    if value.startswith(("[", "{")):
+        try:
+            parsed = json.loads(value)
+        except ValueError:  # a text of the user
+            parsed = value
+        if _is_nested(parsed) or (isinstance(parsed, list) and len(value) > _LONGEST_VALUE):
+            for part, each in parsed.items() if isinstance(parsed, dict) else enumerate(parsed):
+                yield from _leaves(f"{key}.{part}", each if isinstance(each, str) else json.dumps(each))
+            return
+    yield key, value
+
+
+def _is_nested(value: Any) -> bool:
+    return bool(value) and (
+        isinstance(value, dict) or (isinstance(value, list) and any(isinstance(each, dict | list) for each in value))
+    )
 
 
 def _normalized(variants: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
@@ -62,16 +94,16 @@ def _number(value: str) -> float | str:
         return value
 
 
-def _distinguishing_values(variants: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
-    """For each variant the values that tell it from others, without those that follow from a choice.
+def _distinguishing_values(variants: Sequence[Mapping[str, str]], swept: Collection[str]) -> list[dict[str, str]]:
+    """For each variant the swept values, and those that tell it from others, without those that follow from a choice.
 
-    Two models differ in `model`, and therefore in `model.filters`, too. That key is listed only if it takes several
-    values for one choice of `model`.
+    Two models differ in `model`, and therefore in `model.filters`, too. That key is listed only if it is swept or takes
+    several values for one choice of `model`.
     """
     taken: dict[str, set[str | None]] = {}
     for key in dict.fromkeys(key for values in variants for key in values):
         taken[key] = {values.get(key) for values in variants}
-    varying = [key for key in taken if len(taken[key]) > 1]
+    varying = [key for key in taken if len(taken[key]) > 1 or key in swept]
     choices = [key for key in ("experiment", *GROUPS) if key in varying]
     taken_with: dict[tuple[str, str | None, str], set[str | None]] = {}
     for values in variants:
@@ -83,10 +115,13 @@ def _distinguishing_values(variants: Sequence[Mapping[str, str]]) -> list[dict[s
             key: values[key]
             for key in [*choices, *sorted(set(varying) - set(choices))]
             if key in values
-            and all(
-                len(taken_with[choice, values.get(choice), key]) > 1
-                for choice in choices
-                if key != choice and (choice == "experiment" or key.startswith(f"{choice}."))
+            and (
+                key in swept
+                or all(
+                    len(taken_with[choice, values.get(choice), key]) > 1
+                    for choice in choices
+                    if key != choice and (choice == "experiment" or key.startswith(f"{choice}."))
+                )
             )
         }
         for values in variants

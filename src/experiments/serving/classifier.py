@@ -98,8 +98,8 @@ def _best_run(sweep: str) -> StoredRun:
     """The best seed of the best variant of a sweep, on validation data."""
     from experiments.compare.comparison import compare_runs, find_runs  # imports SciPy, which only this needs
 
-    title, runs = find_runs([sweep], "")
-    return compare_runs(runs, title).best_run
+    selected = find_runs([sweep], "")
+    return compare_runs(selected.runs, selected.title).best_run
 
 
 def _classifier(name: str, file: Path, run: StoredRun | None) -> Classifier:

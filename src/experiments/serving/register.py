@@ -57,7 +57,7 @@ def _find_candidates(source: str) -> list[StoredRun]:
         run = find_run(source)
     else:
         try:
-            return find_runs([source], "")[1]
+            return list(find_runs([source], "").runs)
         except ExperimentError as no_sweep:
             try:
                 run = find_run(source)

@@ -184,7 +184,9 @@ class Sweep:
 
         runs = [job.run for job in self.jobs if job.run and job.state == State.FINISHED and job.objective is not None]
         metric = self.cfg.objective
-        return comparison.compare_runs(runs, self.parent.name, metric, across_data=True) if runs else None
+        keys = {key for job in self.jobs for key in job.swept_values}
+        swept = [key for key in keys if len({job.swept_values.get(key) for job in self.jobs}) > 1]
+        return comparison.compare_runs(runs, self.parent.name, metric, across_data=True, swept=swept) if runs else None
 
     def close(self, status: str, tags: Mapping[str, object], patience: float, *, page: bool = False) -> None:
         """Writes the comparison to the parent run, ends it and prints a summary."""

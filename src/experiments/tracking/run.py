@@ -25,6 +25,7 @@ from experiments.tracking.endings import Ending
 from experiments.tracking.outbox import Outbox, full_disk_is_a_warning
 from experiments.tracking.output import job_log
 from experiments.tracking.provenance import environment, provenance
+from experiments.tracking.runs import CUT
 from experiments.tracking.secrets import without_secrets
 from experiments.tracking.store import (
     call_store,
@@ -42,7 +43,6 @@ _log = logging.getLogger(__name__)
 
 _LONGEST_PARAM = 6000  # characters, MLflow's limit
 _LONGEST_DIGEST = 36  # MLflow's limit, too
-_CUT = " … see config.yaml"
 
 #: Tags that the record itself sets; a user's free tags may not take their names.
 TAGS = {
@@ -330,4 +330,4 @@ def _status(run: Run, patience: float) -> Iterator[None]:
 
 
 def _shortened(value: str) -> str:
-    return value if len(value) <= _LONGEST_PARAM else value[: _LONGEST_PARAM - len(_CUT)] + _CUT
+    return value if len(value) <= _LONGEST_PARAM else value[: _LONGEST_PARAM - len(CUT)] + CUT

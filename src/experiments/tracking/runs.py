@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from zipfile import BadZipFile
 
 import mlflow
 import numpy as np
+import yaml
 from mlflow.artifacts import download_artifacts, list_artifacts
 from mlflow.entities import Metric
 from mlflow.entities import Run as MlflowRun
@@ -28,6 +29,7 @@ _Kind = TypeVar("_Kind")
 _A_PAGE = 1000
 _MOST_IN_A_QUERY = 200  # ids of runs
 _JOBS = "jobs.json"
+CUT = " … see config.yaml"  # the end of a parameter that was too long to be recorded whole
 
 
 @dataclass(frozen=True)
@@ -132,9 +134,7 @@ def runs_of(parent: StoredRun, query: str = "") -> list[StoredRun]:
     name = parent.tags["sweep.name"]
     own = {run.run_id: run for run in find(client, f"tags.sweep = '{name}'{tail}", [parent.experiment_id])}
     by_fingerprint = {run.tags.get("fingerprint"): run.run_id for run in reversed(own.values())}
-    with tempfile.TemporaryDirectory() as folder:
-        file = artifact(parent, _JOBS, Path(folder))
-        jobs = json.loads(file.read_text(encoding="utf-8")) if file else []
+    jobs = _jobs(parent)
     # While a sweep is under way its list does not name the runs yet.
     ids = [job["run_id"] or by_fingerprint.get(job["fingerprint"]) for job in jobs] or list(own)
     elsewhere = sorted({run_id for run_id in ids if run_id} - set(own))
@@ -142,6 +142,40 @@ def runs_of(parent: StoredRun, query: str = "") -> list[StoredRun]:
         names = ", ".join(f"'{run_id}'" for run_id in elsewhere[start : start + _MOST_IN_A_QUERY])
         own |= {run.run_id: run for run in find(client, f"attributes.run_id IN ({names}){tail}")}
     return [own[run_id] for run_id in ids if run_id in own]
+
+
+def swept_keys(parent: StoredRun) -> list[str]:
+    """The keys whose values differ between the jobs of a sweep."""
+    values: dict[str, set[str]] = {}
+    for job in _jobs(parent):
+        for word in job["overrides"]:
+            key, _, value = word.lstrip("+").partition("=")
+            values.setdefault(key, set()).add(value)
+    return [key for key, found in values.items() if len(found) > 1]
+
+
+def _jobs(parent: StoredRun) -> list[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as folder:
+        file = artifact(parent, _JOBS, Path(folder))
+        return json.loads(file.read_text(encoding="utf-8")) if file else []
+
+
+def full_parameters(run: StoredRun) -> dict[str, str]:
+    """The parameters of a run; those that were too long to be recorded whole are read from its configuration."""
+    cut = [key for key, value in run.params.items() if value.endswith(CUT)]
+    if not cut:
+        return dict(run.params)
+    with tempfile.TemporaryDirectory() as folder:
+        file = artifact(run, "config.yaml", Path(folder))
+        values = yaml.safe_load(file.read_text(encoding="utf-8")) if file else {}
+    found = {}
+    for key in cut:
+        value: Any = values
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if value is not None:
+            found[key] = value if isinstance(value, str) else json.dumps(value)
+    return {**run.params, **found}
 
 
 def search_runs(query: str) -> list[StoredRun]:
