@@ -280,10 +280,25 @@ def reproduce(run: str, tolerance: float) -> int:
     show_default=True,
     help="What intervals and tests hold for: new images, too, or only the images of these runs.",
 )
+@click.option(
+    "--equal-within",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="DELTA",
+    help="Also say which variants differ by less than this.",
+)
 @click.option("--across-data", is_flag=True, help="Compare runs on different data, which is refused otherwise.")
 @click.option("--csv", default="", metavar="FILE", help="Also write the table to a file.")
 @click.option("--html", default="", metavar="FILE", help="Also write a page with charts, errors and links to the runs.")
-def compare(sweeps: tuple[str, ...], query: str, metric: str, on: str, across_data: bool, csv: str, html: str) -> None:
+def compare(
+    sweeps: tuple[str, ...],
+    query: str,
+    metric: str,
+    on: str,
+    equal_within: float | None,
+    across_data: bool,
+    csv: str,
+    html: str,
+) -> None:
     """Rank variants over their seeds, with intervals and tests.
 
     SWEEP is a sweep's name, with or without its six digits, the id of its run, a unique prefix of that id, or last,
@@ -302,6 +317,7 @@ def compare(sweeps: tuple[str, ...], query: str, metric: str, on: str, across_da
         across_data=across_data,
         these_images=on == "these-images",
         swept=selected.swept,
+        equal_within=equal_within,
     )
     if csv:
         tables.write_file(tables.as_csv(found), csv)

@@ -69,6 +69,75 @@ def test_what_does_not_count_is_left_out_and_said():
     assert "Left out: 1 made by reproduce, 1 pruned." in found.notes
 
 
+def test_variants_with_diverged_seeds_are_rows_without_a_rank_among_the_others():
+    def diverged(run):
+        return replace(run, status="FAILED", tags={**run.tags, "diverged": "true"}, metrics={})
+
+    some = [recorded(10, "0.1", 0, 0.99), diverged(recorded(11, "0.1", 1, 0))]
+    every = [diverged(recorded(12 + seed, "0.2", seed, 0)) for seed in range(3)]
+    found = compare_runs([*some, *every, *two_variants()], "mine")
+    assert [(row.label, row.verdict) for row in found.rows] == [
+        ("model.dropout=0.3", "best"),
+        ("model.dropout=0", "worse"),
+        ("model.dropout=0.1", "diverged, 1 of 2 seeds"),
+        ("model.dropout=0.2", "diverged, 3 of 3 seeds"),
+    ]
+    assert "Not ranked because runs have diverged: model.dropout=0.1, model.dropout=0.2." in found.notes
+    assert (
+        tables.as_csv(found).splitlines()[-1].startswith('4,model.dropout=0.2,0.2,3,,,,,,,,,,"diverged, 3 of 3 seeds"')
+    )
+    assert found.notes[0] == "model.dropout=0.3 is better than the other one."
+
+
+def test_variants_may_be_equal_within_a_margin():
+    runs = [recorded(seed, "0", seed, 0.9 + 0.0001 * seed) for seed in range(5)]
+    runs += [recorded(9 + seed, "0.3", seed, 0.9 + 0.00012 * (4 - seed)) for seed in range(5)]
+    assert compare_runs(runs, "mine").rows[1].verdict == "no significant difference"
+    found = compare_runs(runs, "mine", equal_within=0.001)
+    assert found.rows[1].verdict == "equal within 0.001"
+    assert found.notes[0] == "model.dropout=0.3 ranks first; equal within 0.001: model.dropout=0."
+    assert compare_runs(runs, "mine", equal_within=0.0001).rows[1].verdict == "no significant difference"
+
+
+def folded(runs, folder):
+    """Each run for three folds of 400 images, which a model is wrong on more often the larger its dropout."""
+    found = []
+    for run in runs:
+        for fold in range(3):
+            params = {**run.params, "data.folds": "3", "data.fold": str(fold)}
+            tags = {**run.tags, "data.validation_sha256": f"fold {fold}"}
+            random = np.random.default_rng([int(run.params["seed"]), fold, len(run.params["model.dropout"])])
+            right = random.random(400) < (0.9 if run.params["model.dropout"] == "0" else 0.5)
+            run_of_fold = replace(run, run_id=f"{run.run_id}-{fold}", params=params, tags=tags)
+            found.append(written(run_of_fold, folder, right))
+    return found
+
+
+def test_folds_are_replicates_of_one_variant(tmp_path):
+    runs = folded(
+        [recorded(seed, dropout, seed % 2, 0) for seed, dropout in enumerate(["0", "0", "0.3", "0.3"])], tmp_path
+    )
+    found = compare_runs(runs, "mine")
+    assert [(row.label, len(row.runs), row.verdict) for row in found.rows] == [
+        ("model.dropout=0", 6, "best"),
+        ("model.dropout=0.3", 6, "worse"),
+    ]
+    assert found.rows[1].test == "corrected t, paired by split"
+    assert found.rows[0].mean.method == "Wilson over splits"
+    means = [np.mean([run.metrics["best/val_accuracy"] for run in row.runs]) for row in found.rows]
+    assert (
+        "Over all images, each predicted by the model that had not seen it: "
+        f"model.dropout=0 {means[0]:.4f}, model.dropout=0.3 {means[1]:.4f}."
+    ) in found.notes
+    assert any(
+        note.startswith("Intervals and tests hold for new images of the same kind, and for training on")
+        for note in found.notes
+    )
+    other = [replace(run, tags={**run.tags, "data.validation_sha256": "x"}) for run in runs[:1]]
+    with pytest.raises(ExperimentError, match="on different data"):
+        compare_runs([*other, *runs[1:]], "mine")
+
+
 def test_other_data_are_refused_unless_asked_for():
     runs = [*two_variants(), *(recorded(20 + seed, "0", seed, 0.9, **{"data.sha256": "e"}) for seed in range(2))]
     with pytest.raises(ExperimentError, match=r"data\.sha256 is d \(6 runs\), e \(2 runs\)"):

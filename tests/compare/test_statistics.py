@@ -10,6 +10,7 @@ from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.weightstats import ttost_paired
 
 from experiments.compare.pairs import (
     BOTH,
@@ -20,6 +21,7 @@ from experiments.compare.pairs import (
     ONE_AGAINST_MANY,
     OVER_IMAGES,
     PAIRED,
+    PAIRED_SPLITS,
     WELCH,
     Pairs,
     all_tests,
@@ -56,7 +58,8 @@ def difference(one, other, level=0.05):
 
 
 def pairwise_p_values(samples):
-    return Pairs(samples).p_values()
+    pairs = Pairs(samples)
+    return np.concatenate([pairs.against(one).p_values[one + 1 :] for one in range(len(samples))])
 
 
 def test_paired_t_of_students_sleep_data():
@@ -233,6 +236,37 @@ def test_interval_p_and_verdict_agree(seeds, variants):
             assert (found.low > 0 or found.high < 0) == (p < 0.05)
             verdicts.add(bool(p < 0.05))
     assert verdicts == {True, False}
+
+
+def test_equal_within_is_the_pair_of_one_sided_tests_of_statsmodels():
+    for margin in (0.5, 1.0, 2.0, 3.0):
+        found = Pairs([sample(FIRST), sample(SECOND)]).against(0)
+        expected = ttost_paired(np.array(SECOND), np.array(FIRST), -margin, margin)[0]
+        assert found.p_equal(margin)[1] == pytest.approx(expected, rel=1e-8)
+
+
+@pytest.mark.parametrize("seeds", [1, 5])
+def test_what_is_equal_has_an_interval_within_the_margin(seeds):
+    random = np.random.default_rng(seeds)
+    equal = 0
+    for _ in range(100):
+        drawn = [scored(random.random((seeds, 400)) < 0.9) for _ in range(4)]
+        tests = all_tests(drawn, 0.08)
+        for index in np.flatnonzero(tests.equal):
+            found = tests.interval(int(index))
+            assert -0.08 < found.low <= found.high < 0.08
+        equal += tests.equal.sum()
+    assert (equal > 0) == (seeds > 1)  # single seeds show two trained models
+
+
+def test_splits_are_corrected_for_the_training_images_that_they_share():
+    """Nadeau and Bengio (2003): the variance is s² (1 / J + n_validation / n_train)."""
+    one, other = (Sample(dict(enumerate(values)), overlap=0.25) for values in (FIRST, SECOND))
+    found = difference(one, other)
+    spread = np.var(np.subtract(FIRST, SECOND), ddof=1)
+    assert found.test == PAIRED_SPLITS
+    assert found.variance.total == pytest.approx(spread * (1 / 10 + 0.25))
+    assert found.p == pytest.approx(2 * stats.t.sf(1.58 / np.sqrt(spread * 0.35), 9))
 
 
 def test_holm_by_hand():

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ def charts(
         read: the variants, with those of their runs whose histories were read.
         histories: run id -> metric of `curve_metrics` -> one value per epoch.
     """
+    comparison = replace(comparison, rows=tuple(row for row in comparison.rows if not row.diverged))
     rows = [row for row in comparison.rows if row.rank <= MOST_VARIANTS or row.pareto]
     return [
         *_intervals(comparison, rows),
@@ -82,7 +83,9 @@ def _intervals(comparison: Comparison, rows: Sequence[Row]) -> list[Chart]:
     differences = [(row, row.difference) for row in rows if row.difference]
     if differences:
         title = f"{metric}: difference from best"
-        caption = "95 % confidence intervals, not adjusted; the verdicts in the table are Holm-adjusted over all pairs."
+        caption = (
+            "Confidence intervals at the level at which Holm's method tests each pair, as the verdicts in the table."
+        )
         found.append(_interval_chart(title, caption, "difference", differences, zero={"color": "grey", "width": 1}))
     return found
 

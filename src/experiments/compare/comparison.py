@@ -1,7 +1,7 @@
 """Ranks the variants among finished runs and tests each of them against the best one."""
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -9,10 +9,10 @@ import numpy as np
 
 from experiments.compare import notes, statistics
 from experiments.compare.pairs import Tests, all_tests
-from experiments.compare.ranking import BEST, COSTS, NO_DIFFERENCE, WORSE, Comparison, Row
+from experiments.compare.ranking import BEST, COSTS, EQUAL, NO_DIFFERENCE, WORSE, Comparison, Row
 from experiments.compare.samples import samples_of
-from experiments.compare.statistics import Sample
-from experiments.compare.variants import DIGESTS, Variant, variants_of
+from experiments.compare.statistics import Estimate, Sample
+from experiments.compare.variants import DIGESTS, Variant, split, variants_of
 from experiments.errors import ExperimentError
 from experiments.tracking import runs
 from experiments.tracking.runs import StoredRun, runs_of, search_runs
@@ -79,6 +79,7 @@ def compare_runs(
     across_data: bool = False,
     these_images: bool = False,
     swept: Collection[str] = (),
+    equal_within: float | None = None,
 ) -> Comparison:
     """Ranks the variants among finished runs and tests each of them against the best one.
 
@@ -89,33 +90,38 @@ def compare_runs(
         across_data: whether to compare runs on different data.
         these_images: whether intervals and tests shall hold on these images only, instead of on new ones.
         swept: keys that are shown for every variant, also where their values do not differ.
+        equal_within: differences that do not matter; None to look for differences alone.
 
     Raises:
         ExperimentError: no run is left, no run has the metric, or the data differ.
     """
-    finished, left_out = _finished(runs)
+    ended, left_out = _ended(runs)
+    finished = [run for run in ended if not run.diverged]
     if not finished:
         raise ExperimentError(f"{title}: there is no finished run.", advice=left_out)
     metric = _metric(finished, metric)
-    measured = [run for run in finished if metric in run.metrics]
+    measured = [run for run in ended if metric in run.metrics or run.diverged]
     other_data = _other_data(measured, across_data=across_data)
     mode = _mode(metric, measured)
     sign = -1 if mode == "max" else 1
-    ranked = sorted(
-        variants_of(measured, swept), key=lambda variant: (sign * (variant.mean(metric) or 0), variant.label)
-    )
+    found = variants_of(measured, swept)
+    ranked, diverged = ([each for each in found if bool(each.diverged) is has] for has in (False, True))
+    for variants in (ranked, diverged):
+        variants.sort(key=lambda variant: (_worst_last(variant.mean(metric), sign), variant.label))
     samples = samples_of(ranked, metric, mode, these_images=these_images)
-    tests = all_tests(samples)
+    tests = all_tests(samples, equal_within)
     fronts = {cost: _front(ranked, metric, f"cost/{cost}", sign) for cost in COSTS}
     rows = [
-        _row(index, variant, samples, tests, frozenset(cost for cost in COSTS if index in fronts[cost]))
+        _row(index, variant, samples, tests, frozenset(cost for cost in COSTS if index in fronts[cost]), equal_within)
         for index, variant in enumerate(ranked)
     ]
-    lacking = len(finished) - len(measured)
-    repeated = len(measured) - sum(len(variant.runs) for variant in ranked)
+    last = [_diverged_row(len(rows) + 1 + index, variant, metric) for index, variant in enumerate(diverged)]
+    lacking = len(ended) - len(measured)
+    repeated = len(measured) - sum(len(variant.runs) for variant in found)
     sentences = [
-        *notes.of_result(metric, rows, samples, tests, these_images=these_images),
-        notes.of_code(rows),
+        *(notes.of_result(metric, rows, samples, tests, these_images=these_images) if rows else []),
+        notes.of_diverged(last),
+        notes.of_code([*rows, *last]),
         other_data,
         left_out,
         f"Left out because {metric} is missing: {notes.count_runs(lacking)}." if lacking else "",
@@ -123,20 +129,23 @@ def compare_runs(
         if repeated
         else "",
     ]
-    keys = dict.fromkeys(key for variant in ranked for key in variant.distinguishing_values)
-    return Comparison(
-        title, metric, mode, tuple(rows), tuple(keys), tuple(sentence for sentence in sentences if sentence)
-    )
+    keys = dict.fromkeys(key for variant in (*ranked, *diverged) for key in variant.distinguishing_values)
+    said = tuple(sentence for sentence in sentences if sentence)
+    return Comparison(title, metric, mode, (*rows, *last), tuple(keys), said)
 
 
-def _finished(runs: Iterable[StoredRun]) -> tuple[list[StoredRun], str]:
-    """The runs to compare, each once, and a sentence that counts the others."""
+def _worst_last(mean: float | None, sign: int) -> float:
+    return np.inf if mean is None else sign * mean
+
+
+def _ended(runs: Iterable[StoredRun]) -> tuple[list[StoredRun], str]:
+    """The runs that have finished or diverged, each once, and a sentence that counts the others."""
     kept, kinds = [], Counter[str]()
     for run in {run.run_id: run for run in runs}.values():
         if not {"variant", *DIGESTS} <= set(run.tags) or "seed" not in run.params:
             if "sweep.name" not in run.tags:  # the run of a sweep is not counted at all
                 kinds["without a variant"] += 1
-        elif run.status != "FINISHED":
+        elif run.status != "FINISHED" and not run.diverged:
             kinds[run.status.lower()] += 1
         elif "pruned" in run.tags:
             kinds["pruned"] += 1
@@ -181,6 +190,8 @@ def _other_data(runs: Sequence[StoredRun], *, across_data: bool) -> str:
     differences = []
     for name in DIGESTS:
         found = Counter(run.tags[name] for run in runs)
+        if name == "data.validation_sha256" and _same_splits(runs):
+            continue
         if len(found) > 1:
             counted = ", ".join(
                 f"{digest[:12]} ({notes.count_runs(count)})" for digest, count in found.most_common(notes.MOST_NAMED)
@@ -193,7 +204,18 @@ def _other_data(runs: Sequence[StoredRun], *, across_data: bool) -> str:
     return f"This compares runs on different data: {'; '.join(differences)}." if differences else ""
 
 
-def _row(index: int, variant: Variant, samples: Sequence[Sample], tests: Tests, pareto: frozenset[str]) -> Row:
+def _same_splits(runs: Sequence[StoredRun]) -> bool:
+    """Whether validation images differ only as the splits do, and some split is common to all variants."""
+    by_split, by_variant = defaultdict[tuple[int, int], set[str]](set), defaultdict[str, set[str]](set)
+    for run in runs:
+        by_split[split(run)].add(run.tags["data.validation_sha256"])
+        by_variant[run.tags["variant"]].add(run.tags["data.validation_sha256"])
+    return all(len(digests) == 1 for digests in by_split.values()) and bool(set.intersection(*by_variant.values()))
+
+
+def _row(
+    index: int, variant: Variant, samples: Sequence[Sample], tests: Tests, pareto: frozenset[str], margin: float | None
+) -> Row:
     p = float(tests.p_values[index])
     costs = {cost: variant.mean(f"cost/{cost}") for cost in COSTS}
     return Row(
@@ -204,11 +226,38 @@ def _row(index: int, variant: Variant, samples: Sequence[Sample], tests: Tests, 
         mean=statistics.estimate(samples[index]),
         difference=tests.interval(index) if index else None,
         p=None if np.isnan(p) else p,
-        verdict=BEST if index == 0 else WORSE if p < statistics.LEVEL else NO_DIFFERENCE,
+        verdict=_verdict(index, p, bool(tests.equal[index]), margin),
         test=str(tests.differences.tests[index]) if index else "",
         test_accuracy=variant.mean("test/accuracy"),
         costs={cost: value for cost, value in costs.items() if value is not None},
         pareto=pareto,
+    )
+
+
+def _verdict(index: int, p: float, equal: bool, margin: float | None) -> str:
+    if index == 0:
+        return BEST
+    if equal:
+        return f"{EQUAL} {margin:g}"
+    return WORSE if p < statistics.LEVEL else NO_DIFFERENCE
+
+
+def _diverged_row(rank: int, variant: Variant, metric: str) -> Row:
+    mean, measured = variant.mean(metric), tuple(run for run in variant.runs if metric in run.metrics)
+    return Row(
+        rank=rank,
+        label=variant.label,
+        distinguishing_values=variant.distinguishing_values,
+        runs=measured or variant.runs,
+        mean=Estimate(np.nan if mean is None else mean),
+        difference=None,
+        p=None,
+        verdict=f"diverged, {variant.diverged} of {len(variant.runs)} seeds",
+        test="",
+        test_accuracy=variant.mean("test/accuracy"),
+        costs={},
+        pareto=frozenset(),
+        diverged=variant.diverged,
     )
 
 

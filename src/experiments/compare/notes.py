@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from experiments.compare import pairs
 from experiments.compare.pairs import Tests
 from experiments.compare.power import limit
-from experiments.compare.ranking import NO_DIFFERENCE, WORSE, Row
+from experiments.compare.ranking import EQUAL, NO_DIFFERENCE, WORSE, Row
 from experiments.compare.samples import SCORES
 from experiments.compare.statistics import Sample
 
@@ -23,6 +23,7 @@ def of_result(
         *_methods(rows, tests),
         _single_seeds(rows),
         _untested(rows),
+        _over_all_folds(rows, samples),
         _limit(metric, rows, samples, tests),
     ]
 
@@ -34,10 +35,24 @@ def _conclusion(rows: Sequence[Row]) -> str:
         return f"{first} is the only variant: there is nothing to compare it with."
     if worse == others:
         return f"{first} is better than {'the other one' if others == 1 else f'all {others} others'}."
-    equal = [row.label for row in rows[1:] if row.verdict == NO_DIFFERENCE]
-    named = ", ".join(equal[:MOST_NAMED]) + (f" and {len(equal) - MOST_NAMED} more" if len(equal) > MOST_NAMED else "")
-    shown = f"{worse} of {others} others {'is' if worse == 1 else 'are'} worse; " if worse else ""
-    return f"{first} ranks first; {shown}no significant difference from {named}."
+    equal = [row for row in rows[1:] if row.verdict.startswith(EQUAL)]
+    open_ = [row for row in rows[1:] if row.verdict == NO_DIFFERENCE]
+    parts = [
+        f"{worse} of {others} others {'is' if worse == 1 else 'are'} worse" if worse else "",
+        f"{equal[0].verdict}: {_named(equal)}" if equal else "",
+        f"no significant difference from {_named(open_)}" if open_ else "",
+    ]
+    return f"{first} ranks first; {'; '.join(part for part in parts if part)}."
+
+
+def _named(rows: Sequence[Row]) -> str:
+    rest = f" and {len(rows) - MOST_NAMED} more" if len(rows) > MOST_NAMED else ""
+    return ", ".join(row.label for row in rows[:MOST_NAMED]) + rest
+
+
+def of_diverged(rows: Sequence[Row]) -> str:
+    """A sentence on variants that are not ranked, empty if there are none."""
+    return f"Not ranked because runs have diverged: {_named(rows)}." if rows else ""
 
 
 def _ranking(metric: str) -> str:
@@ -48,6 +63,11 @@ def _ranking(metric: str) -> str:
 
 def _question(metric: str, samples: Sequence[Sample], *, these_images: bool) -> str:
     """Which images intervals and tests hold for."""
+    if all(sample.overlap and sample.scores is None for sample in samples):
+        return (
+            "Intervals and tests hold for new images of the same kind, and for training on other images; they are "
+            "corrected for the training images that the splits share (Nadeau and Bengio 2003)."
+        )
     given = sum(sample.scores is None for sample in samples)
     if not given:
         return "Intervals and tests hold for new images of the same kind, and for training with new seeds."
@@ -92,10 +112,22 @@ def _untested(rows: Sequence[Row]) -> str:
     return f"No test is possible for {len(untested)} of {len(rows) - 1} comparisons with the best: {why}."
 
 
+def _over_all_folds(rows: Sequence[Row], samples: Sequence[Sample]) -> str:
+    found = [
+        f"{row.label} {sample.over_all:.4f}"
+        for row, sample in zip(rows, samples, strict=True)
+        if sample.over_all is not None
+    ]
+    rest = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+    if not found:
+        return ""
+    return f"Over all images, each predicted by the model that had not seen it: {', '.join(found[:MOST_NAMED])}{rest}."
+
+
 def _limit(metric: str, rows: Sequence[Row], samples: Sequence[Sample], tests: Tests) -> str:
     """What would show the first difference that is not significant: more seeds, or more images."""
     index = next((row.rank - 1 for row in rows if row.verdict == NO_DIFFERENCE), None)
-    if index is None or min(len(rows[0].runs), len(rows[index].runs)) == 1:
+    if index is None or min(len(rows[0].runs), len(rows[index].runs)) == 1 or samples[index].overlap:
         return ""
     sample = samples[index]
     images = sample.scores.shape[1] if sample.scores is not None else 0

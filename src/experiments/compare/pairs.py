@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from experiments.compare.statistics import Estimate, Sample, holm
+from experiments.compare.statistics import LEVEL, Estimate, Sample, holm
 from experiments.compare.variance import ROUNDING, SumsOfSquares, Variance, sums_of_squares
 
 PAIRED, WELCH, ONE_AGAINST_MANY = "paired t by seed", "Welch's t", "Student's t, one seed against several"
@@ -14,6 +14,7 @@ BOTH_PAIRED, BOTH, BOTH_ONE_AGAINST_MANY = (
     "t over seeds and images, paired by seed", "t over seeds and images",
     "t over seeds and images, one seed against several",
 )  # fmt: skip
+PAIRED_SPLITS, SPLITS = "corrected t, paired by split", "corrected t over splits"
 MCNEMAR, OVER_IMAGES, NO_TEST = "exact McNemar", "paired t over images", "no test"
 _AT_ONCE = 4_000_000  # scores
 _MOST_IN_DOUBLE_PRECISION = 20_000_000  # scores
@@ -30,6 +31,20 @@ class Differences:
     #: For McNemar's test: images that only the other and only this sample predicts correctly, and all images.
     only: tuple[np.ndarray, np.ndarray]
     images: np.ndarray
+    are_rates: bool
+
+    def p_equal(self, margin: float) -> np.ndarray:
+        """The p-values of two one-sided tests (Schuirmann 1987) that the differences are smaller than a margin.
+
+        Those of single seeds are NaN: what is equal are two trained models.
+        """
+        left, total = margin - np.abs(self.values), self.variance.total
+        tested = (total > ROUNDING**2) & ~np.isin(self.tests, [MCNEMAR, OVER_IMAGES, NO_TEST])
+        p = np.full(len(self.values), np.nan)
+        parts = Variance(*(part[tested] for part in vars(self.variance).values()))
+        one_sided = parts.p_value(left[tested]) / 2
+        p[tested] = np.where(left[tested] > 0, one_sided, 1 - one_sided)
+        return p
 
     def interval(self, index: int, level: float) -> Estimate:
         """A difference with the interval that excludes 0 if and only if its p-value is below `level`."""
@@ -41,7 +56,8 @@ class Differences:
         if test == NO_TEST or error <= ROUNDING:
             return Estimate(value)
         half = float(self.variance_of(index).half_width(level))
-        return Estimate(value, value - half, value + half, test)
+        low, high = value - half, value + half
+        return Estimate(value, *((max(low, -1.0), min(high, 1.0)) if self.are_rates else (low, high)), test)
 
     def variance_of(self, index: int) -> Variance:
         """The variance of one difference."""
@@ -69,20 +85,40 @@ class Tests:
     p_values: np.ndarray  # adjusted over all pairs; NaN where no test is possible
     levels: np.ndarray  # at which Holm's method has tested them
     num_pairs: int  # that were tested
+    equal: np.ndarray  # whether the difference is smaller than the margin
 
     def interval(self, index: int) -> Estimate:
         """A difference with the interval that excludes 0 if and only if its adjusted p-value is below 0.05."""
         return self.differences.interval(index, float(self.levels[index]))
 
 
-def all_tests(samples: Sequence[Sample]) -> Tests:
-    """Tests all pairs of samples, and adjusts the p-values with Holm's method."""
+def all_tests(samples: Sequence[Sample], margin: float | None = None) -> Tests:
+    """Tests all pairs of samples, and adjusts the p-values with Holm's method.
+
+    Args:
+        samples: the best one first.
+        margin: differences that do not matter; None to look for differences alone.
+    """
     pairs = Pairs(samples)
-    adjusted, levels = holm(pairs.p_values())
+    different, alike = [np.empty(0)], [np.empty(0)]
+    for one in range(len(samples)):
+        found = pairs.against(one)
+        different.append(found.p_values[one + 1 :])
+        if margin is not None:
+            alike.append(found.p_equal(margin)[one + 1 :])
+    adjusted, levels = holm(np.concatenate(different))
     # The pairs with the first sample come first.
-    first = slice(0, len(samples) - 1)
-    p_values, levels_ = (np.concatenate([[np.nan], column[first]]) for column in (adjusted, levels))
-    return Tests(pairs.against(0), p_values, levels_, int((~np.isnan(adjusted)).sum()))
+    others = slice(0, len(samples) - 1)
+    p_values, levels = (np.concatenate([[np.nan], column[others]]) for column in (adjusted, levels))
+    equal = np.zeros(len(samples), bool)
+    num_pairs = int((~np.isnan(adjusted)).sum())
+    tests = Tests(pairs.against(0), p_values, levels, num_pairs, equal)
+    if margin is not None:
+        p_equal = holm(np.concatenate(alike))[0][others]
+        for index in np.flatnonzero(p_equal < LEVEL) + 1:
+            interval = tests.interval(int(index))  # which must not contradict the verdict
+            equal[index] = max(-(interval.low or 0.0), interval.high or 0.0) < margin
+    return tests
 
 
 class Pairs:
@@ -111,24 +147,23 @@ class Pairs:
                     self.residuals[index] = sums.residual(*sample.scores.shape) * self.counts[index]
         self.of_images, self.of_scores = self._squares_of_differences()
 
-    def p_values(self) -> np.ndarray:
-        """The unadjusted p-values of all pairs: (0, 1), (0, 2), …, (1, 2), …; NaN if no test is possible."""
-        rows = (self.against(one).p_values[one + 1 :] for one in range(len(self.samples)))
-        return np.concatenate([np.empty(0), *rows])
-
     def against(self, one: int) -> Differences:
         """The differences of all samples from the sample `one`, each with the appropriate test."""
         values = self.means - self.means[one]
         single = self.counts == 1
         none, some, same = single & single[one], single != single[one], self.replicates == self.replicates[one]
         crossed = (self.image_sets >= 0) & (self.image_sets == self.image_sets[one])
+        split = (self.overlaps > 0) | (self.overlaps[one] > 0)
         found = self._variance(one, same & ~single, crossed)
         tests = np.select(
             [
                 none & crossed & self.is_binary, none & crossed, none,
-                some & crossed, some, same & crossed, same, crossed,
+                some & crossed, some, same & crossed, same & split, same, crossed, split,
             ],
-            [MCNEMAR, OVER_IMAGES, NO_TEST, BOTH_ONE_AGAINST_MANY, ONE_AGAINST_MANY, BOTH_PAIRED, PAIRED, BOTH],
+            [
+                MCNEMAR, OVER_IMAGES, NO_TEST,
+                BOTH_ONE_AGAINST_MANY, ONE_AGAINST_MANY, BOTH_PAIRED, PAIRED_SPLITS, PAIRED, BOTH, SPLITS,
+            ],
             WELCH,
         )  # fmt: skip
         p = np.where(np.abs(values) > ROUNDING, np.nan, 1.0)
@@ -142,7 +177,7 @@ class Pairs:
         mcnemar = tests == MCNEMAR
         fewer, sum_ = (column[mcnemar] for column in (np.minimum(*only), only[0] + only[1]))
         p[mcnemar] = np.minimum(1, 2 * stats.binom.cdf(fewer, sum_, 0.5))
-        return Differences(values, found, p, tests, only, self.images)
+        return Differences(values, found, p, tests, only, self.images, all(each.is_rate for each in self.samples))
 
     def _variance(self, one: int, paired: np.ndarray, crossed: np.ndarray) -> Variance:
         """The variances of the differences from the sample `one`, paired by seed or not, crossed with images or not."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from experiments.compare.statistics import Estimate
 from experiments.tracking.runs import StoredRun
 
-BEST, WORSE, NO_DIFFERENCE = "best", "worse", "no significant difference"
+BEST, WORSE, NO_DIFFERENCE, EQUAL = "best", "worse", "no significant difference", "equal within"
 #: Metric `cost/…` -> its column in the table.
 COSTS = {"parameters": "parameters", "macs": "MACs", "train_seconds": "seconds"}
 
@@ -27,6 +27,7 @@ class Row:
     test_accuracy: float | None  # mean over the seeds; not used for selection
     costs: Mapping[str, float]  # key of `COSTS` -> mean over the seeds, if recorded
     pareto: frozenset[str]  # the costs in which the variant is Pareto-optimal
+    diverged: int = 0  # runs that have diverged; if there are any, the variant is neither ranked nor tested
 
 
 @dataclass(frozen=True)

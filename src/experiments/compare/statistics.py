@@ -3,9 +3,10 @@
 A sample holds the metric of one variant, one value per seed. All tests are two-sided.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from scipy import special
@@ -29,12 +30,13 @@ class Estimate:
 class Sample:
     """The metric of one variant for every seed."""
 
-    values: Mapping[Hashable, float]  # replicate, such as a seed -> value; of all samples in the same order
+    values: Mapping[Any, float]  # replicate, such as a seed -> value; of all samples in the same order
     #: The metric of every image, (seeds, images), bool for right or wrong; None to take the images as given.
     scores: np.ndarray | None = None
     images: str = ""  # hash of those images; only scores of the same images can be paired
     is_rate: bool = False  # whether the metric lies between 0 and 1
-    overlap: float = 0.0  # validation images per training image if replicates have drawn both anew
+    overlap: float = 0.0  # validation images per training image if the replicates are splits, else 0
+    over_all: float | None = None  # of a cross-validation: the metric over all images of all folds
 
     @cached_property
     def array(self) -> np.ndarray:
@@ -63,7 +65,8 @@ def estimate(sample: Sample) -> Estimate:
     varies = found.total > ROUNDING**2
     if not varies and not (images and sample.is_rate):
         return Estimate(value)
-    over = "seeds and images" if several and images else "seeds" if several else "images"
+    replicates = "splits" if sample.overlap else "seeds"
+    over = f"{replicates} and images" if several and images else replicates if several else "images"
     half = float(found.half_width(LEVEL))
     if not sample.is_rate:
         return Estimate(value, value - half, value + half, f"t over {over}")

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -55,7 +56,7 @@ def _values(comparison: Comparison, row: Row) -> dict[str, object]:
         "variant": row.label,
         **{key: row.distinguishing_values.get(key) for key in comparison.distinguishing_keys},
         "seeds": len(row.runs),
-        comparison.metric: row.mean.value,
+        comparison.metric: None if math.isnan(row.mean.value) else row.mean.value,
         "low": row.mean.low,
         "high": row.mean.high,
         "interval": row.mean.method,
@@ -171,8 +172,9 @@ def _numbers(name: str, template: str, values: Sequence[float | None]) -> Column
 
 def _estimates(name: str, sign: str, estimates: Sequence[Estimate | None]) -> Column:
     """A column of numbers with their intervals."""
-    cells = ["" if found is None else _estimate(found, sign) for found in estimates]
-    return Column(name, cells, _sortable(None if found is None else found.value for found in estimates))
+    known = [None if found is None or math.isnan(found.value) else found for found in estimates]
+    cells = ["" if found is None else _estimate(found, sign) for found in known]
+    return Column(name, cells, _sortable(None if found is None else found.value for found in known))
 
 
 def _sortable(values: Iterable[float | None]) -> list[float | str]:

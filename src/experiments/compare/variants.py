@@ -13,16 +13,22 @@ from experiments.tracking.runs import StoredRun, full_parameters
 
 #: Hashes that runs must share to be compared: of all data, and of the images that the metrics are measured on.
 DIGESTS = ("data.sha256", "data.validation_sha256", "data.test_sha256")
+_VALIDATION = "data.validation_sha256"
 _LONGEST_VALUE = 40  # characters in a label
 
 
 @dataclass(frozen=True)
 class Variant:
-    """The runs of one configuration, one per seed."""
+    """The runs of one configuration, one per seed and split."""
 
     label: str  # the distinguishing values as text: key=value key=value
     distinguishing_values: Mapping[str, str]  # key -> value, only where they tell the variant from others
     runs: tuple[StoredRun, ...]  # one per seed, in the order of the seeds
+
+    @property
+    def diverged(self) -> int:
+        """How many of its runs have diverged."""
+        return sum(run.diverged for run in self.runs)
 
     def mean(self, metric: str) -> float | None:
         """The mean of a metric over the seeds; None if no run has it."""
@@ -34,18 +40,30 @@ def variants_of(runs: Iterable[StoredRun], swept: Collection[str] = ()) -> list[
     """Groups runs into variants, separately for different data.
 
     Args:
-        runs: of several runs with one seed, the first one counts.
+        runs: of several runs with one seed and split, the first one counts.
         swept: keys that belong into every label.
     """
-    groups: dict[tuple[str, ...], dict[int, StoredRun]] = {}
+    groups: dict[tuple[object, ...], dict[tuple[int, ...], StoredRun]] = {}
+    validated: dict[tuple[object, ...], list[str]] = {}
     for run in runs:
-        key = (run.tags["variant"], *(run.tags.get(name, "") for name in DIGESTS))
-        groups.setdefault(key, {}).setdefault(int(run.params["seed"]), run)
-    seeds = [tuple(group[seed] for seed in sorted(group)) for group in groups.values()]
+        data = (run.tags["variant"], *(run.tags.get(name, "") for name in DIGESTS if name != _VALIDATION))
+        # Other splits are replicates; other validation images of one split are other data.
+        digests = validated.setdefault((data, split(run)), [])
+        if (digest := run.tags.get(_VALIDATION, "")) not in digests:
+            digests.append(digest)
+        key = (int(run.params["seed"]), *split(run))
+        groups.setdefault((data, digests.index(digest)), {}).setdefault(key, run)
+    seeds = [tuple(group[key] for key in sorted(group)) for group in groups.values()]
     values = _distinguishing_values(_normalized([_all_values(group[0]) for group in seeds]), swept)
     shown = [{key: _short(value) for key, value in each.items()} for each in values]
     labels = _labels(shown, seeds)
     return [Variant(*parts) for parts in zip(labels, shown, seeds, strict=True)]
+
+
+def split(run: StoredRun) -> tuple[int, int]:
+    """What divides the images of a run into those to train on and those to validate on: split seed and fold, or -1."""
+    fold = run.params.get("data.fold", "null")
+    return int(run.params.get("data.split_seed", 0)), -1 if fold == "null" else int(fold)
 
 
 def _all_values(run: StoredRun) -> dict[str, str]:

@@ -182,11 +182,17 @@ class Sweep:
         """The comparison of all variants; None as long as no job is finished."""
         from experiments.compare import comparison  # SciPy and statsmodels would keep the first job waiting
 
-        runs = [job.run for job in self.jobs if job.run and job.state == State.FINISHED and job.objective is not None]
+        runs = [
+            job.run
+            for job in self.jobs
+            if job.run and (job.state == State.DIVERGED or (job.state == State.FINISHED and job.objective is not None))
+        ]
         metric = self.cfg.objective
         keys = {key for job in self.jobs for key in job.swept_values}
         swept = [key for key in keys if len({job.swept_values.get(key) for job in self.jobs}) > 1]
-        return comparison.compare_runs(runs, self.parent.name, metric, across_data=True, swept=swept) if runs else None
+        if not any(run.finished for run in runs):
+            return None
+        return comparison.compare_runs(runs, self.parent.name, metric, across_data=True, swept=swept)
 
     def close(self, status: str, tags: Mapping[str, object], patience: float, *, page: bool = False) -> None:
         """Writes the comparison to the parent run, ends it and prints a summary."""
