@@ -4,7 +4,7 @@
 
 Prints the table of benchmarks/README.md. One job for each of two models is trained and recorded as users have it. The
 other runs are copies of these records, written with MLflow's own models of its tables; they differ in what they say of
-the variant, the seed, the sweep and the results.
+the variant, the seed, the sweep and the results, and have scores on 6,000 validation images.
 """
 
 import argparse
@@ -37,6 +37,7 @@ SEEDS = 5
 #: In these two the sweeps differ.
 BATCH_SIZES = (16, 32, 64, 128, 256)
 SMOOTHINGS = tuple(step / 100 for step in range(10))
+IMAGES = 6000  # of validation
 SWEEPS = len(BATCH_SIZES) * len(SMOOTHINGS)
 VARIANTS = len(MODELS) * len(DROPOUTS) * len(RATES)  # of a sweep
 OF_A_RUN = (models.SqlRun, models.SqlParam, models.SqlTag, models.SqlMetric, models.SqlLatestMetric)
@@ -69,13 +70,14 @@ def measure(words: Sequence[str]) -> Cost:
 # Making the runs
 
 
-def fill(store: SqlAlchemyStore) -> list[str]:
-    """Writes all sweeps, and returns their names."""
+def fill(store: SqlAlchemyStore, artifacts: Path) -> list[str]:
+    """Writes all sweeps, and the scores of their runs under `artifacts`; returns the names of the sweeps."""
     jobs = runs_of(sweeps()[0])
     with store.ManagedSessionMaker() as session:
         records = {job.params["model"]: dict(_record(session, job.run_id)) for job in jobs}
     experiment = experiment_name(jobs[0])
     names, chance = [], np.random.default_rng(0)
+    difficulty = chance.normal(size=IMAGES)
     for number, (batch_size, smoothing) in enumerate(itertools.product(BATCH_SIZES, SMOOTHINGS)):
         common = {"batch_size": batch_size, "label_smoothing": smoothing}
         command = "experiments train -m " + " ".join(f"{key}={value}" for key, value in common.items())
@@ -84,6 +86,7 @@ def fill(store: SqlAlchemyStore) -> list[str]:
         with store.ManagedSessionMaker(read_only=False) as session:
             for job, choices in enumerate(_choices(common)):
                 changes = choices | _results(choices, chance) | _tags(parent, job, choices)
+                changes |= _scores(changes, artifacts, difficulty + chance.normal(size=IMAGES))
                 for model, rows in _copies(records[choices["model"]], changes):
                     session.execute(insert(model.__table__), rows)
                 overrides = [f"{key}={value}" for key, value in choices.items()]
@@ -129,6 +132,17 @@ def _results(choices: Mapping[str, Any], chance: np.random.Generator) -> dict[st
     return {"best/val_accuracy": validation, "test/accuracy": test, "cost/train_seconds": chance.normal(30)}
 
 
+def _scores(changes: Mapping[str, Any], artifacts: Path, difficulty: np.ndarray) -> dict[str, Any]:
+    """Writes scores of which the most difficult images are wrong, and returns the accuracy and where they are."""
+    correct = difficulty < np.quantile(difficulty, changes["best/val_accuracy"])
+    scores = np.empty(IMAGES, [("correct", bool), ("cross_entropy", np.float32)])
+    scores["correct"], scores["cross_entropy"] = correct, np.where(correct, 0.01, 1.5)
+    folder = artifacts / changes["run_uuid"]
+    folder.mkdir(parents=True)
+    np.save(folder / "validation_scores.npy", scores)
+    return {"best/val_accuracy": float(correct.mean()), "artifact_uri": folder.as_uri()}
+
+
 def _tags(parent: Parent, job: int, choices: Mapping[str, Any]) -> dict[str, object]:
     variant = {key: value for key, value in choices.items() if key != "seed"}
     return {
@@ -154,7 +168,7 @@ def _copies(record: Mapping[Any, Rows], changes: Mapping[str, Any]) -> Iterator[
                 value = changes[row["key"]]
                 row["value"] = value if isinstance(row["value"], float) else str(value)
         if model is models.SqlRun:
-            copied[0] |= {"name": changes["mlflow.runName"]}
+            copied[0] |= {"name": changes["mlflow.runName"], "artifact_uri": changes["artifact_uri"]}
         yield model, copied
 
 
@@ -184,11 +198,14 @@ def main() -> None:
         os.environ |= {"EXPERIMENTS_HOME": folder, "MLFLOW_TRACKING_URI": uri}
         measure([COMMAND, "train", "-m", f"model={','.join(MODELS)}", "data.limit=100", "epochs=3"])
         started = time.perf_counter()
-        names = fill(SqlAlchemyStore(uri, Path(folder, "artifacts").as_uri()))
+        names = fill(SqlAlchemyStore(uri, Path(folder, "artifacts").as_uri()), Path(folder, "scores"))
         print(f"made in {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
         table, runs = Path(folder, "table.csv"), SWEEPS * VARIANTS * SEEDS
         middle, everything = [names[SWEEPS // 2]], ["--filter", "tags.sweep LIKE 'mine-%'"]
+        these = ["--on", "these-images"]
         cases = {
+            f"one sweep of {VARIANTS * SEEDS:,}, `--on these-images`": ([*middle, *these], VARIANTS, ""),
+            f"all {runs:,}, by `--filter`, `--on these-images`": ([*everything, *these], SWEEPS * VARIANTS, ""),
             f"one sweep of {VARIANTS * SEEDS:,}": (middle, VARIANTS, "< 5 s"),
             f"all {runs:,}, by the names of the sweeps": (names, SWEEPS * VARIANTS, "< 60 s, 1,500 MB"),
             f"all {runs:,}, by `--filter`": (everything, SWEEPS * VARIANTS, "< 60 s, 1,500 MB"),

@@ -1,5 +1,7 @@
 """Intervals and tests against published numbers and SciPy's and statsmodels' own."""
 
+import runpy
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -348,3 +350,26 @@ def test_equal_single_seeds_are_seldom_told_apart(variants):
         drawn.sort(key=lambda one: -one.array.mean())
         wrong += bool((holm(pairwise_p_values(drawn))[0][: variants - 1] < 0.05).any())
     assert wrong / 2000 <= 0.06
+
+
+SIMULATION = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "verdicts.py"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("variants", "seeds", "idiosyncrasy"), [(2, 5, 0), (2, 5, 2), (2, 10, 1), (2, 10, 2), (8, 5, 1)]
+)
+def test_variants_that_are_equal_on_new_images_are_seldom_told_apart(variants, seeds, idiosyncrasy):
+    """A part of benchmarks/verdicts.py, with fewer repetitions."""
+    wrong, before, covered, means = SIMULATION["false_verdicts"](variants, seeds, idiosyncrasy, 1.0, 400)
+    assert wrong <= 0.06
+    assert covered >= 0.93
+    assert 0.92 <= means <= 0.98
+    if idiosyncrasy == 2:
+        assert before > 2 * wrong  # tests over seeds take these images for all there are
+
+
+@pytest.mark.slow
+def test_where_images_do_not_matter_the_power_is_that_of_the_test_over_seeds():
+    now, before = SIMULATION["power"](10, 1.0, 300)
+    assert now >= 0.9 * before > 0.5
