@@ -138,6 +138,27 @@ def test_folds_are_replicates_of_one_variant(tmp_path):
         compare_runs([*other, *runs[1:]], "mine")
 
 
+def test_times_of_jobs_that_ran_beside_others_are_marked_and_not_compared():
+    def timed(run, started):
+        metrics = {**run.metrics, "cost/train_seconds": 9.0 + started}
+        return replace(run, metrics=metrics, tags={**run.tags, "host": "here"}, started=100.0 + started, seconds=10.0)
+
+    def seconds(starts):
+        found = compare_runs([timed(run, start) for run, start in zip(two_variants(), starts, strict=True)], "mine")
+        table = tables.columns(found, found.rows)
+        return (
+            [cell.strip()[-1] for cell in table[-1].cells],
+            [row.pareto for row in found.rows],
+            tables.notes(found)[-1],
+        )
+
+    marks, fronts, _ = seconds([0, 10, 20, 30.5, 41, 51])
+    assert (marks, fronts[0]) == (["*", "0"], {"parameters", "train_seconds"})
+    marks, fronts, note = seconds([0, 10, 20, 28, 45, 60])
+    assert (marks, fronts[0]) == (["~", "~"], {"parameters"})
+    assert note == "~ Measured while other jobs ran on the same machine: longer than alone, and not compared."
+
+
 def test_other_data_are_refused_unless_asked_for():
     runs = [*two_variants(), *(recorded(20 + seed, "0", seed, 0.9, **{"data.sha256": "e"}) for seed in range(2))]
     with pytest.raises(ExperimentError, match=r"data\.sha256 is d \(6 runs\), e \(2 runs\)"):

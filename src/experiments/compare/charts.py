@@ -213,7 +213,8 @@ def _over_seeds(rows: Sequence[Row], metric: str) -> Estimate:
 def _costs(comparison: Comparison, rows: Sequence[Row], cost: str) -> Chart | None:
     """The metric against a cost, with its Pareto front."""
     priced = [row for row in rows if cost in row.costs]
-    if len({row.costs[cost] for row in priced}) < 2:
+    crowded = cost == "train_seconds" and any(row.beside_others for row in priced)
+    if crowded or len({row.costs[cost] for row in priced}) < 2:
         return None
     front = sorted((row for row in priced if cost in row.pareto), key=lambda row: row.costs[cost])
     line = go.Scatter(

@@ -3,7 +3,7 @@
 import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from experiments.compare.pairs import Tests, all_tests
 from experiments.compare.ranking import BEST, COSTS, EQUAL, NO_DIFFERENCE, WORSE, Comparison, Row
 from experiments.compare.samples import samples_of
 from experiments.compare.statistics import Estimate, Sample
-from experiments.compare.variants import DIGESTS, Variant, split, variants_of
+from experiments.compare.variants import DIGESTS, Variant, beside_others, split, variants_of
 from experiments.errors import ExperimentError
 from experiments.tracking import runs
 from experiments.tracking.runs import StoredRun, runs_of, search_runs
@@ -111,10 +111,15 @@ def compare_runs(
     samples = samples_of(ranked, metric, mode, these_images=these_images)
     tests = all_tests(samples, equal_within)
     fronts = {cost: _front(ranked, metric, f"cost/{cost}", sign) for cost in COSTS}
+    crowded = beside_others(measured)
+    beside = [any(run.run_id in crowded for run in variant.runs) for variant in ranked]
+    if any(beside):
+        fronts["train_seconds"] = set()
     rows = [
         _row(index, variant, samples, tests, frozenset(cost for cost in COSTS if index in fronts[cost]), equal_within)
         for index, variant in enumerate(ranked)
     ]
+    rows = [replace(row, beside_others=crowded) for row, crowded in zip(rows, beside, strict=True)]
     last = [_diverged_row(len(rows) + 1 + index, variant, metric) for index, variant in enumerate(diverged)]
     lacking = len(ended) - len(measured)
     repeated = len(measured) - sum(len(variant.runs) for variant in found)

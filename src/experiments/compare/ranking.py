@@ -27,6 +27,7 @@ class Row:
     test_accuracy: float | None  # mean over the seeds; not used for selection
     costs: Mapping[str, float]  # key of `COSTS` -> mean over the seeds, if recorded
     pareto: frozenset[str]  # the costs in which the variant is Pareto-optimal
+    beside_others: bool = False  # whether other jobs ran on the same machine meanwhile, so that it took longer
     diverged: int = 0  # runs that have diverged; if there are any, the variant is neither ranked nor tested
 
 

@@ -21,6 +21,8 @@ _MIN_TEXT_WIDTH = 24  # characters
 _GAP = 2  # between columns
 _MARK = "*"
 _LEGEND = f"{_MARK} Pareto-optimal in this cost."
+_CROWDED = "~"
+_CROWDED_LEGEND = f"{_CROWDED} Measured while other jobs ran on the same machine: longer than alone, and not compared."
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,9 @@ def columns(comparison: Comparison, rows: Sequence[Row]) -> list[Column]:
 def notes(comparison: Comparison) -> list[str]:
     """The notes of the comparison, and the meaning of its marks."""
     marked = any(row.pareto for row in comparison.rows)
-    return [*comparison.notes, *([_LEGEND] if marked and len(comparison.rows) > 1 else [])]
+    crowded = any(row.beside_others and "train_seconds" in row.costs for row in comparison.rows)
+    legends = [*([_LEGEND] if marked and len(comparison.rows) > 1 else []), *([_CROWDED_LEGEND] if crowded else [])]
+    return [*comparison.notes, *legends]
 
 
 def _numbers(name: str, template: str, values: Sequence[float | None]) -> Column:
@@ -196,4 +200,5 @@ def _cost(row: Row, cost: str) -> str:
         return ""
     value = row.costs[cost]
     text = f"{value:.1f}" if cost == "train_seconds" else f"{value:,.0f}"
-    return text + (_MARK if cost in row.pareto else " ")
+    crowded = cost == "train_seconds" and row.beside_others
+    return text + (_MARK if cost in row.pareto else _CROWDED if crowded else " ")

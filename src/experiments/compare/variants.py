@@ -60,6 +60,19 @@ def variants_of(runs: Iterable[StoredRun], swept: Collection[str] = ()) -> list[
     return [Variant(*parts) for parts in zip(labels, shown, seeds, strict=True)]
 
 
+def beside_others(runs: Iterable[StoredRun]) -> set[str]:
+    """The ids of runs during which another one ran on the same machine for more than a second."""
+    found: set[str] = set()
+    last: dict[str, tuple[float, str]] = {}  # host -> end and id of the run that ends last
+    for run in sorted(runs, key=lambda run: run.started):
+        host, end = run.tags.get("host", ""), run.started + (run.seconds or 0)
+        ended, before = last.get(host, (0.0, ""))
+        if min(ended, end) - run.started > 1:
+            found |= {before, run.run_id}
+        last[host] = max((ended, before), (end, run.run_id))
+    return found
+
+
 def split(run: StoredRun) -> tuple[int, int]:
     """What divides the images of a run into those to train on and those to validate on: split seed and fold, or -1."""
     fold = run.params.get("data.fold", "null")

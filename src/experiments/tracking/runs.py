@@ -45,6 +45,7 @@ class StoredRun:
     tags: Mapping[str, str]
     metrics: Mapping[str, float]  # the latest value of each
     seconds: float | None  # from its start to its end; None while it runs
+    started: float = 0.0  # seconds since 1970
 
     @property
     def finished(self) -> bool:
@@ -80,6 +81,7 @@ def _stored_run(run: MlflowRun) -> StoredRun:
         tags=run.data.tags,
         metrics=run.data.metrics,
         seconds=seconds,
+        started=info.start_time / 1000,
     )
 
 
