@@ -742,6 +742,40 @@ def test_light_ink_on_transparent_ground_needs_a_black_background(photos, caplog
     assert len(stripes) == 4
 
 
+def test_a_folder_of_everything_is_read_or_refused_in_one_sentence(photos, caplog):
+    odd = photos / "$1-$5 猫 'x' [a]{b} %20?#"
+    for number in range(8):
+        save_image(odd / "deeper" / f"{number} é~=&+.png", np.full((4, 6), 200 + number))
+    for name in ("Thumbs.db", "desktop.ini", ".DS_Store"):
+        (photos / name).write_bytes(b"\0")
+        (odd / name).write_bytes(b"\0")
+    for name in ("__MACOSX", "@eaDir"):
+        save_image(photos / name / "cat" / "._0.png", np.zeros((4, 6)))
+    shutil.copy(photos / "cat" / "0.png", photos / "cat" / "copy of 0.png")
+    shutil.copy(photos / "cat" / "1.png", photos / "dog" / "mongrel.png")
+    os.rename(odd / "deeper" / "0 é~=&+.png", os.fsencode(odd) + b"/caf\xe9.png")
+    broken = {
+        "cat/empty.png": b"",
+        "cat/note.txt": b"a note",
+        "dog/cut.png": (photos / "dog" / "0.png").read_bytes()[:45],
+        "dog/page.html.jpg": b"<html>",
+    }
+    for name, content in broken.items():
+        (photos / name).write_bytes(content)
+    Image.fromarray(np.zeros((4, 6), np.int32)).save(photos / "dog" / "deep.tiff")
+    message = refusal(data.folder, path=str(photos), **FOLDER)
+    assert message.startswith("5 files cannot be used: ") and "\n" not in message
+    assert all(f"{photos}/{name} " in message for name in [*broken, "dog/deep.tiff"])
+
+    for name in [*broken, "dog/deep.tiff"]:
+        (photos / name).unlink()
+    loaded = data.folder(path=str(photos), **FOLDER)
+    assert loaded.class_names == (odd.name, "cat", "dog")
+    assert loaded.num_images == 8 + 9 + 9
+    (said,) = caplog.messages
+    assert "1 images are in several classes (cat/1.png, dog/mongrel.png)" in said
+
+
 # Equal images
 
 
