@@ -48,3 +48,4 @@ bench: $(DEVELOPMENT)
 	@$(BIN)/python benchmarks/sweep.py
 	@$(BIN)/python benchmarks/compare.py
 	@$(BIN)/python benchmarks/predict.py
+	@$(BIN)/python benchmarks/memory.py
