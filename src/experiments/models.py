@@ -107,6 +107,11 @@ def sequential(
     own_names = {"image", "softmax", *(["classifier"] if classifier else [])}
     names: set[str] = set()
     for position, layer in enumerate(layers):
+        if isinstance(layer, keras.KerasTensor | keras.layers.InputLayer):
+            raise ExperimentError(
+                f"model.layers[{position}]: the input is added to every model, with the shape of the images.",
+                advice="Leave the layer out.",
+            )
         if not isinstance(layer, keras.Layer):
             raise ExperimentError(
                 f"model.layers[{position}]={layer} is not a layer.",
@@ -150,18 +155,14 @@ def with_scaling(model: keras.Model, scaling: keras.Layer, input_shape: Shape) -
     The input is float32, because a uint8 input would truncate augmented pixels.
 
     Raises:
-        ExperimentError: the scaling fails on images of this shape, or changes the shape; or the model cannot be called
-            again.
+        ExperimentError: the scaling fails on images of this shape, or changes the shape.
     """
     pixels = keras.Input(input_shape, dtype="float32", name="image")
     scaling.dtype_policy = "float32"  # in half precision, a sum of squared pixels overflows
     _check_scaling(scaling, input_shape)
-    try:
-        if isinstance(model, keras.Sequential) and scaling.name not in {layer.name for layer in model.layers}:
-            return keras.Sequential([pixels, scaling, *model.layers], name=model.name)
-        return keras.Model(pixels, model(scaling(pixels)), name=model.name)
-    except ValueError as error:  # as of a layer that returns its input itself
-        raise ExperimentError(f"model: it cannot be put behind the scaling: {reason_of(error)}") from error
+    if isinstance(model, keras.Sequential) and scaling.name not in {layer.name for layer in model.layers}:
+        return keras.Sequential([pixels, scaling, *model.layers], name=model.name)
+    return keras.Model(pixels, model(scaling(pixels)), name=model.name)
 
 
 def _check_scaling(scaling: keras.Layer, input_shape: Shape) -> None:
@@ -230,7 +231,7 @@ def _stack(layers: Iterable[keras.Layer], input_shape: Shape, num_classes: int, 
         try:
             outputs = layer(outputs)
             fits = all(size is None or size >= 1 for size in outputs.shape)
-        except Exception as error:  # every layer has its own
+        except (TypeError, ValueError) as error:
             if "negative" not in str(error):
                 raise ExperimentError(
                     f"model: layer {layer.name} does not accept inputs of shape {before[1:]}: {reason_of(error)}"

@@ -81,8 +81,6 @@ def run(sweeper: "RaceSweeper", arguments: Sequence[str]) -> None:
         check_store()
         with planner_of(sweeper, display) as planner:
             plan_jobs(jobs, planner, display)
-        if len({job.plan.data_sha256 for job in jobs if job.plan}) > 1:
-            raise ExperimentError("The variants have other data, so they cannot be compared.")
         if jobs[0].configuration.cfg.dry_run:
             display.print(f"{FIRST_SEEDS} to {sweeper.max_seeds} seeds of each of these variants:")
             display.show(dry_table(jobs))
@@ -102,6 +100,8 @@ def _without_seeds(values: Mapping[str, Any]) -> dict[str, Any]:
 def _check(jobs: Sequence[Job]) -> None:
     if any("seed" in job.swept_values for job in jobs):
         raise ExperimentError("A race chooses the seeds itself.", advice="Give the first one, as in seed=0, or none.")
+    if key := next((key for job in jobs for key in job.swept_values if key.partition(".")[0] == "data"), None):
+        raise ExperimentError(f"{key} differs, but a race compares variants on the same images.")
     identities = [(job.configuration.variant, str(job.configuration.paths)) for job in jobs]
     if len(set(identities)) < len(jobs):
         second = next(

@@ -1,0 +1,109 @@
+"""Races: seeds for the variants in question, whatever happens in between, and the gate for scripts."""
+
+import json
+import time
+
+import pytest
+
+from commands import Command, finished, runs
+
+TINY = ["data.limit=300", "tracking.model=false", "model.filters=[4,4]", "model.dense_units=[8]", "epochs=2"]
+RATES = "optimizer.learning_rate=0.01,0.008,0.00001"
+SIX = [*TINY, "model.batch_norm=true,false", RATES, "max_seeds=5", "hydra.launcher.n_jobs=2"]
+
+
+@pytest.fixture(autouse=True)
+def fresh_keras():
+    """Nothing here builds a net in this process."""
+
+
+@pytest.fixture
+def race(tmp_path):
+    """Runs a race to its end; returns exit status, result and everything else that it has printed."""
+
+    def run(*words):
+        files = {"stdout": tmp_path / "result.json", "stderr": tmp_path / "log.txt"}
+        status = Command("race", "--json", *words, **files).wait()
+        result = files["stdout"].read_text()
+        return status, json.loads(result) if result else None, files["stderr"].read_text()
+
+    return run
+
+
+def told(result):
+    """What a race has decided, without the ids of its runs."""
+    return [{key: value for key, value in entry.items() if key != "run_ids"} for entry in result["variants"]]
+
+
+@pytest.mark.slow
+def test_a_killed_race_takes_the_decisions_of_an_uninterrupted_one(store, race, tmp_path, monkeypatch):
+    status, whole, log = race(*SIX)
+    assert status == 0, log
+    standings = [entry["standing"] for entry in whole["variants"]]
+    assert standings[0] == "best" and standings.count("worse") >= 2
+    seeds = {entry["variant"]: entry["seeds"] for entry in whole["variants"]}
+    assert all(len(entry["run_ids"]) == entry["seeds"] for entry in whole["variants"])
+    assert 18 <= sum(seeds.values()) < 30
+    assert f"Decided with {sum(seeds.values())} of 30 jobs\n" in log
+    in_first = runs(store)
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/second.db")
+    second = type(store)(f"sqlite:///{tmp_path}/second.db")
+    killed = Command("race", *SIX, stdout=tmp_path / "killed.txt")
+    deadline = time.monotonic() + 240
+    while not (tmp_path / "second.db").exists() or sum(r.info.status == "FINISHED" for r in runs(second)) < 7:
+        assert killed.poll() is None and time.monotonic() < deadline, (tmp_path / "killed.txt").read_text()
+        time.sleep(0.2)
+    killed.kill_group()
+    status, again, log = race(*SIX)
+    assert status == 0, log
+    assert told(again) == told(whole)
+    children = [run for run in runs(second) if run.data.params]
+    assert len([run for run in children if run.info.status == "FINISHED"]) == sum(seeds.values())
+    assert len(in_first) == sum(seeds.values()) + 1  # and the parent
+    (parent,) = [run for run in runs(second) if "sweep.name" in run.data.tags]
+    assert (parent.data.tags["race.max_seeds"], parent.info.status) == ("5", "FINISHED")
+
+
+@pytest.mark.slow
+def test_a_change_is_raced_against_a_run(store, race):
+    trained = finished("train", *TINY, "optimizer.learning_rate=0.01", "seed=4")
+    assert trained.returncode == 0, trained.stdout
+    (good,) = runs(store)
+    words = ["--against", good.info.run_id, "max_seeds=4"]
+    status, result, log = race(*words, "optimizer.learning_rate=0.00001")
+    assert status == 1, log
+    assert [entry["standing"] for entry in result["variants"]] == ["best", "worse"]
+    assert good.info.run_id in result["variants"][0]["run_ids"]  # it is not trained again
+    bad = result["variants"][1]["run_ids"][0]
+    status, result, log = race("--against", bad, "max_seeds=4", "optimizer.learning_rate=0.01")
+    assert status == 0, log
+    assert [entry["number"] for entry in result["variants"]] == [1, 0]
+    status, result, log = race(*words, "optimizer.learning_rate=0.0101")
+    assert status == 3, log
+    refused, result, log = race(*words, "data.limit=200")
+    assert (refused, result) == (2, None)
+    assert log.startswith("experiments: data.limit changes the data, so nothing could be compared with ")
+
+
+REFUSED = {
+    "max_seeds=3 model=conv2,conv3": "hydra.sweeper.max_seeds=3 is refused: it must be a whole number of at least 4.",
+    "model=conv2": "A race needs at least two variants. Sweep a key, as in model=conv2,conv3.",
+    "model=conv2,conv3 seed=0,1": "A race chooses the seeds itself. Give the first one, as in seed=0, or none.",
+    "model.dropout=interval(0,0.5)": "model.dropout=interval(0,0.5): a grid needs single values. "
+    "Write them out, as in 0.1,0.2, or search with hydra/sweeper=optuna.",
+    "model=conv2,conv3 --equal-within 0": "hydra.sweeper.equal_within=0.0 is refused: it must be a number above 0 "
+    "or null.",
+    "model.dropout=0,0.0": "model.dropout=0 and model.dropout=0.0 are the same variant. Leave one of them out.",
+    "--against none-such model=conv3": "none-such: there is no such run in this store.",
+    "data.limit=100,200": "data.limit differs, but a race compares variants on the same images.",
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", REFUSED)
+def test_a_race_that_cannot_be_is_refused(store, race, words):
+    status, result, log = race(*words.split())
+    assert (status, result) == (2, None)
+    assert log.splitlines()[-1].startswith(f"experiments: {REFUSED[words]}")
+    assert runs(store) == []
