@@ -318,6 +318,7 @@ def compare(
         these_images=on == "these-images",
         swept=selected.swept,
         equal_within=equal_within,
+        race=None if metric or on == "these-images" or equal_within else selected.race,
     )
     if csv:
         tables.write_file(tables.as_csv(found), csv)

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,6 +11,7 @@ from experiments.compare import notes, statistics
 from experiments.compare.pairs import Tests, all_tests
 from experiments.compare.ranking import BEST, COSTS, EQUAL, NO_DIFFERENCE, WORSE, Comparison, Row
 from experiments.compare.samples import samples_of
+from experiments.compare.sequential import AT_EVERY_LOOK, Decision, Race, Standing
 from experiments.compare.statistics import Estimate, Sample
 from experiments.compare.variants import DIGESTS, Variant, beside_others, split, variants_of
 from experiments.errors import ExperimentError
@@ -28,6 +29,7 @@ class Selection:
     title: str
     runs: Sequence[StoredRun]
     swept: Collection[str] = ()  # keys whose values differ between the jobs of their sweeps
+    race: Race | None = None  # the rule by which they were collected
 
 
 def find_runs(sweeps: Sequence[str], query: str) -> Selection:
@@ -50,7 +52,15 @@ def find_runs(sweeps: Sequence[str], query: str) -> Selection:
     names = " + ".join(parent.tags["sweep.name"] for parent in parents)
     found = [run for parent in parents for run in runs_of(parent, query)]
     swept = {key for parent in parents for key in runs.swept_keys(parent)}
-    return Selection(f"{names}, {query}" if query else names, found, swept)
+    race = _race(parents[0]) if len(parents) == 1 and not query else None
+    return Selection(f"{names}, {query}" if query else names, found, swept, race)
+
+
+def _race(parent: StoredRun) -> Race | None:
+    if "race.max_seeds" not in parent.tags:
+        return None
+    margin = parent.tags["race.equal_within"]
+    return Race(int(parent.tags["race.max_seeds"]), float(margin) if margin else None)
 
 
 def _find_sweeps(names: Sequence[str], parents: Sequence[StoredRun]) -> list[StoredRun]:
@@ -80,6 +90,7 @@ def compare_runs(
     these_images: bool = False,
     swept: Collection[str] = (),
     equal_within: float | None = None,
+    race: Race | None = None,
 ) -> Comparison:
     """Ranks the variants among finished runs and tests each of them against the best one.
 
@@ -91,6 +102,7 @@ def compare_runs(
         these_images: whether intervals and tests shall hold on these images only, instead of on new ones.
         swept: keys that are shown for every variant, also where their values do not differ.
         equal_within: differences that do not matter; None to look for differences alone.
+        race: the rule by which the runs were collected, whose verdicts hold at every look; None for other runs.
 
     Raises:
         ExperimentError: no run is left, no run has the metric, or the data differ.
@@ -120,11 +132,14 @@ def compare_runs(
         for index, variant in enumerate(ranked)
     ]
     rows = [replace(row, beside_others=crowded) for row, crowded in zip(rows, beside, strict=True)]
+    if race:
+        rows = _decided(rows, race.decide(dict(enumerate(samples)), -sign), race)
     last = [_diverged_row(len(rows) + 1 + index, variant, metric) for index, variant in enumerate(diverged)]
     lacking = len(ended) - len(measured)
     repeated = len(measured) - sum(len(variant.runs) for variant in found)
     sentences = [
         *(notes.of_result(metric, rows, samples, tests, these_images=these_images) if rows else []),
+        notes.of_race(race) if race else "",
         notes.of_diverged(last),
         notes.of_code([*rows, *last]),
         other_data,
@@ -245,6 +260,28 @@ def _verdict(index: int, p: float, equal: bool, margin: float | None) -> str:
     if equal:
         return f"{EQUAL} {margin:g}"
     return WORSE if p < statistics.LEVEL else NO_DIFFERENCE
+
+
+def _decided(rows: Sequence[Row], decisions: Mapping[int, Decision], race: Race) -> list[Row]:
+    """The rows with the verdicts of a race; a variant without a decision keeps its own."""
+    verdicts = {
+        Standing.BEST: BEST,
+        Standing.WORSE: WORSE,
+        Standing.EQUAL: f"{EQUAL} {race.equal_within:g}" if race.equal_within else "",
+    }
+    found: list[Row] = []
+    best = next((index for index, decision in decisions.items() if decision.standing is Standing.BEST), 0)
+    for index in sorted(range(len(rows)), key=lambda index: index != best):
+        row, decision = rows[index], decisions.get(index)
+        if decision:
+            interval, value, half = None, decision.difference, decision.half_width
+            if value is not None:
+                interval = Estimate(value, value - half, value + half, AT_EVERY_LOOK)
+            verdict = verdicts.get(decision.standing, NO_DIFFERENCE)
+            test = "" if value is None else AT_EVERY_LOOK
+            row = replace(row, difference=interval, p=decision.p, verdict=verdict, test=test)
+        found.append(replace(row, rank=len(found) + 1))
+    return found
 
 
 def _diverged_row(rank: int, variant: Variant, metric: str) -> Row:

@@ -7,6 +7,7 @@ from experiments.compare.pairs import Tests
 from experiments.compare.power import limit
 from experiments.compare.ranking import EQUAL, NO_DIFFERENCE, WORSE, Row
 from experiments.compare.samples import SCORES
+from experiments.compare.sequential import Race
 from experiments.compare.statistics import Sample
 
 MOST_NAMED = 3  # per sentence
@@ -48,6 +49,14 @@ def _conclusion(rows: Sequence[Row]) -> str:
 def _named(rows: Sequence[Row]) -> str:
     rest = f" and {len(rows) - MOST_NAMED} more" if len(rows) > MOST_NAMED else ""
     return ", ".join(row.label for row in rows[:MOST_NAMED]) + rest
+
+
+def of_race(race: Race) -> str:
+    """A sentence on runs that a race has collected."""
+    return (
+        f"The runs were collected by a race of up to {race.max_seeds} seeds: differences are those on the seeds that "
+        "both variants have, and p holds although the results were looked at after every seed."
+    )
 
 
 def of_diverged(rows: Sequence[Row]) -> str:

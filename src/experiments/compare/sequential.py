@@ -20,6 +20,7 @@ from experiments.compare.pairs import Pairs
 from experiments.compare.statistics import LEVEL, Sample, holm
 from experiments.compare.variance import Variance
 
+AT_EVERY_LOOK = "t over seeds and images, at every look of a race"
 FIRST_SEEDS = 3  # of every variant, before the first look
 _EXPONENT = 0.25
 _WORTHWHILE = 0.97  # more seeds are not worth it if the standard error at the cap is more than this share of today's
@@ -47,8 +48,7 @@ class Look:
     """A difference after some seeds."""
 
     value: float
-    seeds_variance: float  # that falls with more seeds
-    images_variance: float  # that does not
+    variance: Variance
     p: float  # two-sided, at this look alone
     p_above: float  # one-sided: of a difference above minus the margin; 1 without a margin
     p_below: float  # one-sided: of a difference below the margin
@@ -62,6 +62,7 @@ class Decision:
     seeds: int
     difference: float | None = None  # from the best; None for the best itself
     p: float | None = None  # of that difference, adjusted over all pairs and looks
+    half_width: float = 0.0  # of its interval, which excludes 0 if and only if p is below 0.05
 
 
 class Race:
@@ -120,7 +121,7 @@ class Race:
             if number == best:
                 continue
             pair = min(number, best), max(number, best)
-            if number in worse:
+            if different[pair] < LEVEL:
                 standing = Standing.WORSE
             elif equal.get(pair, 1.0) < LEVEL:
                 standing = Standing.EQUAL
@@ -128,7 +129,11 @@ class Race:
                 standing = Standing.IMAGES
             else:
                 standing = Standing.CAP if min(counts[number], counts[best]) >= self.max_seeds else Standing.OPEN
-            decisions[number] = Decision(standing, counts[number], -sign * better(best, number), different[pair])
+            # The level at which the last look alone would be tested.
+            level_here = LEVEL * min(1.0, looks[pair][-1].p / different[pair]) if different[pair] > 0 else LEVEL
+            half_width = float(looks[pair][-1].variance.half_width(level_here))
+            difference = -sign * better(best, number)
+            decisions[number] = Decision(standing, counts[number], difference, different[pair], half_width)
         return decisions
 
     def next_seeds(self, decisions: Mapping[int, Decision]) -> dict[int, int]:
@@ -160,8 +165,7 @@ class Race:
                 above = below = 1.0
                 if self.equal_within:
                     above, below = (_one_sided(variance, sign * value + self.equal_within) for sign in (1, -1))
-                of_seeds, of_images = float(variance.seeds), float(variance.images)
-                self._looks[one, other, seeds] = Look(value, of_seeds, of_images, p_values[other_place], above, below)
+                self._looks[one, other, seeds] = Look(value, variance, p_values[other_place], above, below)
 
     def _p_different(self, looks: Sequence[Look]) -> float:
         return self._over_looks(looks, [special.ndtri(1 - look.p / 2) for look in looks], sides=2)
@@ -180,18 +184,18 @@ class Race:
             return 1.0
         times = variance[-1] / variance
         statistic = float((np.array(z) * times[: len(z)] ** _EXPONENT).max())
-        of_seeds = 1 - looks[-1].images_variance / variance[-1]
+        of_seeds = 1 - looks[-1].variance.images / variance[-1]
         return min(1.0, (1 + (_STUDENT - 1) * of_seeds) * p_over_looks(times, statistic, sides))
 
     def _variance(self, looks: Sequence[Look], seeds: np.ndarray, at_most: float = 1.0) -> np.ndarray:
         """The variances of a difference with other numbers of seeds, whose part is `at_most` times as large."""
-        per_seed = looks[-1].seeds_variance * (FIRST_SEEDS + len(looks) - 1)
-        return at_most * per_seed / seeds + looks[-1].images_variance
+        per_seed = looks[-1].variance.seeds * (FIRST_SEEDS + len(looks) - 1)
+        return at_most * per_seed / seeds + looks[-1].variance.images
 
     def _is_limited(self, looks: Sequence[Look], level: float) -> bool:
         """Whether the images are the larger source of chance, and all the seeds would hardly add to what is known."""
         now, at_cap = self._variance(looks, np.array([FIRST_SEEDS + len(looks) - 1, self.max_seeds]))
-        if looks[-1].images_variance < at_cap / 2 or np.sqrt(at_cap / now) < _WORTHWHILE:
+        if looks[-1].variance.images < at_cap / 2 or np.sqrt(at_cap / now) < _WORTHWHILE:
             return False
         size, error = abs(looks[-1].value), np.sqrt(at_cap)
         expected = 2 * special.ndtr(-size / error)
@@ -226,7 +230,8 @@ def p_over_looks(times: np.ndarray, statistic: float, sides: int = 2) -> float:
         else:
             reached = (_normal((moved[:, None] - points) / step) / step) @ density
         density, points, before = reached * _WEIGHTS * (high - low) / 2, moved, time
-    return float(np.clip(1 - density.sum(), 0, 1))
+    # The last look alone reaches it with the second of these chances, which is there where the first is rounded to 0.
+    return float(np.clip(1 - density.sum(), sides * special.ndtr(-statistic), 1))
 
 
 def _normal(z: np.ndarray) -> np.ndarray:

@@ -121,7 +121,7 @@ class _Runner:
     def __init__(self, sweeper: "RaceSweeper", sweep: Sweep, first: Sequence[Job]) -> None:
         self.sweeper = sweeper
         self.sweep = sweep
-        self.race = Race(sweeper.max_seeds, sweeper.equal_within)
+        self.race = sweep.race = Race(sweeper.max_seeds, sweeper.equal_within)
         self.jobs = [[job] for job in first]  # of each variant, one per seed
         assert first[0].plan  # noqa: S101 - all have been planned
         self.mode = first[0].plan.mode

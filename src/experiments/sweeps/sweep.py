@@ -29,6 +29,7 @@ from experiments.tracking.store import StoreLost, StoreRefused, jobs_folder, set
 
 if TYPE_CHECKING:
     from experiments.compare.ranking import Comparison
+    from experiments.compare.sequential import Race
 
 #: States of jobs that have a cause, and of jobs without a result.
 _WITH_REASON = (State.FAILED, State.KILLED, State.ELSEWHERE, State.NOT_RECORDED, State.DIVERGED)
@@ -45,6 +46,7 @@ class Sweep:
         self.cfg = first.cfg
         self.display = display
         self.states_before: dict[str, object] = {}  # run id -> attempt, of the runs that it had already
+        self.race: Race | None = None  # the rule by which it adds jobs
         self.lost: list[tuple[Job, JobReturn]] = []  # jobs that could not be recorded
 
     def overrides(self, job: Job) -> list[str]:
@@ -192,7 +194,7 @@ class Sweep:
         swept = [key for key in keys if len({job.swept_values.get(key) for job in self.jobs}) > 1]
         if not any(run.finished for run in runs):
             return None
-        return comparison.compare_runs(runs, self.parent.name, metric, across_data=True, swept=swept)
+        return comparison.compare_runs(runs, self.parent.name, metric, across_data=True, swept=swept, race=self.race)
 
     def close(self, status: str, tags: Mapping[str, object], patience: float, *, page: bool = False) -> None:
         """Writes the comparison to the parent run, ends it and prints a summary."""
