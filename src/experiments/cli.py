@@ -319,6 +319,7 @@ def compare(
         swept=selected.swept,
         equal_within=equal_within,
         race=None if metric or on == "these-images" or equal_within else selected.race,
+        command=selected.command,
     )
     if csv:
         tables.write_file(tables.as_csv(found), csv)

@@ -30,6 +30,7 @@ class Selection:
     runs: Sequence[StoredRun]
     swept: Collection[str] = ()  # keys whose values differ between the jobs of their sweeps
     race: Race | None = None  # the rule by which they were collected
+    command: str = ""  # that has started their sweep, if there is one only
 
 
 def find_runs(sweeps: Sequence[str], query: str) -> Selection:
@@ -52,8 +53,10 @@ def find_runs(sweeps: Sequence[str], query: str) -> Selection:
     names = " + ".join(parent.tags["sweep.name"] for parent in parents)
     found = [run for parent in parents for run in runs_of(parent, query)]
     swept = {key for parent in parents for key in runs.swept_keys(parent)}
-    race = _race(parents[0]) if len(parents) == 1 and not query else None
-    return Selection(f"{names}, {query}" if query else names, found, swept, race)
+    title = f"{names}, {query}" if query else names
+    if len(parents) > 1 or query:
+        return Selection(title, found, swept)
+    return Selection(title, found, swept, _race(parents[0]), parents[0].tags.get("command", ""))
 
 
 def _race(parent: StoredRun) -> Race | None:
@@ -91,6 +94,7 @@ def compare_runs(
     swept: Collection[str] = (),
     equal_within: float | None = None,
     race: Race | None = None,
+    command: str = "",
 ) -> Comparison:
     """Ranks the variants among finished runs and tests each of them against the best one.
 
@@ -103,6 +107,7 @@ def compare_runs(
         swept: keys that are shown for every variant, also where their values do not differ.
         equal_within: differences that do not matter; None to look for differences alone.
         race: the rule by which the runs were collected, whose verdicts hold at every look; None for other runs.
+        command: that has started their sweep, for the command that continues it; empty for none.
 
     Raises:
         ExperimentError: no run is left, no run has the metric, or the data differ.
@@ -140,6 +145,7 @@ def compare_runs(
     sentences = [
         *(notes.of_result(metric, rows, samples, tests, these_images=these_images) if rows else []),
         notes.of_race(race) if race else "",
+        notes.of_continuation(rows, command),
         notes.of_diverged(last),
         notes.of_code([*rows, *last]),
         other_data,

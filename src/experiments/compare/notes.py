@@ -1,5 +1,6 @@
 """The sentences below the table of a comparison."""
 
+import shlex
 from collections.abc import Sequence
 
 from experiments.compare import pairs
@@ -57,6 +58,22 @@ def of_race(race: Race) -> str:
         f"The runs were collected by a race of up to {race.max_seeds} seeds: differences are those on the seeds that "
         "both variants have, and p holds although the results were looked at after every seed."
     )
+
+
+def of_continuation(rows: Sequence[Row], command: str) -> str:
+    """A sentence on the race that continues a sweep; empty if nothing is left to decide, or the sweep cannot be raced.
+
+    Args:
+        rows: of the table.
+        command: that has started the sweep.
+    """
+    program, *words = shlex.split(command) or [""]
+    searched = any(word.startswith("hydra/sweeper=") for word in words)
+    if words[:1] != ["train"] or searched or all(row.verdict != NO_DIFFERENCE for row in rows):
+        return ""
+    kept = [word for word in words[1:] if not word.startswith(("-m", "--multirun", "seed=", "hydra.mode="))]
+    race = shlex.join([program, "race", *kept])
+    return f"To decide it, let a race add seeds, whose verdicts hold at every look: {race}"
 
 
 def of_diverged(rows: Sequence[Row]) -> str:

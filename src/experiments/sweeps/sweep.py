@@ -39,13 +39,14 @@ _MISSING = (State.FAILED, State.KILLED, State.ELSEWHERE, State.NOT_RECORDED, Sta
 class Sweep:
     """The jobs of a sweep whose parent run is open."""
 
-    def __init__(self, parent: Parent, jobs: list[Job], first: Configuration, display: Display) -> None:
+    def __init__(self, parent: Parent, jobs: list[Job], first: Configuration, display: Display, command: str) -> None:
         self.parent = parent
         self.jobs = jobs
         self.first = first  # configuration of any job, for what all have in common
         self.cfg = first.cfg
         self.display = display
         self.states_before: dict[str, object] = {}  # run id -> attempt, of the runs that it had already
+        self.command = command  # that has started it
         self.race: Race | None = None  # the rule by which it adds jobs
         self.lost: list[tuple[Job, JobReturn]] = []  # jobs that could not be recorded
 
@@ -194,7 +195,9 @@ class Sweep:
         swept = [key for key in keys if len({job.swept_values.get(key) for job in self.jobs}) > 1]
         if not any(run.finished for run in runs):
             return None
-        return comparison.compare_runs(runs, self.parent.name, metric, across_data=True, swept=swept, race=self.race)
+        return comparison.compare_runs(
+            runs, self.parent.name, metric, across_data=True, swept=swept, race=self.race, command=self.command
+        )
 
     def close(self, status: str, tags: Mapping[str, object], patience: float, *, page: bool = False) -> None:
         """Writes the comparison to the parent run, ends it and prints a summary."""
@@ -266,7 +269,7 @@ def _open_sweep(jobs: list[Job], first: Configuration, experiment: str, name: st
     command = shlex.join(["experiments", "train", *absolute_paths(sys.argv[1:])])
     tags = {**dict(first.cfg.tracking.tags), "command": command}
     parent = open_parent(experiment, name, tags, first.cfg.tracking.store_timeout)
-    sweep = Sweep(parent, jobs, first, display)
+    sweep = Sweep(parent, jobs, first, display, command)
     try:
         sweep.states_before = {run.run_id: run.attempt for run in parent.runs()}
         sweep.write_jobs()
