@@ -18,7 +18,7 @@ from experiments.config.compose import CONF_DIR
 from experiments.tracking.store import jobs_folder
 
 EXPERIMENTS = str(Path(sys.executable).parent / "experiments")
-COMMANDS = ["train", "list", "ui", "reproduce", "compare", "predict", "draw", "register", "export", "sync"]
+COMMANDS = ["train", "race", "list", "ui", "reproduce", "compare", "predict", "draw", "register", "export", "sync"]
 HEAVY = ["keras", "matplotlib", "mlflow", "sklearn", "tensorflow"]
 ROOT = (
     "augment, batch_size, callbacks, data, deterministic, dry_run, epochs, experiment, force, loss, metrics, model, "

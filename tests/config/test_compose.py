@@ -186,7 +186,7 @@ GRAMMAR = {
     "'epochs=${oc.env:NOT_SET_ANYWHERE}'": "epochs: \"Environment variable 'NOT_SET_ANYWHERE' not found\".",
     "model.dropout=???": "model.dropout: Missing mandatory value: dropout.",
     "hydra/sweeper=gird": "hydra/sweeper=gird: there is no such option. Did you mean grid? "
-    "Allowed: basic, grid, optuna.",
+    "Allowed: basic, grid, optuna, race.",
     "+hydra.callbacks.x._target_=os.system": "hydra.callbacks.x._target_=os.system is refused. "
     "Under hydra only hydra.* and hydra_plugins.* may stand.",
     "hydra.sweeper._target_=os.system": "hydra.sweeper._target_=os.system is refused. "
