@@ -138,7 +138,8 @@ def compare_runs(
     ]
     rows = [replace(row, beside_others=crowded) for row, crowded in zip(rows, beside, strict=True)]
     if race:
-        rows = _decided(rows, race.decide(dict(enumerate(samples)), -sign), race)
+        again = Race(race.max_seeds, race.equal_within)  # it remembers what it has seen by the numbers of variants
+        rows = _decided(rows, again.decide(dict(enumerate(samples)), -sign), race)
     last = [_diverged_row(len(rows) + 1 + index, variant, metric) for index, variant in enumerate(diverged)]
     lacking = len(ended) - len(measured)
     repeated = len(measured) - sum(len(variant.runs) for variant in found)

@@ -226,7 +226,7 @@ class _Runner:
     def _result(self, decisions: Mapping[int, Decision]) -> Result:
         metric = f"best/{self.sweep.cfg.objective}"
         found = []
-        for number, decision in decisions.items():
+        for number, decision in sorted(decisions.items(), key=lambda each: _place(each[1])):
             runs = [job.run for job in self.jobs[number] if job.run]
             values = [run.metrics[metric] for run in runs if metric in run.metrics]
             found.append({
@@ -240,5 +240,9 @@ class _Runner:
                 "p": decision.p,
                 "run_ids": [run.run_id for run in runs],
             })  # fmt: skip
-        found.sort(key=lambda entry: (entry["standing"] != Standing.BEST, entry["standing"] == Standing.FAILED))
         return Result(self.sweep.parent.name, metric, tuple(found))
+
+
+def _place(decision: Decision) -> tuple[bool, float]:
+    """What to sort by: the best first, the others by their distance from it, and those that have failed last."""
+    return decision.standing is Standing.FAILED, abs(decision.difference or 0.0)
