@@ -63,7 +63,8 @@ def test_one_yaml_file_each_is_enough(store, digits, own, tmp_path, monkeypatch)
     result = run(words, config_dir=own)
 
     names = {"loss", "accuracy", "auc", "doubt"}
-    epochs = {*names, *(f"val_{name}" for name in names), "learning_rate", "epoch_seconds"}
+    measured = {*names, "total_loss"}  # the loss of the user
+    epochs = {*measured, *(f"val_{name}" for name in measured), "learning_rate", "epoch_seconds"}
     assert set(result.history) == epochs
     assert result.history["learning_rate"] == pytest.approx([0.001, 0.0005])
     best = int(np.argmin(result.history["val_doubt"]))

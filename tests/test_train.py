@@ -499,8 +499,8 @@ def test_a_model_with_a_training_step_of_its_own_is_refused(store, digits, tmp_p
 
 
 def test_few_images_and_one_answer_for_all_are_no_good_result(store, digits, capsys):
-    layers = "[{_target_: keras.layers.Flatten}, {_target_: keras.layers.Rescaling, scale: 0.0}]"
-    words = ["model=sequential", f"model.layers={layers}", "data.limit=20", "tracking.model=false"]
+    layers = "[{_target_: keras.layers.Flatten}, {_target_: keras.layers.Rescaling, scale: 1e-9}]"
+    words = ["scale=none", "model=sequential", f"model.layers={layers}", "data.limit=20", "tracking.model=false"]
     result = run(small(digits, *words))
     test = arrays(store, result.run_id, "test_predictions.npz")
     (predicted,) = set(test["probabilities"].argmax(axis=1))

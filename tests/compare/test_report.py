@@ -297,7 +297,7 @@ def test_a_page_that_cannot_be_made_costs_a_sweep_nothing_else(compared, monkeyp
     monkeypatch.setattr(report, "page", broken)
     parent, display = MagicMock(), MagicMock()
     parent.name, display.console = "mine", Console(file=io.StringIO())
-    Finished(parent, [], compose(), display).close("FINISHED", {}, patience=0, page=True)
+    Finished(parent, [], compose(), display, "").close("FINISHED", {}, patience=0, page=True)
     again = "Later: experiments compare mine --html FILE"
     assert display.print.call_args_list[0].args == (f"Without report.html: TypeError: cannot draw this {again}",)
     kept = [call.args[0] for call in parent.outbox.put_file.call_args_list]
