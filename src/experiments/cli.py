@@ -320,6 +320,7 @@ def compare(
         equal_within=equal_within,
         race=None if metric or on == "these-images" or equal_within else selected.race,
         command=selected.command,
+        searched=selected.searched,
     )
     if csv:
         tables.write_file(tables.as_csv(found), csv)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -324,6 +325,23 @@ def test_the_value_of_a_trial_is_the_mean_over_its_seeds(store, launcher):
     assert [trial.value for trial in trials] == [mean(values[i : i + 2]) for i in (0, 2, 4)]
     rates = [float(run.data.params["optimizer.learning_rate"]) for run in children]
     assert rates == [trial.params["optimizer.learning_rate"] for trial in trials for _ in range(2)]
+
+
+@pytest.mark.slow
+def test_the_best_trials_are_confirmed_by_a_race(store):
+    words = [*OPTUNA, "model.dropout=interval(0,0.5)", "model.filters=choice([4,4],[4,8])", "epochs=1", "seed=3"]
+    done = experiments(*words, "hydra.sweeper.n_trials=4", "hydra.launcher.n_jobs=2")
+    assert done.returncode == 0, done.stdout
+    verdicts = re.findall(r"^ +\d  .*(best|one seed, no verdict|worse|no significant)", done.stdout, re.MULTILINE)
+    assert verdicts == ["best", *["one seed, no verdict"] * 3]
+    (command,) = re.findall("^Confirm the best trials with new seeds: (.*)$", done.stdout, re.MULTILINE)
+    assert " seed=4 " in command
+    race = commands.finished(*shlex.split(command)[1:], "dry_run=true")
+    assert race.returncode == 0, race.stdout
+    assert race.stdout.startswith("3 to 30 seeds of each of these variants:\n")
+    parent, _ = parent_and_children(store)
+    ranked = sorted(study_of(parent).trials, key=lambda trial: -trial.value)
+    assert [f"model.dropout={trial.params['model.dropout']}" in race.stdout for trial in ranked] == [True] * 3 + [False]
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.compare import notes, statistics
 from experiments.compare.pairs import Tests, all_tests
-from experiments.compare.ranking import BEST, COSTS, EQUAL, NO_DIFFERENCE, WORSE, Comparison, Row
+from experiments.compare.ranking import BEST, COSTS, EQUAL, NO_DIFFERENCE, NO_VERDICT, WORSE, Comparison, Row
 from experiments.compare.samples import samples_of
 from experiments.compare.sequential import AT_EVERY_LOOK, Decision, Race, Standing
 from experiments.compare.statistics import Estimate, Sample
@@ -31,6 +31,7 @@ class Selection:
     swept: Collection[str] = ()  # keys whose values differ between the jobs of their sweeps
     race: Race | None = None  # the rule by which they were collected
     command: str = ""  # that has started their sweep, if there is one only
+    searched: bool = False  # whether they are the trials of a search
 
 
 def find_runs(sweeps: Sequence[str], query: str) -> Selection:
@@ -56,7 +57,8 @@ def find_runs(sweeps: Sequence[str], query: str) -> Selection:
     title = f"{names}, {query}" if query else names
     if len(parents) > 1 or query:
         return Selection(title, found, swept)
-    return Selection(title, found, swept, _race(parents[0]), parents[0].tags.get("command", ""))
+    tags = parents[0].tags
+    return Selection(title, found, swept, _race(parents[0]), tags.get("command", ""), "search.trials" in tags)
 
 
 def _race(parent: StoredRun) -> Race | None:
@@ -95,6 +97,7 @@ def compare_runs(
     equal_within: float | None = None,
     race: Race | None = None,
     command: str = "",
+    searched: bool = False,
 ) -> Comparison:
     """Ranks the variants among finished runs and tests each of them against the best one.
 
@@ -108,6 +111,7 @@ def compare_runs(
         equal_within: differences that do not matter; None to look for differences alone.
         race: the rule by which the runs were collected, whose verdicts hold at every look; None for other runs.
         command: that has started their sweep, for the command that continues it; empty for none.
+        searched: whether they are the trials of a search, none of which is called better on the strength of one seed.
 
     Raises:
         ExperimentError: no run is left, no run has the metric, or the data differ.
@@ -137,6 +141,8 @@ def compare_runs(
         for index, variant in enumerate(ranked)
     ]
     rows = [replace(row, beside_others=crowded) for row, crowded in zip(rows, beside, strict=True)]
+    if searched:
+        rows = [_without_verdict(row) if row.rank > 1 and len(row.runs) == 1 else row for row in rows]
     if race:
         again = Race(race.max_seeds, race.equal_within)  # it remembers what it has seen by the numbers of variants
         rows = _decided(rows, again.decide(dict(enumerate(samples)), -sign), race)
@@ -267,6 +273,12 @@ def _verdict(index: int, p: float, equal: bool, margin: float | None) -> str:
     if equal:
         return f"{EQUAL} {margin:g}"
     return WORSE if p < statistics.LEVEL else NO_DIFFERENCE
+
+
+def _without_verdict(row: Row) -> Row:
+    return replace(
+        row, difference=Estimate(row.difference.value) if row.difference else None, p=None, verdict=NO_VERDICT
+    )
 
 
 def _decided(rows: Sequence[Row], decisions: Mapping[int, Decision], race: Race) -> list[Row]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from experiments.compare import pairs
 from experiments.compare.pairs import Tests
 from experiments.compare.power import limit
-from experiments.compare.ranking import EQUAL, NO_DIFFERENCE, WORSE, Row
+from experiments.compare.ranking import EQUAL, NO_DIFFERENCE, NO_VERDICT, WORSE, Row
 from experiments.compare.samples import SCORES
 from experiments.compare.sequential import Race
 from experiments.compare.statistics import Sample
@@ -44,6 +44,8 @@ def _conclusion(rows: Sequence[Row]) -> str:
         f"{equal[0].verdict}: {_named(equal)}" if equal else "",
         f"no significant difference from {_named(open_)}" if open_ else "",
     ]
+    untested = [row for row in rows[1:] if row.verdict == NO_VERDICT]
+    parts.append("trials with one seed are not called better or worse" if untested else "")
     return f"{first} ranks first; {'; '.join(part for part in parts if part)}."
 
 
@@ -120,7 +122,7 @@ def _methods(rows: Sequence[Row], tests: Tests) -> list[str]:
 
 
 def _single_seeds(rows: Sequence[Row]) -> str:
-    if all(len(row.runs) > 1 for row in rows):
+    if all(len(row.runs) > 1 for row in rows) or any(row.verdict == NO_VERDICT for row in rows):
         return ""
     advice = "A single seed does not show how results vary from seed to seed: add seed=range(5)."
     if any(row.p is not None and row.test in (pairs.MCNEMAR, pairs.OVER_IMAGES) for row in rows):
@@ -129,7 +131,7 @@ def _single_seeds(rows: Sequence[Row]) -> str:
 
 
 def _untested(rows: Sequence[Row]) -> str:
-    untested = [row for row in rows[1:] if row.p is None]
+    untested = [row for row in rows[1:] if row.p is None and row.verdict != NO_VERDICT]
     if not untested:
         return ""
     why = "the values do not vary between the seeds"

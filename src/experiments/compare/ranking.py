@@ -7,6 +7,8 @@ from experiments.compare.statistics import Estimate
 from experiments.tracking.runs import StoredRun
 
 BEST, WORSE, NO_DIFFERENCE, EQUAL = "best", "worse", "no significant difference", "equal within"
+#: Of trials of a search with one seed each: the best of many is the luckiest.
+NO_VERDICT = "one seed, no verdict"
 #: Metric `cost/…` -> its column in the table.
 COSTS = {"parameters": "parameters", "macs": "MACs", "train_seconds": "seconds"}
 

@@ -1,11 +1,11 @@
 """A race between the configuration of a recorded run and a change of it, for scripts that keep what is better."""
 
-import json
 import shlex
 from collections.abc import Sequence
 
 from experiments.compare.sequential import Standing
 from experiments.errors import ExperimentError
+from experiments.sweeps.jobs import include_override
 from experiments.sweeps.race import Result
 from experiments.tracking.runs import find_run
 
@@ -35,11 +35,10 @@ def overrides(run: str, change: Sequence[str]) -> list[str]:
     before = dict(word.split("=", 1) for word in words)
     unchanged = [f"{key}={value}" for key, value in before.items() if key not in changed]
     entries = [{key: before[key] for key in changed if key in before}, changed]
-    include = [{key: value for key, value in entry.items()} for entry in entries]
     return [
         *unchanged,
         *(word for word in change if word.startswith("hydra")),
-        f"hydra.sweeper.include={_text(include)}",
+        include_override(entries),
     ]
 
 
@@ -51,11 +50,3 @@ def status(result: Result) -> int:
     if Standing.EQUAL in (before["standing"], changed["standing"]) or changed["standing"] == Standing.WORSE:
         return NOT_BETTER
     return UNDECIDED
-
-
-def _text(include: Sequence[dict[str, str]]) -> str:
-    """Combinations in Hydra's grammar; each value in quotes, as it was typed."""
-    entries = (
-        ",".join(f"{key}:{json.dumps(value, ensure_ascii=False)}" for key, value in each.items()) for each in include
-    )
-    return f"[{','.join(f'{{{entry}}}' for entry in entries)}]"

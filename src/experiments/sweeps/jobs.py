@@ -151,6 +151,14 @@ def _inner_text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+def include_override(entries: Iterable[Mapping[str, str]]) -> str:
+    """The override that lists combinations of values, each as it is typed, for a grid or a race."""
+    listed = (
+        ",".join(f"{key}:{json.dumps(value, ensure_ascii=False)}" for key, value in entry.items()) for entry in entries
+    )
+    return f"hydra.sweeper.include=[{','.join(f'{{{entry}}}' for entry in listed)}]"
+
+
 def compose_jobs(
     found: Sequence[tuple[tuple[str, ...], dict[str, str]]],
     excluded: Sequence[Mapping[str, Any]],

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
@@ -16,6 +17,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from experiments.config.compose import compose
 from experiments.config.configuration import Plan
 from experiments.config.identity import digest
+from experiments.config.overrides import absolute_paths
 from experiments.errors import ExperimentError
 from experiments.sweeps import jobs as job_list
 from experiments.sweeps import launcher, space
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 #: What a trial remembers: whether it was interrupted; fingerprint, run and reason of failure of each job by its number.
 _INTERRUPTED, _ENDED = "interrupted", "ended"
 _MOST_COMPARED = 20  # older studies
+_CONFIRMED = 3  # trials
 _OPEN = (State.ELSEWHERE, State.NOT_RECORDED, State.NOT_STARTED)  # trials that are left to the next call
 
 
@@ -159,6 +162,7 @@ class _Search:
         self.to_run = max(0, self.sweeper.n_trials - ended)
         each = f" with {len(self.seeds)} seeds each" if len(self.seeds) > 1 else ""
         self.sweep.display.print(f"{self.sweeper.n_trials} trials{each}: {ended} ended, {self.to_run} to run")
+        self.sweep.parent.set_tags({"search.trials": self.sweeper.n_trials})
         launcher = self.sweeper.launcher
         try:
             if hasattr(launcher, "pool"):
@@ -167,8 +171,22 @@ class _Search:
                 self._run_in_batches(launcher)
         finally:
             self._draw_history()
-        if not any(trial.state is TrialState.COMPLETE for trial in self.study.trials):
+        complete = [trial for trial in self.study.trials if trial.state is TrialState.COMPLETE]
+        if not complete:
             self.sweep.display.print("No trial has a result: all have failed or were pruned.")
+        elif len(complete) > 1:
+            self.sweep.display.print(f"Confirm the best trials with new seeds: {self._race_of_best(complete)}")
+
+    def _race_of_best(self, complete: Sequence[FrozenTrial]) -> str:
+        """The command that races the best trials with seeds that the search has not used."""
+        ranked = sorted(complete, key=lambda trial: trial.value or 0.0, reverse=self.mode == "max")
+        best = {str(trial.params): space.overrides(trial.params) for trial in ranked}
+        folder = config_dir(self.sweeper)
+        where = ["--config-dir", folder] if folder else []
+        kept = [word for word in absolute_paths(self.fixed) if not word.startswith(("seed=", "sweep=", "hydra"))]
+        entries = list(best.values())[:_CONFIRMED]
+        seed = f"seed={self.seeds.stop}"
+        return shlex.join(["experiments", "race", *where, *kept, seed, job_list.include_override(entries)])
 
     def _draw_history(self) -> None:
         from experiments.compare import tables  # what only the end needs

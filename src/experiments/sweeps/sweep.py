@@ -196,7 +196,14 @@ class Sweep:
         if not any(run.finished for run in runs):
             return None
         return comparison.compare_runs(
-            runs, self.parent.name, metric, across_data=True, swept=swept, race=self.race, command=self.command
+            runs,
+            self.parent.name,
+            metric,
+            across_data=True,
+            swept=swept,
+            race=self.race,
+            command=self.command,
+            searched=any(job.trial is not None for job in self.jobs),
         )
 
     def close(self, status: str, tags: Mapping[str, object], patience: float, *, page: bool = False) -> None:
