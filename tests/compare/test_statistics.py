@@ -373,3 +373,36 @@ def test_variants_that_are_equal_on_new_images_are_seldom_told_apart(variants, s
 def test_where_images_do_not_matter_the_power_is_that_of_the_test_over_seeds():
     now, before = SIMULATION["power"](10, 1.0, 300)
     assert now >= 0.9 * before > 0.5
+
+
+# Folds and splits
+
+
+def accuracies(images, labels, split, splits, random):
+    """Accuracies of two equal classifiers, the nearest mean of a class by half of the pixels, one pair per split."""
+    places, found = random.permutation(len(labels)), []
+    for number in range(splits):
+        held_out = places[number::splits] if split == "fold" else random.permutation(len(labels))[: len(labels) // 5]
+        train = np.setdiff1d(places, held_out)
+        pair = []
+        for half in (images[:, :10], images[:, 10:]):
+            means = np.stack([half[train][labels[train] == label].mean(axis=0) for label in (0, 1)])
+            nearest = np.square(half[held_out, None] - means).sum(axis=2).argmin(axis=1)
+            pair.append((nearest == labels[held_out]).mean())
+        found.append(pair)
+    return np.transpose(found)
+
+
+@pytest.mark.parametrize(("split", "splits"), [("fold", 5), ("fold", 10), ("split", 5), ("split", 10)])
+def test_the_correction_for_shared_training_images_keeps_false_verdicts_rare(split, splits):
+    random, labels = np.random.default_rng(0), np.arange(200) % 2
+    overlap = 1 / (splits - 1) if split == "fold" else 0.25
+    false = {overlap: 0, 0.0: 0}
+    for _ in range(300):
+        images = random.normal(size=(200, 20)) + 0.4 * labels[:, None]
+        pair = accuracies(images, labels, split, splits, random)
+        for shared in false:
+            samples = [Sample(dict(enumerate(values.tolist())), overlap=shared) for values in pair]
+            false[shared] += bool(all_tests(samples).p_values[1] < 0.05)
+    assert false[overlap] / 300 <= 0.06
+    assert false[0.0] > 2 * false[overlap]  # without the correction
