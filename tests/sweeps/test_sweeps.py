@@ -558,3 +558,27 @@ def test_changed_code_runs_again_and_a_changed_comment_or_readme_does_not(tmp_pa
     superseded = [run for run in children(store) if "superseded" in run.data.tags]
     assert len(children(store)) == 4
     assert len(superseded) == 2
+
+
+# Cross-validation
+
+
+@pytest.mark.slow
+def test_every_image_is_validated_once_and_a_fold_can_be_reproduced(store, digits):
+    data = ["data=npz", f"data.path={digits}", "data.folds=2", "data.fold=range(2)"]
+    done = experiments("-m", *data, "model=conv2,conv3", "epochs=1", "tracking.model=false")
+    assert done.returncode == 0, done.stdout
+    jobs = children(store)
+    digests, variants, sizes = {}, {}, {}
+    for run in jobs:
+        fold, model = run.data.params["data.fold"], run.data.params["model"]
+        digests.setdefault(fold, set()).add(run.data.tags["data.validation_sha256"])
+        variants.setdefault(model, set()).add(run.data.tags["variant"])
+        with np.load(store.download_artifacts(run.info.run_id, "validation_predictions.npz")) as predictions:
+            sizes[fold] = len(predictions["labels"])
+    assert [len(found) for found in digests.values()] == [1, 1]  # the same images whatever the model
+    assert digests["0"] != digests["1"] and sizes["0"] + sizes["1"] == 400
+    assert [len(found) for found in variants.values()] == [1, 1]
+    assert re.search(r"^ +1  model=conv[23] +2 ", done.stdout, re.MULTILINE)  # both folds in one row
+    again = finished("reproduce", jobs[0].info.run_id)
+    assert again.returncode == 0, again.stdout
