@@ -145,7 +145,7 @@ def compare_runs(
         rows = [_without_verdict(row) if row.rank > 1 and len(row.runs) == 1 else row for row in rows]
     if race:
         again = Race(race.max_seeds, race.equal_within)  # it remembers what it has seen by the numbers of variants
-        rows = _decided(rows, again.decide(dict(enumerate(samples)), -sign), race)
+        rows = _decided(rows, again.decide(dict(enumerate(samples)), -sign), race, is_rate=samples[0].is_rate)
     last = [_diverged_row(len(rows) + 1 + index, variant, metric) for index, variant in enumerate(diverged)]
     lacking = len(ended) - len(measured)
     repeated = len(measured) - sum(len(variant.runs) for variant in found)
@@ -281,7 +281,7 @@ def _without_verdict(row: Row) -> Row:
     )
 
 
-def _decided(rows: Sequence[Row], decisions: Mapping[int, Decision], race: Race) -> list[Row]:
+def _decided(rows: Sequence[Row], decisions: Mapping[int, Decision], race: Race, *, is_rate: bool) -> list[Row]:
     """The rows with the verdicts of a race; a variant without a decision keeps its own."""
     verdicts = {
         Standing.BEST: BEST,
@@ -295,7 +295,10 @@ def _decided(rows: Sequence[Row], decisions: Mapping[int, Decision], race: Race)
         if decision:
             interval, value, half = None, decision.difference, decision.half_width
             if value is not None:
-                interval = Estimate(value, value - half, value + half, AT_EVERY_LOOK)
+                low, high = value - half, value + half
+                interval = Estimate(
+                    value, *((max(low, -1.0), min(high, 1.0)) if is_rate else (low, high)), AT_EVERY_LOOK
+                )
             verdict = verdicts.get(decision.standing, NO_DIFFERENCE)
             test = "" if value is None else AT_EVERY_LOOK
             row = replace(row, difference=interval, p=decision.p, verdict=verdict, test=test)
