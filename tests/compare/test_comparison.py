@@ -10,7 +10,7 @@ import yaml
 from mlflow.entities import Metric, Param
 from rich.console import Console
 
-from experiments.compare import tables
+from experiments.compare import charts, tables
 from experiments.compare.comparison import compare_runs, find_runs
 from experiments.errors import ExperimentError
 from experiments.tracking.parent import open_parent
@@ -356,3 +356,41 @@ def test_a_narrow_console_gets_the_table_in_parts_with_every_number_whole(width)
     for column in tables.columns(found, found.rows):
         assert all(word in words for cell in column.cells for word in cell.split())
     assert words.count("rank") == {60: 3, 100: 2, 200: 1}[width]
+
+
+# Searches
+
+
+def trials(*values):
+    return [recorded(number, value, 0, 0.9 + 0.01 * number) for number, value in enumerate(values)]
+
+
+def test_no_trial_with_one_seed_is_called_better():
+    searched = compare_runs(trials("0.1", "0.2", "0.4"), "mine", searched=True)
+    assert [(row.verdict, row.p) for row in searched.rows] == [("best", None), *[("one seed, no verdict", None)] * 2]
+    assert searched.notes[0] == ("model.dropout=0.4 ranks first; trials with one seed are not called better or worse.")
+    assert "one seed, no verdict" not in [row.verdict for row in compare_runs(two_variants(), "", searched=True).rows]
+
+
+@pytest.mark.parametrize(("values", "scale"), [(("0.1", "0.2", "0.4"), None), (("0.001", "0.01", "0.1"), "log")])
+def test_the_numbers_that_a_search_has_drawn_are_points_on_their_own_scale(values, scale):
+    found = {chart.title: chart for chart in charts.charts(compare_runs(trials(*values), "mine"), [], {})}
+    figure = found["best/val_accuracy against model.dropout"].figure
+    (points,) = figure["data"]
+    assert dict(zip(points["x"], points["y"], strict=True)) == {float(v): 0.9 + 0.01 * n for n, v in enumerate(values)}
+    assert figure["layout"]["xaxis"].get("type") == scale
+    assert "Main effect of model.dropout" not in found
+
+
+def test_an_open_comparison_names_the_race_that_decides_it():
+    alike = [recorded(n, value, n % 3, 0.9 + 0.001 * (n % 3) + wobble) for n, (value, wobble) in enumerate(
+        [("0.1", 0.0), ("0.1", 0.001), ("0.1", 0.0), ("0.2", 0.001), ("0.2", 0.0), ("0.2", 0.0)]
+    )]  # fmt: skip
+    command = "experiments train -m 'model.dropout=0.1,0.2' 'seed=range(3)' epochs=2"
+    assert (
+        "To decide it, let a race add seeds, whose verdicts hold at every look: "
+        "experiments race model.dropout=0.1,0.2 epochs=2"
+    ) in compare_runs(alike, "mine", command=command).notes
+    searched = "experiments train -m hydra/sweeper=optuna 'model.dropout=interval(0,1)'"
+    for other in (searched, "experiments race model.dropout=0.1,0.2", ""):
+        assert not any("race add" in note for note in compare_runs(alike, "mine", command=other).notes)

@@ -8,6 +8,7 @@ import sys
 import time
 from statistics import mean
 
+import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -131,6 +132,14 @@ def test_the_boundary_points_hold_every_choice_and_both_ends():
         {"a": "x", "b": 1.0, "c": 1},
         {"a": "x", "b": 0.0, "c": 5},
     ]
+
+
+def test_the_key_that_matters_is_the_important_one():
+    made = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
+    made.optimize(lambda trial: -abs(trial.suggest_float("a", 0, 1) - 0.3) + 0 * trial.suggest_float("b", 0, 1), 40)
+    found = study.importances(made)
+    assert list(found) == ["a", "b"] and found["a"] > 0.9
+    assert sum(found.values()) == pytest.approx(1)
 
 
 # Studies

@@ -17,6 +17,7 @@ from experiments.compare.statistics import Estimate, Sample
 
 MOST_VARIANTS = 60  # per chart
 _MOST_MAIN_EFFECTS = 12
+_DECADES = 100  # from the smallest to the largest number on a logarithmic axis
 _LEGEND_LINE = 20  # pixels
 _COLORS = qualitative.T10
 _DASHES = ("solid", "dash", "dot", "dashdot")  # for more variants than colors
@@ -162,6 +163,9 @@ def _main_effects(comparison: Comparison) -> list[Chart]:
                 groups.setdefault(row.distinguishing_values[key], []).append(row)
         if len(groups) < 2:
             continue
+        if len(groups) > len(comparison.rows) / 2 and all(math.isfinite(_numbers_first(name)[0]) for name in groups):
+            found.append(_scatter(key, groups, comparison.metric))
+            continue
         names = sorted(groups, key=_numbers_first)
         estimates = [_over_seeds(groups[name], comparison.metric) for name in names]
         points = [(name, row) for name in names for row in groups[name]]
@@ -189,6 +193,24 @@ def _main_effects(comparison: Comparison) -> list[Chart]:
         chart.figure["layout"]["xaxis"]["type"] = "category"
         found.append(chart)
     return found
+
+
+def _scatter(key: str, groups: Mapping[str, Sequence[Row]], metric: str) -> Chart:
+    """The metric against the numbers that a search has drawn, on a logarithmic axis if they span two decades."""
+    points = [(_numbers_first(name)[0], row) for name, rows in groups.items() for row in rows]
+    numbers = [number for number, _ in points]
+    trials = go.Scatter(
+        x=numbers,
+        y=[row.mean.value for _, row in points],
+        text=[_name(row) for _, row in points],
+        mode="markers",
+        marker={"size": 9, "color": _COLORS[0]},
+    )
+    caption = "Each point is a variant; the values of the other keys differ, too."
+    chart = _chart(f"{metric} against {key}", caption, [trials], key, metric)
+    if min(numbers) > 0 and max(numbers) >= _DECADES * min(numbers):
+        chart.figure["layout"]["xaxis"]["type"] = "log"
+    return chart
 
 
 def _errors(estimates: Sequence[Estimate]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -34,6 +35,7 @@ from experiments.sweeps.plan import (
 )
 from experiments.sweeps.study import (
     differences,
+    importances,
     instantiate,
     journal,
     load_study,
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
 _INTERRUPTED, _ENDED = "interrupted", "ended"
 _MOST_COMPARED = 20  # older studies
 _CONFIRMED = 3  # trials
+_ENOUGH = 10  # trials, to say which keys matter
 _OPEN = (State.ELSEWHERE, State.NOT_RECORDED, State.NOT_STARTED)  # trials that are left to the next call
 
 
@@ -175,7 +178,17 @@ class _Search:
         if not complete:
             self.sweep.display.print("No trial has a result: all have failed or were pruned.")
         elif len(complete) > 1:
+            self._write_importance(complete)
             self.sweep.display.print(f"Confirm the best trials with new seeds: {self._race_of_best(complete)}")
+
+    def _write_importance(self, complete: Sequence[FrozenTrial]) -> None:
+        """Says how much each searched key matters, if there are enough trials to tell."""
+        if len(complete) < _ENOUGH or len(self.distributions) < 2:
+            return
+        found = importances(self.study)
+        words = ", ".join(f"{key} {share:.2f}" for key, share in found.items())
+        self.sweep.display.print(f"Importance of the searched keys (PED-ANOVA): {words}")
+        self.sweep.parent.outbox.put_file("importance.json", json.dumps(found, indent=1))
 
     def _race_of_best(self, complete: Sequence[FrozenTrial]) -> str:
         """The command that races the best trials with seeds that the search has not used."""
