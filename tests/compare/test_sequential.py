@@ -111,3 +111,12 @@ def test_races_between_equal_variants_seldom_find_a_difference():
         )
         false += any(found.standing is Standing.WORSE for found in decisions.values())
     assert false <= 12  # 6 %
+
+
+def test_a_gate_keeps_hardly_any_change_that_changes_nothing():
+    kept = 0
+    for random_seed in range(40):
+        scores = scores_of(0.9, 0.9, seeds=12, images=40, image_sd=0.05, random_seed=random_seed)
+        decisions, _ = run_race(Race(12), scores)
+        kept += decisions[0].standing is Standing.WORSE  # the change, the second one, is better
+    assert kept <= 2
