@@ -45,6 +45,7 @@ class Display:
         self.latest_epochs: dict[int, Mapping[str, float]] = {}
         self.durations: list[float] = []
         self.order: list[Job] = []  # as they started
+        self.standings: list[str] = []  # lines below the live table
 
     def print(self, text: str) -> None:
         """Prints a line."""
@@ -122,7 +123,7 @@ class Display:
                 f"{seconds:.0f} s",
                 Text(job.state, style=_STYLES.get(job.state, "red")),
             )
-        return Group(table, Text(self._summary(total, n_jobs), style="bold"))
+        return Group(table, *map(Text, self.standings), Text(self._summary(total, n_jobs), style="bold"))
 
     def _summary(self, total: int, n_jobs: int) -> str:
         waiting = max(0, total - len(self.order))

@@ -207,21 +207,24 @@ class _Runner:
         return decisions | {number: Decision(Standing.FAILED, len(self.jobs[number])) for number in failed}
 
     def _tell(self, decisions: Mapping[int, Decision]) -> None:
-        """Prints what has been settled since the last time, and how many variants are in question."""
+        """Prints what has been settled since the last time; shows who is in the race, and why others are not."""
+        display = self.sweep.display
         best = next((number for number, found in decisions.items() if found.standing is Standing.BEST), None)
+        first = self.labels[best] if best is not None else ""
+        lines = {}
         for number, found in sorted(decisions.items()):
-            if found.standing in _IN_WORDS and self.told.get(number) is not found.standing:
-                named = {
-                    "best": self.labels[best] if best is not None else "",
-                    "margin": self.sweeper.equal_within or 0,
-                }
+            if found.standing in _IN_WORDS:
                 size = f" ({found.difference:+.4f}, p {found.p:.3f})" if found.difference is not None else ""
-                text = _IN_WORDS[found.standing].format(**named)
-                self.sweep.display.print(f"{self.labels[number]}: {text}, after {found.seeds} seeds{size}")
+                text = _IN_WORDS[found.standing].format(best=first, margin=self.sweeper.equal_within or 0)
+                lines[number] = f"{self.labels[number]}: {text}, after {found.seeds} seeds{size}"
+                if self.told.get(number) is not found.standing:
+                    display.print(lines[number])
         self.told = {number: found.standing for number, found in decisions.items()}
         open_ = [self.labels[number] for number, found in decisions.items() if found.standing is Standing.OPEN]
-        if best is not None and open_:
-            self.sweep.display.print(f"First: {self.labels[best]}; in question: {', '.join(open_)}")
+        if first and open_:
+            lines[-1] = f"First: {first}; in question: {', '.join(open_)}"
+            display.print(lines[-1])
+        display.standings = list(lines.values())
 
     def _result(self, decisions: Mapping[int, Decision]) -> Result:
         metric = f"best/{self.sweep.cfg.objective}"
