@@ -560,15 +560,6 @@ def test_a_second_classifier_is_refused(build):
     )
 
 
-@pytest.mark.parametrize("layer", ["Input, shape: [28, 28, 1]", "InputLayer, shape: [28, 28, 1]"])
-def test_an_input_is_refused(build, layer):
-    with pytest.raises(ExperimentError) as refused:
-        build(*listed(layer, "Flatten"))
-    assert str(refused.value) == (
-        "model.layers[0]: the input is added to every model, with the shape of the images. Leave the layer out."
-    )
-
-
 @pytest.mark.parametrize("entry", ["{units: 3}", "3", "Flatten"])
 def test_an_entry_that_is_no_layer_is_refused(build, entry):
     with pytest.raises(ExperimentError) as refused:

@@ -22,6 +22,7 @@ from experiments.training.macs import count_macs
 _log = logging.getLogger("experiments")
 _SAMPLES = 16
 _MOST_MISTAKES = 500
+_BYTES_OF_MISTAKES = 2**25
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ def write_tables(record: Run, outcome: Outcome) -> None:
             np.savez(file, labels=said.labels, probabilities=said.probabilities)
         with record.file(f"{part}_scores.npy") as file:  # all that a comparison of thousands of runs has time to read
             np.save(file, image_scores(said.labels, said.probabilities))
-    worst, names = test.wrong[:_MOST_MISTAKES], np.array(data.class_names)
+    most = min(_MOST_MISTAKES, max(1, _BYTES_OF_MISTAKES // data.test_images[0].nbytes))
+    worst, names = test.wrong[:most], np.array(data.class_names)
     mistakes = {"index": data.test_index, "image": data.test_images}
     mistakes |= {"label": names[test.labels], "predicted": names[test.predicted]}
     with record.file("mistakes.npz") as file:

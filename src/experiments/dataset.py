@@ -207,7 +207,13 @@ class _Selection:
 
     @property
     def images(self) -> np.ndarray:
-        return self.part.images[self.positions]
+        # All of them need no copy.
+        return self.part.images if self.is_whole else self.part.images[self.positions]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether these are all images of the part, in their order."""
+        return np.array_equal(self.positions, np.arange(len(self.part.images)))
 
     @property
     def labels(self) -> np.ndarray:
@@ -364,7 +370,7 @@ def arrays_sha256(*arrays: np.ndarray) -> str:
     for array in arrays:
         little_endian = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
         digest.update(f"{array.dtype.name}{array.shape}".encode())
-        digest.update(little_endian.tobytes())
+        digest.update(little_endian.data)
     return digest.hexdigest()
 
 

@@ -107,11 +107,6 @@ def sequential(
     own_names = {"image", "softmax", *(["classifier"] if classifier else [])}
     names: set[str] = set()
     for position, layer in enumerate(layers):
-        if isinstance(layer, keras.KerasTensor | keras.layers.InputLayer):
-            raise ExperimentError(
-                f"model.layers[{position}]: the input is added to every model, with the shape of the images.",
-                advice="Leave the layer out.",
-            )
         if not isinstance(layer, keras.Layer):
             raise ExperimentError(
                 f"model.layers[{position}]={layer} is not a layer.",
@@ -155,14 +150,18 @@ def with_scaling(model: keras.Model, scaling: keras.Layer, input_shape: Shape) -
     The input is float32, because a uint8 input would truncate augmented pixels.
 
     Raises:
-        ExperimentError: the scaling fails on images of this shape, or changes the shape.
+        ExperimentError: the scaling fails on images of this shape, or changes the shape; or the model cannot be called
+            again.
     """
     pixels = keras.Input(input_shape, dtype="float32", name="image")
     scaling.dtype_policy = "float32"  # in half precision, a sum of squared pixels overflows
     _check_scaling(scaling, input_shape)
-    if isinstance(model, keras.Sequential) and scaling.name not in {layer.name for layer in model.layers}:
-        return keras.Sequential([pixels, scaling, *model.layers], name=model.name)
-    return keras.Model(pixels, model(scaling(pixels)), name=model.name)
+    try:
+        if isinstance(model, keras.Sequential) and scaling.name not in {layer.name for layer in model.layers}:
+            return keras.Sequential([pixels, scaling, *model.layers], name=model.name)
+        return keras.Model(pixels, model(scaling(pixels)), name=model.name)
+    except ValueError as error:  # as of a layer that returns its input itself
+        raise ExperimentError(f"model: it cannot be put behind the scaling: {reason_of(error)}") from error
 
 
 def _check_scaling(scaling: keras.Layer, input_shape: Shape) -> None:
@@ -231,7 +230,7 @@ def _stack(layers: Iterable[keras.Layer], input_shape: Shape, num_classes: int, 
         try:
             outputs = layer(outputs)
             fits = all(size is None or size >= 1 for size in outputs.shape)
-        except (TypeError, ValueError) as error:
+        except Exception as error:  # every layer has its own
             if "negative" not in str(error):
                 raise ExperimentError(
                     f"model: layer {layer.name} does not accept inputs of shape {before[1:]}: {reason_of(error)}"

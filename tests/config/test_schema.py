@@ -333,6 +333,15 @@ def test_every_alias_of_keras_is_answered_with_its_class(refusal):
                 assert getattr(keras, module).__dict__[class_meant_by(f"keras.{module}.{name}").split(".")[-1]] is value
 
 
+@pytest.mark.parametrize("name", ["Input", "InputLayer"])
+def test_an_input_is_refused(refusal, name):
+    message = refusal("model=mine", model__mine=layers(f"keras.layers.{name}, shape: [28, 28, 1]"))
+    assert message == (
+        f"model.layers[0]._target_=keras.layers.{name} is refused: the input is added to every model, with the shape "
+        "of the images. Leave it out."
+    )
+
+
 def test_an_activation_is_written_by_name(refusal):
     message = refusal(
         "model=mine", model__mine=layers("keras.layers.Dense, units: 3, activation: {_target_: keras.activations.relu}")

@@ -52,7 +52,7 @@ def test_layers_of_any_kind_get_the_numbers_that_they_take(compose, tmp_path, da
     assert len(components.augmentation) == 1
 
 
-@pytest.mark.parametrize(("size", "expected"), [((28, 28, 1), 250), ((256, 256, 3), 8), ((4000, 4000, 1), 1)])
+@pytest.mark.parametrize(("size", "expected"), [((28, 28, 1), 250), ((256, 256, 3), 4), ((4000, 4000, 1), 1)])
 def test_images_are_predicted_in_batches_of_bounded_memory(size, expected):
     model = keras.Sequential(
         [

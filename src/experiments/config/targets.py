@@ -27,6 +27,8 @@ _REFUSED_CLASSES = {
     "OrbaxCheckpoint", "TFSMLayer", "JaxLayer", "FlaxLayer", "TorchModuleWrapper",
 }  # fmt: skip
 
+_INPUTS = ("keras.layers.Input", "keras.layers.InputLayer")
+
 
 def check_targets(node: Any, key: str = "") -> None:
     """Checks every `_target_` in `node` before anything is imported.
@@ -54,7 +56,7 @@ def check_targets(node: Any, key: str = "") -> None:
 
 
 def _is_target(target: str) -> bool:
-    if _KERAS_CLASS.fullmatch(target) and target.rpartition(".")[2] not in _REFUSED_CLASSES:
+    if _KERAS_CLASS.fullmatch(target) and target.rpartition(".")[2] not in _REFUSED_CLASSES and target not in _INPUTS:
         return True
     by_user = any(target == prefix or target.startswith(f"{prefix}.") for prefix in _allowed_by_user())
     return (by_user and "." in target) or _OWN_FUNCTION.fullmatch(target) is not None
@@ -78,6 +80,11 @@ def _refused_target(what: str, target: Any, key: str) -> ExperimentError:
         return ExperimentError(f"{what} is refused.", advice="Under hydra only hydra.* and hydra_plugins.* may stand.")
     if not isinstance(target, str) or "." not in target:
         return ExperimentError(f"{what} is refused: it must name a class or a function, as in keras.layers.Dense.")
+    if target in _INPUTS:
+        return ExperimentError(
+            f"{what} is refused: the input is added to every model, with the shape of the images.",
+            advice="Leave it out.",
+        )
     if target.startswith("keras.activations."):
         name = target.rpartition(".")[2]
         return ExperimentError(f"{what} is refused.", advice=f"Activations are written by name: activation: {name}")

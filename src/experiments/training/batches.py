@@ -9,7 +9,7 @@ import tensorflow as tf
 
 _ALIGNMENT = 64  # bytes, of TensorFlow's tensors
 _MOST_PREDICTED = 250  # images
-_PREDICTION_BYTES = 2**27  # of the activations of a layer in float32
+_PREDICTION_BYTES = 2**26  # of the activations of a layer in float32
 _DRAWS = 2**20  # more random numbers than any augmentation draws for a batch
 
 
@@ -64,10 +64,11 @@ def training_batches(
 
 def augmented(layer: keras.Layer, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Applies a layer to raw images and one-hot labels; image layers such as MixUp may change the labels, too."""
+    images = tf.cast(images, "float32")  # some layers would compute in uint8, or refuse it
     if hasattr(layer, "transform_labels"):
         both = layer({"images": images, "labels": labels}, training=True)
         return both["images"], both["labels"]
-    return layer(tf.cast(images, "float32"), training=True), labels
+    return layer(images, training=True), labels
 
 
 def prediction_batch_size(model: keras.Model) -> int:

@@ -20,6 +20,7 @@ from experiments.training.batches import augmented
 _log = logging.getLogger(__name__)
 
 _PIXELS = (0, 255)
+_LOOKED_AT = 64  # images
 _SCALINGS = (keras.layers.Normalization, keras.layers.Rescaling, keras.layers.UnitNormalization)
 
 
@@ -91,8 +92,24 @@ def _check_model(model: Any, builder: str, input_shape: tuple[int, ...], num_cla
             f"model: {builder} returned {model!r} with the output {shape}.",
             advice=f"A Sequential or functional keras.Model that ends in {num_classes} probabilities is needed.",
         )
-    with tf.GradientTape() as tape:
-        tensor = model(np.zeros((1, *input_shape), "float32"), training=False)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.MixUp | keras.layers.CutMix):
+            raise ExperimentError(
+                f"model: layer {layer.name} ({type(layer).__name__}) would mix images without their labels.",
+                advice="Choose it as augment, which mixes both.",
+            )
+    image = np.zeros((1, *input_shape), "float32")
+    state = [(variable, variable.numpy()) for variable in model.non_trainable_variables]
+    try:
+        with tf.GradientTape() as tape:
+            tensor = model(image, training=False)
+        model(image, training=True)  # some layers do something else then
+    except Exception as error:  # every layer has its own
+        raise ExperimentError(
+            f"model: {builder} cannot be applied to an image of shape {input_shape}: {reason_of(error)}"
+        ) from error
+    for variable, value in state:
+        variable.assign(value)
     outputs = np.asarray(tensor)
     if not are_probabilities(outputs):
         raise ExperimentError(
@@ -162,6 +179,8 @@ def _augmentation(cfg: Any, data: Dataset) -> list[keras.Layer]:
                 f"of those of shape {data.image_shape} and ({data.num_classes},).",
                 advice="An augmentation must keep both; keras.layers.Resizing behind it restores the size.",
             )
+        if layer.weights:
+            raise ExperimentError(f"{what} has weights, and nothing trains those of an augmentation.")
         layers.append(layer)
     return layers
 
@@ -208,10 +227,12 @@ def _check_probabilities(key: str, part: keras.losses.Loss | keras.Metric) -> No
 
 def warn_if_badly_scaled(components: Components, images: np.ndarray) -> None:
     """Warns of inputs that the first layers make tiny or leave huge, with which a model learns badly."""
-    scaled = components.scaling(images[:256].astype("float32"))
-    for layer in _first_scalings(components.model):
-        scaled = scaled if layer is components.scaling else layer(scaled)
-    largest = float(np.abs(np.asarray(scaled)).max())
+    largest = 0.0
+    for image in images[:_LOOKED_AT, None]:  # one by one, because as floats they take four times the memory
+        scaled = components.scaling(image.astype("float32"))
+        for layer in _first_scalings(components.model):
+            scaled = scaled if layer is components.scaling else layer(scaled)
+        largest = max(largest, float(np.abs(scaled).max()))
     if not 0.01 <= largest <= 100:
         _log.warning(
             "The scaled inputs are %s: their largest absolute value is %.2g. Try scale=unit.",

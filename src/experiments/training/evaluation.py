@@ -10,6 +10,7 @@ from sklearn import metrics
 from experiments.training.batches import prediction_batch_size
 
 _MEASURED_AT_ONCE = 250  # images
+_COPIED_AT_ONCE = 2**25  # bytes of images
 _FEWEST_TO_CALIBRATE = 100  # images; with fewer, chance alone makes a large calibration error
 
 
@@ -109,7 +110,14 @@ class Evaluation:
 
 def evaluate(model: keras.Model, images: np.ndarray, labels: np.ndarray) -> Evaluation:
     """Predicts raw pixels of shape (images, height, width, channels)."""
-    return Evaluation(labels, model.predict(images, batch_size=prediction_batch_size(model), verbose=0))
+    batch_size = prediction_batch_size(model)
+    # Keras copies what it predicts.
+    part = batch_size * max(1, _COPIED_AT_ONCE // (batch_size * images[0].nbytes))
+    probabilities = [
+        model.predict(images[start : start + part], batch_size=batch_size, verbose=0)
+        for start in range(0, len(images), part)
+    ]
+    return Evaluation(labels, np.concatenate(probabilities))
 
 
 def measure(evaluation: Evaluation, metrics: Sequence[keras.Metric]) -> dict[str, float]:
