@@ -81,11 +81,12 @@ def test_every_command_in_a_home_of_all_characters(home, tmp_path):
     own = ["--config-dir", ALL, f"model={quoted('mi né')}", *SMALL[:-1], data]
 
     def command(*words, status=0):
-        output = tmp_path / "output.txt"
-        done = Command(*words, stdout=output, cwd=folder)
-        assert done.wait(300) == status, output.read_text()
-        text = output.read_text()
-        assert "Traceback" not in text and "Warning" not in text, text
+        files = {"stdout": tmp_path / "output.txt", "stderr": tmp_path / "errors.txt"}
+        done = Command(*words, **files, cwd=folder)
+        returned = done.wait(300)
+        text, errors = (file.read_text() for file in files.values())
+        assert returned == status, text + errors
+        assert not any(word in text + errors for word in ("Traceback", "Warning")), text + errors
         return text
 
     assert "mi né                     a net of mine" in command("list", "model", "--config-dir", ALL)

@@ -6,7 +6,6 @@ import subprocess
 import time
 from pathlib import Path
 
-import mlflow
 import pytest
 
 from commands import EXPERIMENTS, Command, finished, runs
@@ -51,7 +50,7 @@ def test_a_killed_race_takes_the_decisions_of_an_uninterrupted_one(store, race, 
     assert f"Decided with {sum(seeds.values())} of 30 jobs\n" in log
     in_first = runs(store)
     (first_parent,) = [run for run in in_first if "sweep.name" in run.data.tags]
-    table = Path(mlflow.artifacts.download_artifacts(run_id=first_parent.info.run_id, artifact_path="leaderboard.csv"))
+    table = Path(store.download_artifacts(first_parent.info.run_id, "leaderboard.csv"))
     rows = list(csv.DictReader(table.read_text().splitlines()))
     values = [float(row["best/val_accuracy"]) for row in rows]
     means = [entry["mean"] for entry in whole["variants"]]
