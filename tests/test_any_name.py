@@ -122,7 +122,7 @@ def test_every_command_in_a_home_of_all_characters(home, tmp_path):
         if each.data.tags["command"].startswith("experiments train") and "job" not in each.data.tags
     )
     command(*shlex.split(single.data.tags["command"])[1:], "dry_run=true")
-    assert {entry.name for entry in folder.parent.iterdir()} == {ALL, "output.txt"}
+    assert {entry.name for entry in folder.parent.iterdir()} == {ALL, "output.txt", "errors.txt"}
 
     port = free_port()
     ui = Command("ui", "--port", port, stdout=tmp_path / "ui.txt", cwd=folder)
