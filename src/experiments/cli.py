@@ -170,7 +170,7 @@ def race(
     if against:
         from experiments.sweeps import gate
 
-        values = gate.overrides(against, values)
+        words, values = [], gate.words_of(against, values)
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         status = _train(("-m", *words, "hydra/sweeper=race", *values))
     from experiments.sweeps import race

@@ -209,6 +209,15 @@ def written(run, folder, right):
     return replace(run, artifact_uri=place.as_uri(), metrics={**run.metrics, **metrics})
 
 
+def test_single_seeds_say_nothing_of_training_with_new_seeds(tmp_path):
+    single = [run for run in two_variants() if run.params["seed"] == "0"]
+    found = compare_runs(with_scores(single, tmp_path, {"0.3": 0.9, "0": 0.2}), "mine")
+    assert found.rows[1].test == "exact McNemar"
+    assert (
+        "Intervals and tests hold for new images of the same kind, and for these trained models only."
+    ) in found.notes
+
+
 def test_verdicts_hold_for_new_images_by_the_recorded_scores(tmp_path):
     runs = with_scores(two_variants(), tmp_path, {"0.3": 0.9, "0": 0.2})
     found = compare_runs(runs, "mine")

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from commands import EXPERIMENTS, Command, finished, runs
+from experiments.sweeps.gate import status
+from experiments.sweeps.race import Result
 
 TINY = ["data.limit=300", "tracking.model=false", "model.filters=[8,8]", "model.dense_units=[32]", "epochs=4"]
 RATES = "optimizer.learning_rate=0.003,1e-8,1e-9"
@@ -124,3 +126,13 @@ def test_a_race_that_cannot_be_is_refused(store, race, words):
     assert (status, result) == (2, None)
     assert log.splitlines()[-1].startswith(f"experiments: {REFUSED[words]}")
     assert runs(store) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "changed", "expected"),
+    [("worse", "best", 0), ("best", "worse", 1), ("best", "equal", 1), ("equal", "best", 1), ("best", "failed", 1),
+     ("best", "undecided", 3), ("limited by the images", "best", 3), ("failed", "best", 3)],
+)  # fmt: skip
+def test_the_exit_status_of_a_gate(before, changed, expected):
+    variants = ({"number": 1, "standing": changed}, {"number": 0, "standing": before})
+    assert status(Result("mine", "best/val_accuracy", variants)) == expected

@@ -97,6 +97,8 @@ def _question(metric: str, samples: Sequence[Sample], *, these_images: bool) -> 
             "corrected for the training images that the splits share (Nadeau and Bengio 2003)."
         )
     given = sum(sample.scores is None for sample in samples)
+    if not given and all(len(sample.values) == 1 for sample in samples):
+        return "Intervals and tests hold for new images of the same kind, and for these trained models only."
     if not given:
         return "Intervals and tests hold for new images of the same kind, and for training with new seeds."
     if these_images:

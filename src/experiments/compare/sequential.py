@@ -9,7 +9,7 @@ the larger source of chance, looks are nearly equal and cost little.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import combinations
 
@@ -252,10 +252,5 @@ def _by_pair(pairs: Sequence[tuple[int, int]], p_values: Sequence[float]) -> dic
 
 def _first(sample: Sample, seeds: int) -> Sample:
     """A sample with its first seeds alone."""
-    return Sample(
-        values=dict(list(sample.values.items())[:seeds]),
-        scores=None if sample.scores is None else sample.scores[:seeds],
-        images=sample.images,
-        is_rate=sample.is_rate,
-        overlap=sample.overlap,
-    )
+    scores = None if sample.scores is None else sample.scores[:seeds]
+    return replace(sample, values=dict(list(sample.values.items())[:seeds]), scores=scores)

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hydra.plugins.launcher import Launcher
-
 from experiments.sweeps import jobs as job_list
 from experiments.sweeps import launcher
 from experiments.sweeps.display import Display
@@ -17,7 +15,7 @@ from experiments.sweeps.plan import (
     plan_jobs,
     planner_of,
 )
-from experiments.sweeps.sweep import Sweep, open_sweep
+from experiments.sweeps.sweep import open_sweep
 from experiments.tracking.locks import close_stale_runs
 from experiments.tracking.store import check_store, nothing_recorded
 
@@ -54,24 +52,10 @@ def run(sweeper: "GridSweeper", arguments: Sequence[str]) -> None:
         name = job_list.sweep_name(jobs, sweeper.config.hydra.runtime.choices.get("sweep"), arguments, _identity(jobs))
         with open_sweep(jobs, jobs[0].configuration, experiment_of(jobs), name, display) as sweep:
             waiting = [job for job in jobs if job.state is State.WAITING and not job.duplicate_of]
-            _launch(sweeper.launcher, sweep, waiting)
+            sweep.run(sweeper.launcher, waiting)
+            for job in jobs:
+                job.copy_result_of_duplicate()
 
 
 def _identity(jobs: Sequence[Job]) -> list[Any]:
     return [[job.configuration.variant, job.configuration.replicate, job.configuration.paths] for job in jobs]
-
-
-def _launch(launcher: Launcher, sweep: Sweep, jobs: Sequence[Job]) -> None:
-    if hasattr(launcher, "pool"):
-        pool = launcher.pool()
-        source = ((job.number, sweep.overrides(job)) for job in jobs)
-        with pool, sweep.display.live(len(jobs), pool.n_jobs, sweep.cfg.objective):
-            for _ in sweep.follow(pool.events(source), {job.number: job for job in jobs}):
-                pass
-        for job in jobs:
-            if job.state == State.WAITING:
-                job.state = State.NOT_STARTED
-    elif jobs:
-        sweep.launch(launcher, jobs)
-    for job in sweep.jobs:
-        job.copy_result_of_duplicate()

@@ -2,12 +2,9 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
-
-from hydra.plugins.launcher import Launcher
 
 from experiments.compare.samples import samples_of
 from experiments.compare.sequential import FIRST_SEEDS, Decision, Race, Standing
@@ -122,7 +119,8 @@ class _Runner:
         self.sweeper = sweeper
         self.sweep = sweep
         self.race = sweep.race = Race(sweeper.max_seeds, sweeper.equal_within)
-        self.jobs = [[job] for job in first]  # of each variant, one per seed
+        self.first = first  # of each variant, to make the others of
+        self.jobs: list[list[Job]] = [[] for _ in first]  # of each variant, one per seed
         assert first[0].plan  # noqa: S101 - all have been planned
         self.mode = first[0].plan.mode
         self.labels = [job.label for job in first]
@@ -135,19 +133,16 @@ class _Runner:
         rule = {"race.max_seeds": cap, "race.equal_within": self.sweeper.equal_within or ""}
         sweep.parent.set_tags(rule)
         wanted = dict.fromkeys(range(len(self.jobs)), FIRST_SEEDS)
-        hydra_launcher = self.sweeper.launcher
-        pool = hydra_launcher.pool() if hasattr(hydra_launcher, "pool") else None
-        with pool or nullcontext():
-            while wanted:
-                jobs = self._jobs_for(wanted)
-                sweep.jobs.extend(jobs)
-                find_finished_jobs(jobs, sweep.display)
-                self._launch([job for job in jobs if job.state is State.WAITING], pool, hydra_launcher)
-                if any(job.state is State.NOT_STARTED for job in sweep.jobs):  # on_error=stop
-                    return
-                decisions = self._decide()
-                self._tell(decisions)
-                wanted = self.race.next_seeds(decisions)
+        while wanted:
+            jobs = self._jobs_for(wanted)
+            sweep.jobs.extend(jobs)
+            find_finished_jobs(jobs, sweep.display)
+            sweep.run(self.sweeper.launcher, [job for job in jobs if job.state is State.WAITING])
+            if any(job.state is State.NOT_STARTED for job in sweep.jobs):  # on_error=stop
+                return
+            decisions = self._decide()
+            self._tell(decisions)
+            wanted = self.race.next_seeds(decisions)
         results[:] = [self._result(decisions)]
         sweep.display.print(f"Decided with {len(sweep.jobs)} of {len(self.jobs) * cap} jobs")
 
@@ -155,44 +150,25 @@ class _Runner:
         """The jobs that give variants so many seeds, seed by seed."""
         new = []
         for place in range(max(wanted.values())):
-            for number in [number for number, seeds in wanted.items() if place < seeds]:
-                if place == 0 and self.jobs[number][0] not in self.sweep.jobs:
-                    new.append(self._with_seed(number, 0))
-                    self.jobs[number][0] = new[-1]
-                elif place >= len(self.jobs[number]):
-                    new.append(self._with_seed(number, place))
-                    self.jobs[number].append(new[-1])
+            for number in [number for number, seeds in wanted.items() if len(self.jobs[number]) <= place < seeds]:
+                new.append(self._with_seed(number, place))
+                self.jobs[number].append(new[-1])
         return new
 
     def _with_seed(self, number: int, place: int) -> Job:
-        first = self.jobs[number][0]
+        first = self.first[number]
         assert first.plan  # noqa: S101 - all have been planned
         seed = self.sweep.cfg.seed + place
         overrides = (*(word for word in first.overrides if not word.startswith("seed=")), f"seed={seed}")
         configuration = compose(overrides, config_dir(self.sweeper))
         return replace(
             first,
-            number=place * len(self.jobs) + number,
+            number=place * len(self.first) + number,
             overrides=overrides,
             configuration=configuration,
-            distinguishing_values={**self.jobs[number][0].distinguishing_values, "seed": str(seed)},
+            distinguishing_values={**first.distinguishing_values, "seed": str(seed)},
             plan=plan_for(configuration, first.plan),
-            state=State.WAITING,
-            run=None,
-            reason="",
         )
-
-    def _launch(self, jobs: Sequence[Job], pool: launcher.Pool | None, hydra_launcher: Launcher) -> None:
-        if pool:
-            source = ((job.number, self.sweep.overrides(job)) for job in jobs)
-            with self.sweep.display.live(len(jobs), pool.n_jobs, self.sweep.cfg.objective):
-                for _ in self.sweep.follow(pool.events(source), {job.number: job for job in jobs}):
-                    pass
-            for job in jobs:
-                if job.state is State.WAITING:
-                    job.state = State.NOT_STARTED
-        elif jobs:
-            self.sweep.launch(hydra_launcher, jobs)
 
     def _decide(self) -> dict[int, Decision]:
         failed = {n for n, jobs in enumerate(self.jobs) if any(job.state is not State.FINISHED for job in jobs)}
@@ -235,7 +211,7 @@ class _Runner:
             found.append({
                 "number": number,
                 "variant": self.labels[number],
-                "values": dict(self.jobs[number][0].swept_values),
+                "values": dict(self.first[number].swept_values),
                 "standing": decision.standing,
                 "seeds": decision.seeds,
                 "mean": fmean(values) if values else None,

@@ -111,6 +111,20 @@ class Sweep:
         for job, result in lost:
             self.finish_job(job, result)
 
+    def run(self, launcher: Launcher, jobs: Sequence[Job]) -> None:
+        """Runs jobs to their end, one after another as processes are free, or with a launcher that takes a list."""
+        if hasattr(launcher, "pool"):
+            pool = launcher.pool()
+            source = ((job.number, self.overrides(job)) for job in jobs)
+            with pool, self.display.live(len(jobs), pool.n_jobs, self.cfg.objective):
+                for _ in self.follow(pool.events(source), {job.number: job for job in jobs}):
+                    pass
+            for job in jobs:
+                if job.state == State.WAITING:
+                    job.state = State.NOT_STARTED
+        elif jobs:
+            self.launch(launcher, jobs)
+
     def launch(self, launcher: Launcher, jobs: Sequence[Job]) -> None:
         """Runs jobs with a launcher that takes a list and returns all results at the end."""
         try:
