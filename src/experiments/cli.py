@@ -172,7 +172,7 @@ def race(
 
         words, values = [], gate.words_of(against, values)
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-        status = _train(("-m", *words, "hydra/sweeper=race", *values))
+        status = _train(("-m", *words, *values, "hydra/sweeper=race"))
     from experiments.sweeps import race
 
     if not race.results:  # as with dry_run=true

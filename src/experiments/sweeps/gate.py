@@ -1,10 +1,12 @@
 """A race between the configuration of a recorded run and a change of it, for scripts that keep what is better."""
 
+import re
 import shlex
 from collections.abc import Sequence
 
 from experiments.compare.sequential import Standing
 from experiments.config.compose import compose
+from experiments.config.configuration import NO_IDENTITY
 from experiments.errors import ExperimentError
 from experiments.sweeps.jobs import include_override
 from experiments.sweeps.race import Result
@@ -19,7 +21,7 @@ def words_of(run: str, change: Sequence[str]) -> list[str]:
 
     Args:
         run: names the recorded run.
-        change: overrides; those of the race itself begin with `hydra.`.
+        change: overrides; those that cannot change a result, such as `tracking.` and `hydra.`, are for both.
 
     Raises:
         ExperimentError: there is no such run, it cannot be repeated, or there is no change or one of the data.
@@ -28,7 +30,8 @@ def words_of(run: str, change: Sequence[str]) -> list[str]:
     command = shlex.split(recorded.tags.get("command", ""))
     if command[:2] != ["experiments", "train"]:
         raise ExperimentError(f"{recorded.name}: it was not trained by a command that could be repeated with a change.")
-    typed = [word for word in change if not word.startswith("hydra")]
+    of_both = [word for word in change if re.split(r"[./=]", word)[0] in ("hydra", *NO_IDENTITY)]
+    typed = [word for word in change if word not in of_both]
     if wrong := next((word for word in typed if "=" not in word), None):
         raise ExperimentError(f"{wrong} is no value of a key.", advice="Give overrides, as in model.dropout=0.3.")
     changed = dict(word.split("=", 1) for word in typed)
@@ -46,7 +49,7 @@ def words_of(run: str, change: Sequence[str]) -> list[str]:
     return [
         *(["--config-dir", folder] if folder else []),
         *unchanged,
-        *(word for word in change if word.startswith("hydra")),
+        *of_both,
         include_override(entries),
     ]
 
