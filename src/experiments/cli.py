@@ -66,7 +66,9 @@ def _report_errors(received_signals: list[int]) -> int:
         print(f"{command}: {error.format_message()} Try: {command} --help", file=sys.stderr)
         return 2
     except ExperimentError as error:
-        print(f"experiments: {error}", file=sys.stderr)
+        from experiments.tracking.secrets import without_secrets
+
+        print(f"experiments: {without_secrets(str(error))}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # whoever reads it, as head does, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

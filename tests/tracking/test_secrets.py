@@ -34,29 +34,39 @@ def test_no_secret_is_recorded(server, tmp_path):
         [EXPERIMENTS, "train", *words], env=os.environ | secrets | allowed, capture_output=True, text=True
     )
     assert failed.returncode == 1, failed.stderr
+    # And of a model that is refused before a run is opened.
+    refused = subprocess.run(
+        [EXPERIMENTS, "train", *words[1:-2], "model.when=always", *words[-2:]],
+        env=os.environ | secrets | allowed,
+        capture_output=True,
+        text=True,
+    )
+    assert refused.returncode == 2 and "broken_net.net cannot be applied" in refused.stderr
     assert len(runs(mlflow.MlflowClient(server.uri))) == 3
     written = [file for folder in (server.folder, tmp_path / "home") for file in folder.rglob("*") if file.is_file()]
     assert any(file.name == "traceback.txt" for file in written) and any(file.suffix == ".keras" for file in written)
     for secret in (PASSWORD, TOKEN):
         assert [str(file) for file in written if secret.encode() in file.read_bytes()] == []
-        assert secret not in done.stdout + done.stderr + failed.stdout + failed.stderr
+        assert all(secret not in command.stdout + command.stderr for command in (done, failed, refused))
 
 
 def broken_model(folder):
-    """A net that is built, and raises with the store's URI and a token in its message while it is trained."""
+    """A net that raises with the store's URI and a token in its message in a step of training, or always."""
     (folder / "broken_net.py").write_text(
-        "import os, keras\n\n"
+        "import os, keras, tensorflow\n\n"
         "class Broken(keras.layers.Dense):\n"
+        "    when = 'step'\n\n"
         "    def call(self, x, training=None):\n"
-        "        if training:\n"
+        "        if training and (self.when == 'always' or not tensorflow.executing_eagerly()):\n"
         "            raise RuntimeError(os.environ['MLFLOW_TRACKING_URI'] + ' ' + os.environ['SOME_API_TOKEN'])\n"
         "        return super().call(x)\n\n"
-        "def net(*, input_shape, num_classes):\n"
+        "def net(*, input_shape, num_classes, when):\n"
+        "    Broken.when = when\n"
         "    return keras.Sequential([keras.Input(input_shape), keras.layers.Flatten(),"
         " Broken(num_classes, 'softmax')])\n"
     )
     (folder / "conf" / "model").mkdir(parents=True)
-    (folder / "conf" / "model" / "broken.yaml").write_text("_target_: broken_net.net\n")
+    (folder / "conf" / "model" / "broken.yaml").write_text("_target_: broken_net.net\nwhen: step\n")
     return folder / "conf"
 
 
