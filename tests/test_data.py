@@ -20,7 +20,7 @@ from experiments.dataset import Dataset, are_probabilities, arrays_sha256
 from experiments.errors import ExperimentError
 
 CONF = Path(__file__).resolve().parents[1] / "conf" / "data"
-OPTIONS = ("mnist_5k", "mnist", "fashion_mnist", "folder", "npz")
+OPTIONS = ("mnist_5k", "mnist", "fashion_mnist", "folder", "npz", "csv")
 MNIST_5K_SHA256 = "a8eb25c8b184a76882d804a96f3dd488c1c1fe69efcea2e48d458ccf7bc9fe53"
 KNOBS = {"validation_fraction": 0.25, "split_seed": 0, "limit": None}
 FOLDER = {
@@ -512,7 +512,7 @@ def test_folder_refuses_what_is_no_image(photos):
     message = refusal(data.folder, path=str(photos), **FOLDER)
     assert message == (
         f"{bad} is not a PNG, JPEG, BMP, GIF, WebP or TIFF image. "
-        "Delete or repair what cannot be read, or move it out of the class folders."
+        "Delete or repair what cannot be read, or take it out of the data set."
     )
 
     bad.unlink()
@@ -711,7 +711,7 @@ def test_all_unusable_files_are_named_in_one_sentence(photos):
     bad = "; ".join(f"{photos}/dog/a{number}.png is empty" for number in range(5))
     assert refusal(data.folder, path=str(photos), **FOLDER) == (
         f"7 files cannot be used: {bad}; and 2 more. "
-        "Delete or repair what cannot be read, or move it out of the class folders."
+        "Delete or repair what cannot be read, or take it out of the data set."
     )
 
 
@@ -969,3 +969,127 @@ def test_folds_of_data_with_validation_images_are_refused():
     given = {"validation_images": images[:2] + 100, "validation_labels": labels[:2]}
     with pytest.raises(ExperimentError, match="the data set has validation images of its own"):
         Dataset.from_arrays(images, labels, images[:2] + 50, labels[:2], name="split", folds=2, fold=0, **given)
+
+
+# csv
+
+CSV = {
+    **{key: value for key, value in FOLDER.items() if key != "test_path"},
+    "background": "white",
+    "folds": None,
+    "fold": None,
+    "duplicates": "warn",
+}
+
+
+def table(photos, change=lambda rows: rows, **options):
+    """Writes a CSV file beside the class folders of `photos`, after `change` has had its lines."""
+    files = sorted(photos.glob("*/*.png"))
+    rows = ["path,label", *(f"{file.relative_to(photos)},{file.parent.name}" for file in files)]
+    file = photos / "table.csv"
+    file.write_text("\n".join(change(rows)) + "\n", **{"encoding": "utf-8", **options})
+    return str(file)
+
+
+def test_csv_is_a_folder_written_down(photos):
+    expected = data.folder(path=str(photos), **FOLDER)
+    path = table(photos, encoding="utf-8-sig")  # as Excel writes it
+    loaded = data.csv(path=path, **CSV)
+    digests = ("sha256", "validation_sha256", "test_sha256", "class_names")
+    assert [getattr(loaded, name) for name in digests] == [getattr(expected, name) for name in digests]
+    assert loaded.name == "table"
+    folded = data.csv(path=path, **{**CSV, "folds": 4, "fold": 1})
+    assert folded.validation_sha256 == data.folder(path=str(photos), **FOLDER, folds=4, fold=1).validation_sha256
+
+
+def test_csv_with_sets_of_its_own(photos, caplog):
+    sets = ["split", *(["Training"] * 4 + [" val "] * 2 + ["test"] * 2) * 2]
+    path = table(photos, lambda rows: [f'{part}, "{row.replace(",", chr(34) + "," + chr(34))}", "a, b"'
+                                       if place else "split,path,label,remark"
+                                       for place, (part, row) in enumerate(zip(sets, rows, strict=True))])  # fmt: skip
+    loaded = data.csv(path=path, **CSV)
+    assert [len(labels) for labels in (loaded.train_labels, loaded.validation_labels, loaded.test_labels)] == [8, 4, 4]
+    assert sorted(loaded.test_images[:, 0, 0, 0].tolist()) == [6, 7, 106, 107]
+    shutil.copy(photos / "cat" / "0.png", photos / "cat" / "7.png")
+    data.csv(path=path, **CSV)
+    assert "cat/0.png" in caplog.messages[-1] and "cat/7.png" in caplog.messages[-1]
+
+
+def test_csv_sorts_numbers_as_numbers(photos):
+    def numbered(rows):
+        return [row.replace(",dog", ",10").replace(",cat", ",9") for row in rows]
+
+    loaded = data.csv(path=table(photos, numbered), **CSV)
+    assert loaded.class_names == ("9", "10")
+    assert (loaded.train_images[loaded.train_labels == 0] < 100).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda rows: ["file;label", *rows[1:]],
+            "{file} needs one column path and one column label; its first line holds file;label. "
+            "Separate the columns by commas and name them path, label and, for sets of your own, split.",
+        ),
+        (lambda rows: [], "{file} needs one column path and one column label; its first line holds nothing. Separate"),
+        (lambda rows: ["path,label,label"], "{file} needs one column label; its first line holds path, label, label."),
+        (lambda rows: ["path,split,label,split"], "{file} needs one column split; its first line holds path, split, "),
+        (lambda rows: rows[:1], "{file} has no training images. Write train into the column split"),
+        (
+            lambda rows: ["path,label,weight"],
+            "{file} has a column weight, and images cannot be weighted one by one. Rename or delete the column.",
+        ),
+        (
+            lambda rows: [row.replace("cat/", "no/") for row in rows],
+            "{file} names 8 files (no/0.png (line 2), no/1.png (line 3), no/2.png (line 4) and 5 more) that cannot be "
+            "found. Paths are relative to the folder of the CSV file, {folder}.",
+        ),
+        (
+            lambda rows: [*rows, "../other.png,cat", "link/other.png,dog", "cat/link.png,cat"],
+            "{file} names 3 files (../other.png (line 18), link/other.png (line 19), cat/link.png (line 20)) outside "
+            "its folder, {folder}. Move the images into that folder, or the CSV file into a folder that holds them "
+            "all.",
+        ),
+        (lambda rows: [*rows, "/etc/hosts,cat"], "{file} names 1 file (/etc/hosts (line 18)) outside its folder"),
+        (
+            lambda rows: [f"{row},{'split' if place == 0 else 'test'}" for place, row in enumerate(rows)],
+            "{file} has no training images. Write train into the column split for images to train on.",
+        ),
+        (
+            lambda rows: [f"{row},{'split' if place == 0 else 'test' if place < 9 else 'train'}"
+                          for place, row in enumerate(rows)],
+            "{file} has no training images of the class 'cat'. Write train",
+        ),
+        (
+            lambda rows: [f"{row},{'split' if place == 0 else 'trian'}" for place, row in enumerate(rows)],
+            "{file}, line 2: split=trian is no set. Did you mean train? Allowed: test, train, validation.",
+        ),
+        (lambda rows: [*rows, "cat/0.png"], "{file}, line 18, has 1 values for 2 columns. Put a value that holds a "),
+        (lambda rows: [*rows, "cat/0.png,"], "{file}, line 18, has no label."),
+        (lambda rows: [*rows, '"cat/0.png'], "{file} is no CSV file: unexpected end of data in line 18."),
+        (lambda rows: [*rows, "x" * 5000 + ",cat"], "{file} names 1 file (xxx"),
+    ],
+)  # fmt: skip
+def test_csv_refuses(photos, change, message):
+    save_image(photos.parent / "other.png", np.zeros((4, 6)))
+    (photos / "link").symlink_to(photos.parent)
+    (photos / "cat" / "link.png").symlink_to(photos.parent / "other.png")
+    path = table(photos, lambda rows: change([row for row in rows if "link" not in row]))
+    assert refusal(data.csv, path=path, **CSV).startswith(f"data.path: {message.format(file=path, folder=photos)}")
+
+
+def test_csv_refuses_other_encodings_one_class_and_no_file(photos):
+    path = table(photos, lambda rows: [row.replace(",cat", ",Katze groß") for row in rows], encoding="latin-1")
+    assert refusal(data.csv, path=path, **CSV) == (
+        f"data.path: {path} is not encoded in UTF-8 (invalid continuation byte). Save it again as CSV UTF-8."
+    )
+    path = table(photos, lambda rows: rows[:9])
+    assert refusal(data.csv, path=path, **CSV) == "The data set table has only the class cat; at least 2 are needed."
+    assert refusal(data.csv, path=str(photos), **CSV) == (
+        f"data.path: there is no file {photos}. Give a CSV file with the columns path and label."
+    )
+    assert refusal(data.csv, path=None, **CSV) == (
+        "data.path is null, but data=csv needs a CSV file. "
+        "Use: experiments train data=csv data.path=my_images.csv (columns path and label)."
+    )

@@ -7,16 +7,17 @@ annotations before the call; whatever depends on the data is checked here.
 import contextlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from experiments import images, npz_files
+from experiments import image_lists, images, npz_files
 from experiments.dataset import Dataset, Duplicates, LabelledImages, arrays_sha256
 from experiments.errors import ExperimentError
+from experiments.image_lists import ImageFile
 
 _Path = Annotated[str, Field(min_length=1)] | None
 _Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -128,9 +129,7 @@ def npz(
         )
     parts = npz_files.read(_absolute(path))
     return Dataset.from_arrays(
-        *parts["train"],
-        *parts.get("test", ()),
-        **_validation(parts),
+        **_arrays(parts),
         name=images.shown(_absolute(path).stem),
         test_fraction=test_fraction,
         validation_fraction=validation_fraction,
@@ -168,51 +167,15 @@ def folder(
             "data.path is null, but data=folder needs a folder of images.",
             advice="Use: experiments train data=folder data.path=my_images (one sub-folder per class).",
         )
-    folders = _split_folders(path)
-    if test_path is not None:
-        if "test" in folders:
-            raise ExperimentError(
-                f"data.path={path} has the folder {folders['test'].name}, and data.test_path={test_path} is given too.",
-                advice="Leave data.test_path out, or give the training folder as data.path.",
-            )
-        folders["test"] = _folder("data.test_path", test_path)
-    class_names = {key: _class_folders(root) for key, root in folders.items()}
-    for key, names in class_names.items():
-        if names != class_names["train"]:
-            raise ExperimentError(
-                f"{folders[key]} has the classes {', '.join(names)}, "
-                f"but {folders['train']} has {', '.join(class_names['train'])}.",
-                advice="Give both the same sub-folders.",
-            )
-    height, width = image_size
-    shape = (height, width, 1 if color_mode == "grayscale" else 3)
-    files = [
-        (key, label, file)
-        for key, root in folders.items()
-        for label, name in enumerate(class_names["train"])
-        for file in _images_of_class(root / name)
-    ]
-    pixels = images.read_all([file for _, _, file in files], shape, invert=invert, background=background)
-    parts = {
-        key: LabelledImages(
-            pixels[[place == key for place, _, _ in files]],
-            np.array([label for place, label, _ in files if place == key], np.int64),
-        )
-        for key in folders
-    }
-    root = _absolute(path)
-    return Dataset.from_arrays(
-        *parts["train"],
-        *parts.get("test", ()),
-        **_validation(parts),
-        name=images.shown(root.name),
-        class_names=[images.shown(name) for name in class_names["train"]],
-        image_names=[
-            images.shown(os.path.relpath(file, root))
-            for part in ("train", "test", "validation")
-            for key, _, file in files
-            if key == part
-        ],
+    files = image_lists.in_folders(_absolute(path), _absolute(test_path) if test_path else None)
+    return _of_image_files(
+        files,
+        sorted({each.label for each in files}),
+        _absolute(path),
+        image_size=image_size,
+        color_mode=color_mode,
+        invert=invert,
+        background=background,
         test_fraction=test_fraction,
         validation_fraction=validation_fraction,
         split_seed=split_seed,
@@ -220,6 +183,98 @@ def folder(
         fold=fold,
         limit=limit,
         duplicates=duplicates,
+    )
+
+
+def csv(
+    *,
+    path: _Path,
+    image_size: _ImageSize,
+    color_mode: _ColorMode,
+    invert: bool,
+    background: _Background,
+    test_fraction: _Fraction,
+    validation_fraction: _Fraction,
+    split_seed: _Seed,
+    folds: _Folds,
+    fold: _Fold,
+    limit: _Limit,
+    duplicates: Duplicates,
+) -> Dataset:
+    """Loads the images that a CSV file names in the column `path`, with their classes in the column `label`.
+
+    Paths are relative to the file. The column `split`, if there is one, says of each image whether it is for `train`,
+    `validation` or `test`. Without images for testing, the test set is a fixed `test_fraction` of the images.
+    """
+    if path is None:
+        raise ExperimentError(
+            "data.path is null, but data=csv needs a CSV file.",
+            advice="Use: experiments train data=csv data.path=my_images.csv (columns path and label).",
+        )
+    files = image_lists.in_table(_absolute(path))
+    labels = {each.label for each in files}
+    return _of_image_files(
+        files,
+        sorted(labels, key=int if all(map(str.isdecimal, labels)) else None),
+        _absolute(path),
+        image_size=image_size,
+        color_mode=color_mode,
+        invert=invert,
+        background=background,
+        test_fraction=test_fraction,
+        validation_fraction=validation_fraction,
+        split_seed=split_seed,
+        folds=folds,
+        fold=fold,
+        limit=limit,
+        duplicates=duplicates,
+    )
+
+
+def _of_image_files(
+    files: Sequence[ImageFile],
+    class_names: Sequence[str],
+    source: Path,
+    *,
+    image_size: Sequence[int],
+    color_mode: str,
+    invert: bool,
+    background: str,
+    **splits: Any,
+) -> Dataset:
+    """Reads image files.
+
+    Args:
+        files: of all sets.
+        class_names: in the order of the labels.
+        source: the folder or file that lists them.
+        image_size: height and width that every image is resized to.
+        color_mode: `grayscale` or `rgb`.
+        invert: whether to swap dark and light.
+        background: the color that transparent pixels are composited onto.
+        **splits: how `Dataset.from_arrays` splits them, and what it does with duplicates.
+    """
+    height, width = image_size
+    shape = (height, width, 1 if color_mode == "grayscale" else 3)
+    pixels = images.read_all([each.file for each in files], shape, invert=invert, background=background)
+    numbers = {name: number for number, name in enumerate(class_names)}
+    labels = np.array([numbers[each.label] for each in files], np.int64)
+    positions = {
+        part: [position for position, each in enumerate(files) if each.part == part]
+        for part in ("train", "test", "validation")
+    }
+    parts = {part: LabelledImages(pixels[where], labels[where]) for part, where in positions.items() if where}
+    folder = source if source.is_dir() else source.parent
+    return Dataset.from_arrays(
+        **_arrays(parts),
+        name=images.shown(source.stem if source.is_file() else source.name),
+        class_names=[images.shown(name) for name in class_names],
+        image_names=[
+            images.shown(os.path.relpath(files[position].file, folder))
+            for where in positions.values()
+            for position in where
+        ],
+        **splits,
     )
 
 
@@ -278,49 +333,6 @@ def _absolute(path: str) -> Path:
     return Path(os.path.abspath(os.path.expanduser(path)))
 
 
-def _validation(parts: Mapping[str, LabelledImages]) -> dict[str, Any]:
-    """The validation images and labels as keywords of `Dataset.from_arrays`, if there are any."""
-    part = parts.get("validation")
-    return {} if part is None else {"validation_images": part.images, "validation_labels": part.labels}
-
-
-def _folder(key: str, path: str) -> Path:
-    root = _absolute(path)
-    if not root.is_dir():
-        raise ExperimentError(
-            f"{key}: there is no folder {root}.", advice="Give a folder with one sub-folder per class."
-        )
-    return root
-
-
-def _split_folders(path: str) -> dict[str, Path]:
-    """The folder of the training images and, if it is divided like that, those of the validation and test images."""
-    root = _folder("data.path", path)
-    inside = [entry for entry in images.visible(root) if entry.is_dir()]
-    splits = {npz_files.MEANING.get(entry.name.lower(), ""): entry for entry in inside}
-    if "train" in splits and splits.keys() <= {"train", "validation", "test"} and len(splits) == len(inside):
-        return {key: splits[key] for key in ("train", "test", "validation") if key in splits}
-    return {"train": root}
-
-
-def _class_folders(root: Path) -> list[str]:
-    """The names of the class folders, sorted."""
-    found = images.visible(root)
-    names = [entry.name for entry in found if entry.is_dir()]
-    if not names and any(entry.suffix.lower() in images.SUFFIXES for entry in found):
-        raise ExperimentError(
-            f"{root} has images but no sub-folders, so their classes are not known.",
-            advice="Create one sub-folder per class, named after it, or classify the images with: experiments predict",
-        )
-    if not names:
-        raise ExperimentError(f"{root} has no sub-folders.", advice="Create one sub-folder per class, named after it.")
-    return names
-
-
-def _images_of_class(class_folder: Path) -> list[Path]:
-    files = list(images.files_below(class_folder))
-    if not files:
-        raise ExperimentError(
-            f"The class folder {class_folder} has no images.", advice="Add images to it or delete it."
-        )
-    return files
+def _arrays(parts: Mapping[str, LabelledImages]) -> dict[str, Any]:
+    """The images and labels of every part, as keywords of `Dataset.from_arrays`."""
+    return {f"{part}_{name}": array for part, pair in parts.items() for name, array in pair._asdict().items()}

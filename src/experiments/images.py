@@ -224,7 +224,7 @@ def read_all(files: Sequence[Path], shape: tuple[int, ...], *, invert: bool, bac
         first = "; ".join(unreadable[:_MOST_NAMED]) + (f"; and {more} more" if more > 0 else "")
         many = f"{len(unreadable)} files cannot be used: " if len(unreadable) > 1 else ""
         raise ExperimentError(
-            f"{many}{first}.", advice="Delete or repair what cannot be read, or move it out of the class folders."
+            f"{many}{first}.", advice="Delete or repair what cannot be read, or take it out of the data set."
         )
     if invisible:
         other = "black" if background == "white" else "white"

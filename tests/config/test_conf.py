@@ -39,12 +39,15 @@ def built(digits, tmp_path_factory):
     start_runtime(seed=0, threads=2, deterministic=True, precision="float32")
     photos = tmp_path_factory.mktemp("photos")
     pixels = np.random.default_rng(0).integers(0, 256, (2, 12, 20, 20), dtype=np.uint8)
+    table = ["path,label"]
     for name, images in zip(("cat", "dog"), pixels, strict=True):
         (photos / name).mkdir()
         for number, image in enumerate(images):
             Image.fromarray(image).save(photos / name / f"{number}.png")
+            table.append(f"{name}/{number}.png,{name}")
+    (photos / "table.csv").write_text("\n".join(table))
     places = dict.fromkeys(("mnist", "fashion_mnist", "npz"), f"data.path={digits}")
-    places |= {"folder": f"data.path={photos}", "mnist_5k": "data.limit=20"}
+    places |= {"folder": f"data.path={photos}", "csv": f"data.path={photos}/table.csv", "mnist_5k": "data.limit=20"}
 
     @functools.cache
     def build(option):

@@ -27,7 +27,7 @@ class Classifier:
 
     @property
     def reads_image_files(self) -> bool:
-        """Whether it was trained on image files, as `data=folder` is."""
+        """Whether it was trained on image files, as with `data=folder` and `data=csv`."""
         return self.run is not None and "data.invert" in self.run.params
 
     @property

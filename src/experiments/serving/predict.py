@@ -59,7 +59,7 @@ class Prediction:
 def preparation(classifier: Classifier, chosen: str | None) -> Callable[[Image.Image], np.ndarray]:
     """The function that converts images to the model's input: as chosen, or as for the data it was trained on.
 
-    A model of `data=folder` gets exactly the pixels of its training: size and color mode follow from its input, and
+    A model of image files gets exactly the pixels of its training: size and color mode follow from its input, and
     `data.invert` from its run.
 
     Raises:
