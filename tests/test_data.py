@@ -974,6 +974,7 @@ def test_folds_of_data_with_validation_images_are_refused():
 # csv
 
 CSV = {
+    "resize": "stretch",
     **{key: value for key, value in FOLDER.items() if key != "test_path"},
     "background": "white",
     "folds": None,
@@ -1000,6 +1001,18 @@ def test_csv_is_a_folder_written_down(photos):
     assert loaded.name == "table"
     folded = data.csv(path=path, **{**CSV, "folds": 4, "fold": 1})
     assert folded.validation_sha256 == data.folder(path=str(photos), **FOLDER, folds=4, fold=1).validation_sha256
+
+
+def test_csv_and_folder_resize_alike(photos):
+    digests = {
+        resize: [
+            data.folder(path=str(photos), **{**FOLDER, "image_size": [9, 6]}, resize=resize).sha256,
+            data.csv(path=table(photos), **{**CSV, "image_size": [9, 6], "resize": resize}).sha256,
+        ]
+        for resize in ("stretch", "crop", "pad")
+    }
+    assert all(by_folder == by_csv for by_folder, by_csv in digests.values())
+    assert digests["stretch"] == digests["crop"] != digests["pad"]  # images of one gray
 
 
 def test_csv_with_sets_of_its_own(photos, caplog):

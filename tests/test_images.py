@@ -118,6 +118,21 @@ def test_resized_to_grayscale_and_to_color():
     assert images.resized(image, (8, 12, 1))[0, 0].tolist() == [76]  # 0.299 of red
 
 
+def test_another_aspect_ratio_is_stretched_cropped_or_padded():
+    image = Image.fromarray(np.array([[10, 10, 90, 90, 170, 170]] * 2, np.uint8))
+    assert images.resized(image, (2, 2, 1), resize="crop")[..., 0].tolist() == [[90, 90]] * 2
+    assert images.resized(image, (6, 6, 1), resize="pad")[..., 0].tolist() == [
+        [255] * 6, [255] * 6, *[[10, 10, 90, 90, 170, 170]] * 2, [255] * 6, [255] * 6,
+    ]  # fmt: skip
+    padded = images.resized(image, (4, 6, 3), resize="pad", background="black", invert=True)
+    assert padded[:, 0].tolist() == [[255] * 3, [245] * 3, [245] * 3, [255] * 3]
+    stretched = images.resized(image, (6, 6, 1))
+    assert (stretched == images.resized(image, (6, 6, 1), resize="stretch")).all()
+    assert stretched[:, 0, 0].tolist() == [10] * 6
+    for resize in ("crop", "pad"):  # nothing to do
+        assert (images.resized(image, (2, 6, 1), resize=resize)[..., 0] == np.asarray(image)).all()
+
+
 # Files
 
 

@@ -28,6 +28,7 @@ _Limit = Annotated[int, Field(ge=1)] | None
 _ImageSize = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)]
 _ColorMode = Literal["grayscale", "rgb"]
 _Background = Literal["white", "black"]
+_Resize = Literal["stretch", "crop", "pad"]
 
 _DIGITS = tuple("0123456789")
 _FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -152,6 +153,7 @@ def folder(
     validation_fraction: _Fraction,
     split_seed: _Seed,
     limit: _Limit,
+    resize: _Resize = "stretch",
     background: _Background = "white",
     duplicates: Duplicates = "warn",
     folds: _Folds = None,
@@ -173,6 +175,7 @@ def folder(
         sorted({each.label for each in files}),
         _absolute(path),
         image_size=image_size,
+        resize=resize,
         color_mode=color_mode,
         invert=invert,
         background=background,
@@ -190,6 +193,7 @@ def csv(
     *,
     path: _Path,
     image_size: _ImageSize,
+    resize: _Resize,
     color_mode: _ColorMode,
     invert: bool,
     background: _Background,
@@ -218,6 +222,7 @@ def csv(
         sorted(labels, key=int if all(map(str.isdecimal, labels)) else None),
         _absolute(path),
         image_size=image_size,
+        resize=resize,
         color_mode=color_mode,
         invert=invert,
         background=background,
@@ -237,6 +242,7 @@ def _of_image_files(
     source: Path,
     *,
     image_size: Sequence[int],
+    resize: str,
     color_mode: str,
     invert: bool,
     background: str,
@@ -249,6 +255,7 @@ def _of_image_files(
         class_names: in the order of the labels.
         source: the folder or file that lists them.
         image_size: height and width that every image is resized to.
+        resize: what to do with another aspect ratio.
         color_mode: `grayscale` or `rgb`.
         invert: whether to swap dark and light.
         background: the color that transparent pixels are composited onto.
@@ -256,7 +263,7 @@ def _of_image_files(
     """
     height, width = image_size
     shape = (height, width, 1 if color_mode == "grayscale" else 3)
-    pixels = images.read_all([each.file for each in files], shape, invert=invert, background=background)
+    pixels = images.read_all([each.file for each in files], shape, invert=invert, background=background, resize=resize)
     numbers = {name: number for number, name in enumerate(class_names)}
     labels = np.array([numbers[each.label] for each in files], np.int64)
     positions = {

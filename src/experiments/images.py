@@ -167,22 +167,35 @@ def as_mnist(image: Image.Image) -> np.ndarray:
 
 
 def resized(
-    image: Image.Image, shape: tuple[int, ...], *, invert: bool = False, background: str = "white"
+    image: Image.Image,
+    shape: tuple[int, ...],
+    *,
+    invert: bool = False,
+    background: str = "white",
+    resize: str = "stretch",
 ) -> np.ndarray:
-    """Resizes an image as `data=folder` does, without keeping its aspect ratio.
+    """Resizes an image as `data=folder` does.
 
     Args:
         image: of any size and color mode.
         shape: height, width and channels; 1 channel for grayscale, 3 for RGB.
         invert: whether to swap dark and light.
-        background: the color that transparent pixels are composited onto.
+        background: the color that transparent pixels are composited onto, and that `pad` adds.
+        resize: what to do with another aspect ratio: `stretch` to the new one, `crop` what is too long on both sides,
+            or `pad` what is too short.
 
     Returns:
         uint8 of `shape`.
     """
     height, width, channels = shape
     image = composited(image, background).convert("L" if channels == 1 else "RGB")
-    pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)).reshape(shape)
+    if resize == "crop":
+        image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+    elif resize == "pad":
+        image = ImageOps.pad(image, (width, height), Image.Resampling.BILINEAR, background)
+    else:
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    pixels = np.asarray(image).reshape(shape)
     return 255 - pixels if invert else pixels
 
 
@@ -200,7 +213,9 @@ def as_it_is(
     return resized(image, shape, invert=invert, background=background)
 
 
-def read_all(files: Sequence[Path], shape: tuple[int, ...], *, invert: bool, background: str) -> np.ndarray:
+def read_all(
+    files: Sequence[Path], shape: tuple[int, ...], *, invert: bool, background: str, resize: str
+) -> np.ndarray:
     """Reads image files and converts them as `resized` does.
 
     Returns:
@@ -214,7 +229,7 @@ def read_all(files: Sequence[Path], shape: tuple[int, ...], *, invert: bool, bac
     for position, file in enumerate(files):
         try:
             image = read(file)
-            pixels[position] = resized(image, shape, invert=invert, background=background)
+            pixels[position] = resized(image, shape, invert=invert, background=background, resize=resize)
         except NotAnImage as error:
             unreadable.append(f"{shown(file)} {error}")
             continue

@@ -1,11 +1,14 @@
 """Old commands, YAML files and recorded runs mean today what they meant in the version that they were written for."""
 
 import shlex
+from dataclasses import replace
 
 import pytest
+from omegaconf import OmegaConf
 
 from experiments.config.compose import compose
-from experiments.config.earlier import RENAMED, current_keys, current_parameters, current_words
+from experiments.config.configuration import plain_values
+from experiments.config.earlier import ADDED, RENAMED, current_keys, current_parameters, current_words
 
 OLD_WORDS = {
     "label_smoothing=0.1": "loss.label_smoothing=0.1",
@@ -97,3 +100,14 @@ def test_keys_that_are_no_parameter(tmp_path):
 def test_no_key_of_today_is_an_old_one():
     today = compose([]).parameters
     assert not set(RENAMED) & set(today)
+
+
+def test_a_key_that_came_later_leaves_the_variant_as_it_was_unless_it_is_used():
+    for choices in (["data=folder"], []):
+        now = compose(choices)
+        values = plain_values(now.cfg)
+        for key in ADDED:
+            group, _, name = key.rpartition(".")
+            (values[group] if group else values).pop(name, None)
+        assert replace(now, cfg=OmegaConf.create(values)).variant == now.variant
+    assert compose(["data=folder", "data.resize=pad"]).variant != compose(["data=folder"]).variant

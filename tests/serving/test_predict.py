@@ -122,7 +122,8 @@ def test_the_preparation_fits_the_data_unless_it_is_chosen(classifier):
     assert predict.preparation(classifier, None) is images.as_mnist
     image = examples.drawn(1, "white", "black", size=40, canvas=(60, 60), place=(0.5, 0.5), width=4)
     assert (predict.preparation(classifier, "resize")(image) == images.resized(image, (28, 28, 1))).all()
-    unknown = SimpleNamespace(name="mine.keras", image_shape=(28, 28, 1), run=None, inverts=False, background="white")
+    asked = {"inverts": False, "background": "white", "resize": "stretch"}
+    unknown = SimpleNamespace(name="mine.keras", image_shape=(28, 28, 1), run=None, **asked)
     assert (predict.preparation(unknown, None)(image) == images.resized(image, (28, 28, 1))).all()
     colour = SimpleNamespace(name="mine.keras", image_shape=(32, 32, 3), run=None)
     with pytest.raises(ExperimentError, match=r"Use --prepare resize\.$"):
@@ -168,7 +169,14 @@ def of_every_kind(folder, random):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [["data.invert=true"], ["data.color_mode=rgb", "data.image_size=[20,24]"]])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["data.invert=true", "data.resize=pad"],
+        ["data.color_mode=rgb", "data.image_size=[20,24]", "data.resize=crop"],
+        ["data.color_mode=rgb", "data.image_size=[20,24]"],
+    ],
+)
 def test_the_files_of_the_test_set_are_predicted_as_the_run_has_recorded(shared_store, tmp_path, settings):
     random = np.random.default_rng(0)
     of_every_kind(tmp_path / "bars", random)

@@ -12,6 +12,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.config.earlier import ADDED
 from experiments.config.overrides import absolute, absolute_paths, first_line, is_data_path
 from experiments.config.schema import GROUPS, JOB_KEY, LIST_GROUPS
 from experiments.errors import ExperimentError, did_you_mean
@@ -58,9 +59,15 @@ class Configuration:
     @cached_property
     def variant(self) -> str:
         """Hash of the identity without the replicate keys, shared by all replicates of a variant."""
-        values = {key: value for key, value in self.identity.items() if key != "seed"}
-        values["data"] = {key: value for key, value in values["data"].items() if f"data.{key}" not in REPLICATE_KEYS}
+        values = {key: value for key, value in self.identity.items() if self._tells_variants(key, value)}
+        values["data"] = {
+            key: value for key, value in values["data"].items() if self._tells_variants(f"data.{key}", value)
+        }
         return digest(values)[:16]
+
+    @staticmethod
+    def _tells_variants(key: str, value: Any) -> bool:
+        return key not in REPLICATE_KEYS and not (key in ADDED and value == ADDED[key])
 
     @property
     def replicate(self) -> dict[str, Any]:

@@ -12,6 +12,8 @@ RENAMED: dict[str, str | None] = {
     "tracking.patience": "tracking.store_timeout",
     "hydra.sweeper.list": "hydra.sweeper.include",
 }
+#: Keys that came later, with the value that means what was done before; it leaves the hash of a variant as it was.
+ADDED: dict[str, Any] = {"data.resize": "stretch"}
 #: What version 0.1 did without recording it as a parameter.
 _IMPLIED = {
     "loss": "categorical_crossentropy",

@@ -41,6 +41,11 @@ class Classifier:
         return self.run.params.get("data.background", "white") if self.run else "white"
 
     @property
+    def resize(self) -> str:
+        """What was done with training images of another aspect ratio: `stretch`, `crop` or `pad`."""
+        return self.run.params.get("data.resize", "stretch") if self.run else "stretch"
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels."""
         return self.model.input_shape[1:]

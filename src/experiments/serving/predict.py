@@ -60,7 +60,7 @@ def preparation(classifier: Classifier, chosen: str | None) -> Callable[[Image.I
     """The function that converts images to the model's input: as chosen, or as for the data it was trained on.
 
     A model of image files gets exactly the pixels of its training: size and color mode follow from its input, and
-    `data.invert` from its run.
+    `data.resize`, `data.invert` and `data.background` from its run.
 
     Raises:
         ExperimentError: the chosen preparation does not fit the model's input.
@@ -75,7 +75,7 @@ def preparation(classifier: Classifier, chosen: str | None) -> Callable[[Image.I
         return images.as_mnist
     if shape[-1] not in (1, 3):
         raise ExperimentError(f"{classifier.name} takes {shape[-1]} channels; image files have 1 or 3.")
-    convert = images.resized if kind == "resize" else images.as_it_is
+    convert = partial(images.resized, resize=classifier.resize) if kind == "resize" else images.as_it_is
     return partial(convert, shape=shape, invert=classifier.inverts, background=classifier.background)
 
 
