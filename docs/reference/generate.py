@@ -22,6 +22,10 @@ experiments train model=conv3 model.dropout=0.3 epochs=3
 
 `experiments train --cfg job` prints the composed configuration.
 
+Where an option is a class of Keras, its other arguments are keys, too, as in `optimizer.clipnorm=1.0`,
+`optimizer.gradient_accumulation_steps=4` or `callbacks.early_stopping.start_from_epoch=3`. `experiments list GROUP`
+shows them all.
+
 ## The run
 
 The keys outside the groups, in `conf/config.yaml`.

@@ -101,12 +101,12 @@ def _train(arguments: tuple[str, ...]) -> int:
 
     from experiments.config.compose import CONF_DIR, check_command, current_job
     from experiments.config.earlier import current_words
-    from experiments.config.overrides import first_line
+    from experiments.config.overrides import first_line, for_hydra
     from experiments.library_internals import hydra_argument_parser
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of Hydra's own printer
     arguments = tuple(current_words(arguments))
-    sys.argv = ["experiments train", *arguments]  # where hydra.main reads them
+    sys.argv = ["experiments train", *for_hydra(arguments)]  # where hydra.main reads them
     options = hydra_argument_parser().parse_args(arguments)
     for option in ("config_name", "config_path", "experimental_rerun"):
         if getattr(options, option):  # they would run what nothing has checked
@@ -231,8 +231,13 @@ def _as_job_failure() -> Iterator[None]:
 @click.argument("group", required=False)
 @click.option("--config-dir", metavar="DIR", help="A folder with options of your own.")
 def list_options(group: str | None, config_dir: str | None) -> None:
-    """List every group and option, or those of one GROUP."""
+    """List every group and option, or those of one GROUP with all arguments of Keras's classes."""
+    import textwrap
+
+    import yaml
+
     from experiments.config import compose
+    from experiments.config.configuration import further_keys
 
     files = compose.option_files(config_dir)
     groups = sorted(files)
@@ -243,6 +248,9 @@ def list_options(group: str | None, config_dir: str | None) -> None:
         print(name)
         for file in files[name]:
             print(f"  {file.stem:{width}}  {compose.first_comment(file)}")
+            if group and (more := ", ".join(further_keys(yaml.safe_load(file.read_text(encoding="utf-8")) or {}))):
+                indent = " " * (width + 4)
+                print(textwrap.fill(f"further keys: {more}", 120, initial_indent=indent, subsequent_indent=indent))
 
 
 @commands.command()

@@ -56,7 +56,21 @@ UNKNOWN = {
     "schedule.factor=0.5": "schedule.factor: schedule=constant has no such key.",
     "callbacks.early_stopping.patience=2": "callbacks.early_stopping.patience: callbacks=[] has no such key.",
     "callbacks=[early_stopping] callbacks.early_stopping.patince=2": "callbacks.early_stopping.patince: "
-    "callbacks=[early_stopping] has no such key. Did you mean patience? Allowed: min_delta, monitor, patience.",
+    "callbacks=[early_stopping] has no such key. Did you mean patience? "
+    "Allowed: baseline, min_delta, monitor, patience, restore_best_weights, start_from_epoch, verbose.",
+    "optimizer=sgd optimizer.clipnrom=1": "optimizer.clipnrom: optimizer=sgd has no such key. Did you mean clipnorm? "
+    "Allowed: clipnorm, clipvalue, ema_momentum, ema_overwrite_frequency, global_clipnorm, "
+    "gradient_accumulation_steps, learning_rate, loss_scale_factor, momentum, nesterov, use_ema, weight_decay.",
+    "optimizer.lr=0.1": "optimizer.lr: there is no such key. Its name is learning_rate today.",
+    "optimizer.name=mine": "optimizer.name cannot be set. The run names its parts itself.",
+    "loss.from_logits=true": "loss.from_logits cannot be set. Every model ends in a softmax, so it is false.",
+    "callbacks=[early_stopping] callbacks.early_stopping.mode=max": "callbacks.early_stopping.mode cannot be set. "
+    "It follows from monitor.",
+    "+optimizer.clipnorm=1": "optimizer.clipnorm: no YAML file lists it. Set it by its own key: optimizer.clipnorm=…",
+    "optimizer={clipnorm:1}": "optimizer.clipnorm: no YAML file lists it. Set it by its own key: optimizer.clipnorm=…",
+    "model=sequential model.layers.0.stirdes=2": "model.layers.0.stirdes: model=sequential has no such key. "
+    "Did you mean strides?",
+    "optimizer.learning_rate.x=1": "optimizer.learning_rate.x: optimizer=adam has no such key.",
     "callbacks={early_stopping:{patience:3}}": "callbacks.early_stopping.patience: callbacks=[] has no such key.",
     "tracking.notes=x": "tracking.notes: there is no such key. Did you mean note? "
     "Allowed: experiment, model, note, store_timeout, tags.",
@@ -349,6 +363,39 @@ DEFAULT_PARAMETERS = {
     "optimizer.beta_2": "0.999",
     "schedule._target_": "experiments.schedules.constant",
 }
+
+
+NOT_LISTED = {
+    "optimizer.clipnorm=1": ("optimizer.clipnorm", 1.0),
+    "optimizer.weight_decay=0.004": ("optimizer.weight_decay", 0.004),
+    "optimizer=sgd optimizer.gradient_accumulation_steps=4": ("optimizer.gradient_accumulation_steps", 4),
+    "++optimizer.use_ema=true": ("optimizer.use_ema", True),
+    "optimizer.clipnorm=null": ("optimizer.clipnorm", None),
+    "callbacks=[early_stopping] callbacks.early_stopping.start_from_epoch=3": (
+        "callbacks.early_stopping.start_from_epoch",
+        3,
+    ),
+    "metrics=[auc] metrics.auc.num_thresholds=50": ("metrics.auc.num_thresholds", 50),
+    "loss=focal loss.axis=-1": ("loss.axis", -1),
+    "augment=shift_rotate augment.rotate.seed=3": ("augment.rotate.seed", 3),
+    "scale.offset=0.5": ("scale.offset", 0.5),
+}
+
+
+@pytest.mark.parametrize("words", NOT_LISTED)
+def test_an_argument_of_keras_is_a_key_also_if_no_file_lists_it(words):
+    key, value = NOT_LISTED[words]
+    chosen = composed(shlex.split(words))
+    assert chosen.value(key) == value
+    assert typed(chosen).parameters[key] == json.dumps(value)
+    without = composed([word for word in shlex.split(words) if key not in word])
+    assert key not in without.parameters and chosen.variant != without.variant
+    assert shlex.split(chosen.command)[2:] == [word.lstrip("+") for word in shlex.split(words)]
+
+
+def test_an_argument_of_a_layer_in_a_list_is_a_key():
+    chosen = composed(["model=sequential", "model.layers.0.strides=2", "model.layers.0.name=first"])
+    assert chosen.cfg.model.layers[0].strides == 2 and chosen.cfg.model.layers[0].name == "first"
 
 
 def test_parameters_of_the_default_run():

@@ -124,6 +124,10 @@ KERAS = {
     "optimizer=sgd optimizer.nesterov=abc": "optimizer.nesterov=abc is refused: it must be true or false.",
     "callbacks=[early_stopping] callbacks.early_stopping.patience=x": "callbacks.early_stopping.patience=x is refused: "
     "it must be a number.",
+    "optimizer.clipnorm=abc": "optimizer.clipnorm=abc is refused: it must be a number above 0 or null.",
+    "optimizer.gradient_accumulation_steps=1": "optimizer.gradient_accumulation_steps=1 is refused: "
+    "it must be a whole number of at least 2 or null.",
+    "optimizer.weight_decay=-1": "optimizer.weight_decay=-1 is refused: it must be a number of at least 0 or null.",
     "optimizer=sgd optimizer.momentum=-1": "optimizer: keras.optimizers.SGD refuses it: "
     "`momentum` must be a float between [0, 1].",
     "callbacks=[reduce_on_plateau] callbacks.reduce_on_plateau.factor=2": "callbacks.reduce_on_plateau: "

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from experiments.config.configuration import further_keys
 from experiments.errors import ExperimentError
 from test_imports import ALLOWED, ROOMS
 
@@ -150,6 +151,8 @@ def test_the_command_line_reference_has_every_command_and_option():
 def test_keys_in_the_text_exist(page):
     reference = (ROOT / "docs/reference/configuration.md").read_text(encoding="utf-8")
     known = set(re.findall(r"^\| `([\w.]+)` \|", reference, re.MULTILINE))
+    for file in (ROOT / "conf").glob("*/*.yaml"):
+        known |= set(further_keys(yaml.safe_load(file.read_text(encoding="utf-8")) or {}, f"{file.parent.name}."))
     known |= {key.rpartition(".")[0] for key in known}
     groups = {key.partition(".")[0] for key in known if "." in key} - {"hydra"}
     text = BLOCK.sub("", page.read_text(encoding="utf-8"))

@@ -148,7 +148,7 @@ def test_the_key_that_matters_is_the_important_one():
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [["hydra.launcher.n_jobs=2"], ["hydra/launcher=basic"]], ids=["process", "basic"])
 def test_a_study_is_continued_by_the_same_command(store, launcher):
-    words = [*OPTUNA, "optimizer.learning_rate=tag(log,interval(1e-4,1e-1))", "epochs=1", *launcher]
+    words = [*OPTUNA, "optimizer.clipnorm=tag(log,interval(0.1,10))", "epochs=1", *launcher]
     first = experiments(*words, "hydra.sweeper.n_trials=2")
     assert first.returncode == 0, first.stdout
     assert "2 trials: 0 ended, 2 to run\n" in first.stdout
@@ -161,11 +161,11 @@ def test_a_study_is_continued_by_the_same_command(store, launcher):
     parent, children = parent_and_children(store)
     assert parent.info.status == "FINISHED"
     assert [run.data.tags["job"] for run in children] == ["0", "1", "2"]
-    assert len({run.data.params["optimizer.learning_rate"] for run in children}) == 3
+    assert len({run.data.params["optimizer.clipnorm"] for run in children}) == 3
     trials = study_of(parent).trials
     assert [trial.value for trial in trials] == [run.data.metrics["best/val_accuracy"] for run in children]
-    assert [str(trial.params["optimizer.learning_rate"]) for trial in trials] == [
-        run.data.params["optimizer.learning_rate"] for run in children
+    assert [str(trial.params["optimizer.clipnorm"]) for trial in trials] == [
+        run.data.params["optimizer.clipnorm"] for run in children
     ]
     best = max(children, key=lambda run: run.data.metrics["best/val_accuracy"])
     assert (

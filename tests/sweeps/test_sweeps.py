@@ -19,7 +19,14 @@ from experiments.errors import ExperimentError
 from experiments.sweeps import jobs
 from experiments.sweeps.plan import experiment_of
 
-TINY = ["data.limit=40", "epochs=1", "tracking.model=false", "model.filters=[4,4]", "model.dense_units=[8]"]
+TINY = [
+    "data.limit=40",
+    "epochs=1",
+    "tracking.model=false",
+    "model.filters=[4,4]",
+    "model.dense_units=[8]",
+    "optimizer.clipnorm=5.0",
+]
 
 
 @pytest.fixture(autouse=True)

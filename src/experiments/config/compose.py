@@ -21,13 +21,14 @@ from experiments.config.configuration import (
     SELECTABLE,
     Configuration,
     flatten,
+    is_argument,
     known_keys,
     plain_values,
     unknown_key,
 )
 from experiments.config.earlier import current_values, current_words
 from experiments.config.identity import PACKAGE
-from experiments.config.overrides import first_line, is_choice, pairs, parse, quoted
+from experiments.config.overrides import as_typed, first_line, for_hydra, is_choice, pairs, parse, quoted
 from experiments.config.schema import GROUPS, JOB_KEY, LIST_GROUPS, check_run
 from experiments.config.targets import check_targets
 from experiments.errors import ExperimentError
@@ -38,6 +39,7 @@ CHECKOUT = _CHECKOUT if (_CHECKOUT / "conf" / "config.yaml").exists() else None
 #: The options of this package: the checkout's, for a wheel its own copy.
 CONF_DIR = (CHECKOUT or PACKAGE) / "conf"
 CUSTOM_TAGS = "tracking.tags."
+_ERRORS = (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError)
 
 
 def compose(overrides: Sequence[str], config_dir: str | None = None) -> Configuration:
@@ -59,7 +61,7 @@ def compose_unchecked(overrides: Sequence[str], config_dir: str | None = None) -
     Raises:
         ExperimentError: an override that cannot work.
     """
-    overrides = current_words(overrides)
+    overrides = current_words(as_typed(overrides))
     _refuse_sweep(_swept(overrides), overrides, config_dir)
     _check_overrides(overrides, config_dir)
     cfg = _composed(overrides, config_dir)
@@ -79,7 +81,7 @@ def check_command(overrides: Sequence[str], config_dir: str | None, *, multirun:
     Raises:
         ExperimentError: an override or a value that cannot work, or a sweep that is not asked for as one.
     """
-    overrides = current_words(overrides)
+    overrides = current_words(as_typed(overrides))
     swept = _swept(overrides)
     fixed = [text for text in overrides if text not in swept]
     compose(fixed, config_dir)
@@ -103,7 +105,8 @@ def _refuse_sweep(swept: Sequence[str], overrides: Sequence[str], config_dir: st
 def current_job(cfg: DictConfig, config_dir: str | None) -> Configuration:
     """The job that Hydra is running, checked (for the task function of `hydra.main`)."""
     job = HydraConfig.get()
-    overrides = [text for text in current_words(job.overrides.task) if not text.startswith(JOB_KEY)]
+    words = current_words(as_typed(job.overrides.task))
+    overrides = [text for text in words if not text.startswith(JOB_KEY)]
     _check_overrides(overrides, config_dir)
     return checked(_configuration(cfg, job.runtime.choices, overrides, config_dir))
 
@@ -162,15 +165,21 @@ def first_comment(file: Path) -> str:
 
 def _composed(overrides: Sequence[str], config_dir: str | None) -> DictConfig:
     places = [quoted(f"file://{folder.resolve()}") for folder in folders(config_dir)[1:]]
-    try:
-        with (
-            _no_other_hydra(),
-            initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR), job_name="experiments"),
-        ):
-            search = f"hydra.searchpath=[{','.join(places)}]"
+    search = f"hydra.searchpath=[{','.join(places)}]"
+    words = for_hydra(overrides)
+    added = [text.partition("=")[0] for text, word in zip(overrides, words, strict=True) if text != word]
+    with (
+        _no_other_hydra(),
+        initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR), job_name="experiments"),
+    ):
+        with contextlib.suppress(*_ERRORS):
+            cfg = hydra_compose("config", overrides=[search, *words], return_hydra_config=True)
+            if all(is_argument(key, cfg) for key in added):
+                return cfg
+        try:
             return hydra_compose("config", overrides=[search, *overrides], return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
-        raise _explain(error, overrides, config_dir) from error
+        except _ERRORS as error:
+            raise _explain(error, overrides, config_dir) from error
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config.earlier import ADDED
+from experiments.config.keras_names import keywords, removed_argument
 from experiments.config.overrides import absolute, absolute_paths, first_line, is_data_path
 from experiments.config.schema import GROUPS, JOB_KEY, LIST_GROUPS
 from experiments.errors import ExperimentError, did_you_mean
@@ -23,6 +24,12 @@ SELECTABLE = (*GROUPS, "experiment", "sweep")
 REPLICATE_KEYS = ("seed", "data.split_seed", "data.fold")
 #: Root keys that cannot change a result.
 NO_IDENTITY = ("tracking", "force", "resume", "dry_run")
+#: Arguments of Keras's classes that the run gives itself, and why.
+_OF_RUN = {
+    "mode": "It follows from monitor.",
+    "name": "The run names its parts itself.",
+    "from_logits": "Every model ends in a softmax, so it is false.",
+}
 
 
 @dataclass(frozen=True)
@@ -150,11 +157,48 @@ def known_keys(known: Configuration) -> set[str]:
     return {*leaves, *inner, *SELECTABLE}
 
 
+def is_argument(key: str, cfg: DictConfig) -> bool:
+    """Whether a key is an argument of a class of Keras that the user may give, also if no YAML file lists it."""
+    return key.rpartition(".")[2] in _arguments(key, cfg) - _own_arguments(key)
+
+
+def _arguments(key: str, cfg: DictConfig) -> frozenset[str]:
+    """The arguments of the class of Keras that a key is inside of; none if it is not."""
+    part = OmegaConf.select(cfg, key.rpartition(".")[0])
+    return keywords(str(part.get("_target_"))) if isinstance(part, DictConfig) else frozenset()
+
+
+def _own_arguments(key: str) -> Set[str]:
+    return set() if key.startswith("model.") else _OF_RUN.keys()
+
+
+def further_keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The keys that an option takes beside those of its file: arguments of the classes of Keras that it names.
+
+    Args:
+        values: of the file.
+        prefix: of the keys.
+    """
+    names = keywords(str(values.get("_target_"))) - values.keys() - _OF_RUN.keys()
+    yield from (f"{prefix}{name}" for name in sorted(names))
+    for name, inner in values.items():
+        if isinstance(inner, dict):
+            yield from further_keys(inner, f"{prefix}{name}.")
+
+
 def unknown_key(key: str, known: Configuration, advice: str = "") -> ExperimentError:
     """The error for an unknown key, with the keys at the same level and the nearest one."""
+    arguments = _arguments(key, known.cfg)
     names = {name for name in known_keys(known) if not name.endswith("_target_") and not name.startswith(JOB_KEY)}
     parent, _, last = key.rpartition(".")
     beside = {name.rpartition(".")[2] for name in names if name.rpartition(".")[0] == parent}
+    beside |= arguments - _own_arguments(key)
+    if last in arguments & _own_arguments(key):
+        return ExperimentError(f"{key} cannot be set.", advice=_OF_RUN[last])
+    if last in arguments:  # inside a mapping, or to be left out
+        return ExperimentError(f"{key}: no YAML file lists it.", advice=f"Set it by its own key: {key}=…")
+    if today := removed_argument(last, arguments):
+        return ExperimentError(f"{key}: there is no such key.", advice=today)
     group = key.partition(".")[0]
     of_groups = {name for name in names if not name.startswith("tracking.")}
     searched = sorted(of_groups) if group in GROUPS else [*sorted(names - of_groups), *sorted(of_groups)]

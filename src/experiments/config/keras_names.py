@@ -1,6 +1,9 @@
-"""Finds what a name of Keras that older code uses is called today; reads Keras's files without importing it."""
+"""Finds the arguments of Keras's classes, and what older names are called today; does not import Keras."""
 
+import ast
+import functools
 import re
+from collections.abc import Mapping, Set
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -69,11 +72,57 @@ def _plain(name: str) -> str:
 
 def _names(module: str) -> list[tuple[str, str]]:
     """The classes of a public module, each with a name that it can be imported by."""
+    file = _file(f"keras.{module}")
+    return re.findall(r"\b([A-Z]\w*) as (\w+)", file.read_text(encoding="utf-8")) if file else []
+
+
+@functools.cache
+def keywords(target: str) -> frozenset[str]:
+    """The arguments that a public class of Keras takes, with those that it passes on to its bases; empty for others."""
+    module, _, name = target.rpartition(".")
+    return frozenset(_arguments(module, name)) if target.startswith("keras.") else frozenset()
+
+
+def _arguments(module: str, name: str) -> set[str]:
+    classes, imported = _defined_in(module)
+    if name not in classes:
+        return _arguments(*imported[name]) if name in imported else set()
+    found = set()
+    for part in classes[name].body:
+        if isinstance(part, ast.FunctionDef) and part.name == "__init__":
+            arguments = part.args
+            found = {argument.arg for argument in [*arguments.args[1:], *arguments.kwonlyargs]}
+    for base in classes[name].bases:
+        if isinstance(base, ast.Name) and base.id != name:
+            found |= _arguments(module, base.id)
+        elif isinstance(base, ast.Attribute) and isinstance(base.value, ast.Name) and base.value.id in imported:
+            found |= _arguments(".".join(imported[base.value.id]), base.attr)
+    return found
+
+
+@functools.cache
+def _defined_in(module: str) -> tuple[Mapping[str, ast.ClassDef], Mapping[str, tuple[str, str]]]:
+    """The classes that a module of Keras defines by name, and the names that it imports: module and name there."""
+    file = _file(module)
+    nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8")))) if file else []
+    imported: dict[str, tuple[str, str]] = {}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                # The first import of a name is that of TensorFlow, where it depends on the backend.
+                imported.setdefault(alias.asname or alias.name, (node.module, alias.name))
+    return {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}, imported
+
+
+def _file(module: str) -> Path | None:
+    """The file of a module of Keras, None for any other."""
+    package, *parts = module.split(".")
     keras = find_spec("keras")
-    if keras is None or keras.origin is None:
-        return []
-    file = Path(keras.origin).parent.joinpath(*module.split("."), "__init__.py")
-    return re.findall(r"\b([A-Z]\w*) as (\w+)", file.read_text(encoding="utf-8"))
+    if package != "keras" or keras is None or keras.origin is None:
+        return None
+    path = Path(keras.origin).parent.joinpath(*parts)
+    candidates = (path / "__init__.py", path.with_suffix(".py"))
+    return next((file for file in candidates if file.exists()), None)
 
 
 def removed_class(name: str) -> str:
@@ -81,7 +130,7 @@ def removed_class(name: str) -> str:
     return f"Keras has removed it; write {_REMOVED_CLASSES[name]}." if name in _REMOVED_CLASSES else ""
 
 
-def removed_argument(name: str, known: set[str]) -> str:
+def removed_argument(name: str, known: Set[str]) -> str:
     """A sentence on what to write instead of an argument that Keras had; empty for any other name.
 
     Args:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -13,6 +13,8 @@ from experiments.config.schema import LIST_GROUPS
 from experiments.errors import ExperimentError
 
 _FOLDER_OPTIONS = ("--config-dir", "-cd")
+#: A key inside a part that can be a class of Keras, whose YAML need not list every argument.
+_OF_PART = re.compile(r"(?:(?:scale|augment|loss|optimizer|callbacks|metrics)\.|model\.layers\.\d+\.)[^=]+=")
 
 
 # What the user typed
@@ -64,6 +66,16 @@ def quoted(text: str) -> str:
 def is_data_path(key: str) -> bool:
     """Whether a dotted key is a path of data, which cannot change a result."""
     return key.startswith("data.") and key.endswith("path")
+
+
+def for_hydra(words: Iterable[str]) -> list[str]:
+    """Puts ++ before keys of parts, without which Hydra takes only the arguments that a YAML file lists."""
+    return [f"++{word}" if _OF_PART.match(word) else word for word in words]
+
+
+def as_typed(words: Iterable[str]) -> list[str]:
+    """Reverses `for_hydra`."""
+    return [word[2:] if word.startswith("++") and _OF_PART.match(word[2:]) else word for word in words]
 
 
 def pairs(overrides: Sequence[str]) -> Iterator[tuple[str, Override]]:

@@ -41,8 +41,20 @@ _ROOT: dict[str, Any] = {
     "dry_run": bool,
 }
 
-#: Keys of losses whose range Keras does not check.
-_OF_LOSSES: dict[str, Any] = {"label_smoothing": Annotated[float, Field(ge=0, lt=1)]}
+_Positive = Annotated[float, Field(gt=0)]
+#: Arguments whose type or range Keras's losses, optimizers and callbacks do not check.
+_UNCHECKED_BY_KERAS: dict[str, Any] = {
+    "baseline": float | None,
+    "clipnorm": _Positive | None,
+    "clipvalue": _Positive | None,
+    "ema_momentum": Annotated[float, Field(ge=0, le=1)],
+    "ema_overwrite_frequency": _Count | None,
+    "global_clipnorm": _Positive | None,
+    "gradient_accumulation_steps": Annotated[int, Field(ge=2)] | None,
+    "label_smoothing": Annotated[float, Field(ge=0, lt=1)],
+    "loss_scale_factor": _Positive | None,
+    "weight_decay": Annotated[float, Field(ge=0)] | None,
+}
 
 #: Callbacks that set the learning rate.
 _SET_LEARNING_RATE = ("keras.callbacks.LearningRateScheduler", "keras.callbacks.ReduceLROnPlateau")
@@ -78,9 +90,7 @@ def check_run(values: Mapping[str, Any], options: Mapping[str, str]) -> None:
         inside[part] = check_value(key, value, annotation)
     _check_parts(values)
     _check_metrics(values.get("metrics") or {})
-    for name, annotation in _OF_LOSSES.items():
-        if name in values["loss"]:
-            values["loss"][name] = check_value(f"loss.{name}", values["loss"][name], annotation)
+    _check_numbers(values)
     measured = epoch_metrics(values)
     validated = tuple(name for name in measured if name.startswith("val_"))
     check_value("objective", values["objective"], Literal[validated])
@@ -126,6 +136,13 @@ def _check_metrics(metrics: Mapping[str, Any]) -> None:
             )
         if "mode" in metric:
             check_value(f"metrics.{name}.mode", metric["mode"], Literal["max", "min"])
+
+
+def _check_numbers(values: Mapping[str, Any]) -> None:
+    callbacks = {f"callbacks.{name}": callback for name, callback in (values.get("callbacks") or {}).items()}
+    for key, part in {"loss": values["loss"], "optimizer": values["optimizer"], **callbacks}.items():
+        for name in _UNCHECKED_BY_KERAS.keys() & part.keys() if part["_target_"].startswith("keras.") else ():
+            part[name] = check_value(f"{key}.{name}", part[name], _UNCHECKED_BY_KERAS[name])
 
 
 def _check_callbacks(values: Mapping[str, Any], measured: Sequence[str], schedule: str) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from experiments.config.overrides import as_typed
 from experiments.sweeps import jobs as job_list
 from experiments.sweeps import launcher
 from experiments.sweeps.display import Display
@@ -34,6 +35,7 @@ def run(sweeper: "GridSweeper", arguments: Sequence[str]) -> None:
         ExperimentError: a job that cannot work; nothing has been recorded.
         JobsFailed: a job has no result.
     """
+    arguments = as_typed(arguments)
     display = Display()
     with launcher.server():
         found = job_list.combinations(arguments, sweeper.params, sweeper.include, sweeper.hydra_context.config_loader)

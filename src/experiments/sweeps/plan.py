@@ -9,6 +9,7 @@ from hydra.core.utils import JobStatus
 from rich.table import Table
 
 from experiments.config.configuration import Configuration, Plan
+from experiments.config.overrides import for_hydra
 from experiments.errors import ExperimentError
 from experiments.library_internals import job_error
 from experiments.sweeps import jobs as job_list
@@ -103,7 +104,7 @@ def plan_job(planner: Planner, overrides: Sequence[str]) -> Plan:
     Raises:
         ExperimentError: it cannot be built.
     """
-    result = planner.plan(overrides)
+    result = planner.plan(for_hydra(overrides))
     if result.status is JobStatus.COMPLETED:
         return result.return_value
     error = job_error(result)

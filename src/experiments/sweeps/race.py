@@ -10,6 +10,7 @@ from experiments.compare.samples import samples_of
 from experiments.compare.sequential import FIRST_SEEDS, Decision, Race, Standing
 from experiments.compare.variants import Variant
 from experiments.config.compose import compose
+from experiments.config.overrides import as_typed
 from experiments.errors import ExperimentError
 from experiments.sweeps import jobs as job_list
 from experiments.sweeps import launcher
@@ -69,6 +70,7 @@ def run(sweeper: "RaceSweeper", arguments: Sequence[str]) -> None:
         ExperimentError: something that cannot work; nothing has been recorded.
         JobsFailed: a job has no result.
     """
+    arguments = as_typed(arguments)
     display = Display()
     with launcher.server():
         params, include = _without_seeds(sweeper.params), [_without_seeds(entry) for entry in sweeper.include]

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from experiments.config.compose import compose
 from experiments.config.configuration import Plan
 from experiments.config.identity import digest
-from experiments.config.overrides import absolute_paths
+from experiments.config.overrides import absolute_paths, as_typed
 from experiments.errors import ExperimentError
 from experiments.sweeps import jobs as job_list
 from experiments.sweeps import launcher, space
@@ -71,6 +71,7 @@ def run(sweeper: "OptunaSweeper", arguments: Sequence[str]) -> None:
         ExperimentError: something that cannot work; nothing has been recorded.
         JobsFailed: a trial has no result.
     """
+    arguments = as_typed(arguments)
     display = Display()
     with launcher.server():
         fixed, distributions = space.search_space(arguments, sweeper.params, sweeper.hydra_context.config_loader)

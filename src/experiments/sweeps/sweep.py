@@ -11,7 +11,7 @@ from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 
 from experiments.config.configuration import Configuration
-from experiments.config.overrides import absolute_paths
+from experiments.config.overrides import absolute_paths, as_typed, for_hydra
 from experiments.config.schema import JOB_KEY
 from experiments.errors import JobsFailed
 from experiments.library_internals import job_error
@@ -59,7 +59,10 @@ class Sweep:
             "fingerprint": f"'{job.fingerprint}'",
             "trial": "null" if job.trial is None else job.trial,
         }
-        return [*job.overrides, f"{JOB_KEY}={{{','.join(f'{key}:{value}' for key, value in values.items())}}}"]
+        return [
+            *for_hydra(job.overrides),
+            f"{JOB_KEY}={{{','.join(f'{key}:{value}' for key, value in values.items())}}}",
+        ]
 
     def follow(self, events: Iterable[Started | Progress | Ended], by_number: Mapping[int, Job]) -> Iterator[Job]:
         """Shows and records what happens to jobs; yields each job when it has ended."""
@@ -287,7 +290,7 @@ def open_sweep(jobs: list[Job], first: Configuration, experiment: str, name: str
 
 
 def _open_sweep(jobs: list[Job], first: Configuration, experiment: str, name: str, display: Display) -> Iterator[Sweep]:
-    command = shlex.join(["experiments", "train", *absolute_paths(sys.argv[1:])])
+    command = shlex.join(["experiments", "train", *absolute_paths(as_typed(sys.argv[1:]))])
     tags = {**dict(first.cfg.tracking.tags), "command": command}
     parent = open_parent(experiment, name, tags, first.cfg.tracking.store_timeout)
     sweep = Sweep(parent, jobs, first, display, command)
