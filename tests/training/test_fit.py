@@ -403,6 +403,18 @@ def test_the_rate_of_a_schedule_is_that_of_the_epochs_last_step():
     assert result.history["learning_rate"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_rate_of_a_schedule_is_that_of_the_last_step_of_accumulated_gradients():
+    schedule = schedules.exponential(learning_rate=0.01, steps_per_epoch=4, factor=0.5)
+    optimizer = keras.optimizers.SGD(schedule, gradient_accumulation_steps=3)
+    model, steps = small_net(), []
+    watch = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: steps.append(model.get_weights()[0]))
+    result, _ = fit(model, epochs=3, schedule=schedule, optimizer=optimizer, callbacks=[watch])
+    moved = [not np.array_equal(*pair) for pair in itertools.pairwise(steps)]
+    assert [number + 1 for number, moves in enumerate(moved) if moves] == [2, 5, 8, 11]  # batches, counted from 0
+    expected = [0.01 * 0.5 ** (batch / 4) for batch in (2, 5, 11)]
+    assert result.history["learning_rate"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_the_rate_of_reduce_on_plateau_is_the_one_that_the_epoch_used():
     # Only the first epoch is an improvement; the second ends with half the rate, which the third uses.
     plateau = keras.callbacks.ReduceLROnPlateau(monitor="val_loss", mode="min", factor=0.5, patience=1, min_delta=1e9)
@@ -623,6 +635,33 @@ def test_a_full_disk_costs_the_checkpoints_and_not_the_training(tmp_path, caplog
     assert [record.message.partition(":")[0] for record in caplog.records] == [
         "No checkpoint can be written, so a killed run would start anew"
     ]
+
+
+OPTIMIZERS = {
+    "muon": [],
+    "lion": ["optimizer.weight_decay=0.01", "optimizer.clipnorm=1.0"],
+    "schedule_free_adamw": ["optimizer.warmup_steps=3"],
+    "adam": ["optimizer.gradient_accumulation_steps=3", "optimizer.use_ema=true", "optimizer.amsgrad=true"],
+    "sgd": ["optimizer.use_ema=true", "optimizer.ema_overwrite_frequency=5", "optimizer.global_clipnorm=0.5"],
+}
+
+
+@pytest.mark.parametrize("option", OPTIMIZERS)
+def test_the_state_of_an_optimizer_comes_back(option, compose, tmp_path):
+    cfg = compose(f"optimizer={option}", *OPTIMIZERS[option]).cfg
+
+    def train(**options):
+        start()
+        model = small_net(dense_units=[8])
+        optimizer = instantiate(cfg, "optimizer", learning_rate=0.01)
+        result, _ = fit(model, epochs=3, optimizer=optimizer, metric="val_loss", mode="min", **options)
+        return result.history["val_loss"], [weight.tobytes() for weight in model.get_weights()]
+
+    whole = train()
+    assert len(set(whole[0])) == 3
+    train(folder=tmp_path, on_epoch=lambda epoch, _: epoch == 2)
+    (tmp_path / "checkpoint-000002.npz").unlink()  # it says that the training was ended there
+    assert train(folder=tmp_path, checkpoint=checkpoints.newest(tmp_path)) == whole
 
 
 class Counting(keras.callbacks.Callback):

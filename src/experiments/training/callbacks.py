@@ -86,8 +86,10 @@ class HistoryCallback(keras.callbacks.Callback):
     def _last_learning_rate(self) -> float:
         optimizer = self.model.optimizer
         if callable(self.schedule):
+            # The schedule counts batches, the optimizer its steps.
+            accumulated = getattr(optimizer, "inner_optimizer", optimizer).gradient_accumulation_steps or 1
             # Half precision may have skipped every step so far, as it does when a gradient overflows.
-            return _shortest(self.schedule(max(int(optimizer.iterations) - 1, 0)))
+            return _shortest(self.schedule(max(int(optimizer.iterations) * accumulated - 1, 0)))
         return _shortest(optimizer.learning_rate)
 
 
