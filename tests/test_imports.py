@@ -43,15 +43,15 @@ ALLOWED = {
     "cli": {
         "compare",
         "config",
+        "hydra_app",
         "images",
-        "library_internals",
         "reproduce",
         "serving",
         "sweeps",
         "tracking",
-        "train",
         "__init__",
     },
+    "hydra_app": {"config", "library_internals", "sweeps", "tracking", "train", "__init__"},
     "__init__": {"config", "serving", "train"},
     "hydra_plugins": {"config", "sweeps"},
 }
@@ -61,8 +61,8 @@ AT_HOME = {
     # library_internals alone may use names of Hydra and MLflow that are private, inside its functions.
     "mlflow": {"tracking", "library_internals"},
     "matplotlib": {"plots", "plot_style"},
-    "hydra": {"config", "cli", "sweeps", "hydra_plugins", "library_internals"},
-    "omegaconf": {"config", "cli", "train", "training", "sweeps", "hydra_plugins"},
+    "hydra": {"config", "hydra_app", "sweeps", "hydra_plugins", "library_internals"},
+    "omegaconf": {"config", "hydra_app", "train", "training", "sweeps", "hydra_plugins"},
     "optuna": {"sweeps"},
     "plotly": {"compare"},
     "keras": {"artifacts", "data", "models", "reproduce", "schedules", "serving", "train", "training"},

@@ -11,7 +11,7 @@ from mlflow.entities import Metric, Param
 from rich.console import Console
 
 from experiments.compare import charts, tables
-from experiments.compare.comparison import compare_runs, find_runs
+from experiments.compare.comparison import Selection, compare_runs, find_runs
 from experiments.errors import ExperimentError
 from experiments.tracking.parent import open_parent
 from experiments.tracking.runs import CUT, StoredRun
@@ -38,8 +38,13 @@ def two_variants():
     return good + [recorded(3 + seed, "0", seed, 0.90 + 0.0011 * seed) for seed in range(3)]
 
 
+def compared(runs, title="mine", metric="", *, swept=(), command="", searched=False, importance=None, **options):
+    selection = Selection(title, list(runs), swept, None, command, searched, importance or {})
+    return compare_runs(selection, metric, **options)
+
+
 def test_a_clear_difference_is_a_verdict():
-    found = compare_runs(two_variants(), "mine")
+    found = compared(two_variants(), "mine")
     assert [(row.label, row.verdict, len(row.runs)) for row in found.rows] == [
         ("model.dropout=0.3", "best", 3),
         ("model.dropout=0", "worse", 3),
@@ -59,12 +64,12 @@ def test_the_runs_say_whether_a_higher_or_a_lower_value_of_a_metric_is_better(mo
         return replace(run, metrics=metrics, tags={**run.tags, "metric_modes": modes})
 
     runs = [with_doubt(run) for run in two_variants()]
-    assert compare_runs(runs, "mine", "val_doubt").rows[0].label == f"model.dropout={best}"
+    assert compared(runs, "mine", "val_doubt").rows[0].label == f"model.dropout={best}"
 
 
 def test_what_does_not_count_is_left_out_and_said():
     left_out = [recorded(10, "0", 9, 0.5, pruned="true"), recorded(11, "0", 8, 0.5, reproduces="run-1")]
-    found = compare_runs([*left_out, *two_variants()], "mine")
+    found = compared([*left_out, *two_variants()], "mine")
     assert sum(len(row.runs) for row in found.rows) == 6
     assert "Left out: 1 made by reproduce, 1 pruned." in found.notes
 
@@ -75,7 +80,7 @@ def test_variants_with_diverged_seeds_are_rows_without_a_rank_among_the_others()
 
     some = [recorded(10, "0.1", 0, 0.99), diverged(recorded(11, "0.1", 1, 0))]
     every = [diverged(recorded(12 + seed, "0.2", seed, 0)) for seed in range(3)]
-    found = compare_runs([*some, *every, *two_variants()], "mine")
+    found = compared([*some, *every, *two_variants()], "mine")
     assert [(row.label, row.verdict) for row in found.rows] == [
         ("model.dropout=0.3", "best"),
         ("model.dropout=0", "worse"),
@@ -92,11 +97,11 @@ def test_variants_with_diverged_seeds_are_rows_without_a_rank_among_the_others()
 def test_variants_may_be_equal_within_a_margin():
     runs = [recorded(seed, "0", seed, 0.9 + 0.0001 * seed) for seed in range(5)]
     runs += [recorded(9 + seed, "0.3", seed, 0.9 + 0.00012 * (4 - seed)) for seed in range(5)]
-    assert compare_runs(runs, "mine").rows[1].verdict == "no significant difference"
-    found = compare_runs(runs, "mine", equal_within=0.001)
+    assert compared(runs, "mine").rows[1].verdict == "no significant difference"
+    found = compared(runs, "mine", equal_within=0.001)
     assert found.rows[1].verdict == "equal within 0.001"
     assert found.notes[0] == "model.dropout=0.3 ranks first; equal within 0.001: model.dropout=0."
-    assert compare_runs(runs, "mine", equal_within=0.0001).rows[1].verdict == "no significant difference"
+    assert compared(runs, "mine", equal_within=0.0001).rows[1].verdict == "no significant difference"
 
 
 def folded(runs, folder):
@@ -117,7 +122,7 @@ def test_folds_are_replicates_of_one_variant(tmp_path):
     runs = folded(
         [recorded(seed, dropout, seed % 2, 0) for seed, dropout in enumerate(["0", "0", "0.3", "0.3"])], tmp_path
     )
-    found = compare_runs(runs, "mine")
+    found = compared(runs, "mine")
     assert [(row.label, len(row.runs), row.verdict) for row in found.rows] == [
         ("model.dropout=0", 6, "best"),
         ("model.dropout=0.3", 6, "worse"),
@@ -135,7 +140,7 @@ def test_folds_are_replicates_of_one_variant(tmp_path):
     )
     other = [replace(run, tags={**run.tags, "data.validation_sha256": "x"}) for run in runs[:1]]
     with pytest.raises(ExperimentError, match="on different data"):
-        compare_runs([*other, *runs[1:]], "mine")
+        compared([*other, *runs[1:]], "mine")
 
 
 def test_times_of_jobs_that_ran_beside_others_are_marked_and_not_compared():
@@ -144,7 +149,7 @@ def test_times_of_jobs_that_ran_beside_others_are_marked_and_not_compared():
         return replace(run, metrics=metrics, tags={**run.tags, "host": "here"}, started=100.0 + started, seconds=10.0)
 
     def seconds(starts):
-        found = compare_runs([timed(run, start) for run, start in zip(two_variants(), starts, strict=True)], "mine")
+        found = compared([timed(run, start) for run, start in zip(two_variants(), starts, strict=True)], "mine")
         table = tables.columns(found, found.rows)
         marks = ["~" in cell for cell in table[-1].cells]
         return marks, found.rows[0].pareto, tables.notes(found)[-1]
@@ -159,18 +164,18 @@ def test_times_of_jobs_that_ran_beside_others_are_marked_and_not_compared():
 def test_other_data_are_refused_unless_asked_for():
     runs = [*two_variants(), *(recorded(20 + seed, "0", seed, 0.9, **{"data.sha256": "e"}) for seed in range(2))]
     with pytest.raises(ExperimentError, match=r"data\.sha256 is d \(6 runs\), e \(2 runs\)"):
-        compare_runs(runs, "mine")
-    assert len(compare_runs(runs, "mine", across_data=True).rows) == 3
+        compared(runs, "mine")
+    assert len(compared(runs, "mine", across_data=True).rows) == 3
 
 
 def test_an_unknown_metric_is_refused_with_the_nearest_name():
     with pytest.raises(ExperimentError, match="Did you mean val_accuracy"):
-        compare_runs(two_variants(), "mine", "val_acuracy")
+        compared(two_variants(), "mine", "val_acuracy")
 
 
 def test_runs_by_different_code_are_pointed_out():
     runs = [recorded(seed, "0", seed, 0.9, **{"code.sha256": f"{seed}" * 8}) for seed in range(2)]
-    notes = compare_runs(runs, "mine").notes
+    notes = compared(runs, "mine").notes
     assert (
         "The runs of a variant were made by different versions of the code (code.sha256): conv2 (00000000, 11111111)."
     ) in notes
@@ -182,7 +187,7 @@ def test_a_lost_record_of_answers_costs_the_test_and_not_the_table(store, tmp_pa
     (tmp_path / "damaged" / "validation_predictions.npz").write_bytes(b"PK and no more")
     uri = place if ":" in place else (tmp_path / place).as_uri()
     runs = [recorded(1, "0", 0, 0.9), recorded(2, "0.3", 0, 0.8)]
-    found = compare_runs([replace(run, artifact_uri=uri) for run in runs], "mine")
+    found = compared([replace(run, artifact_uri=uri) for run in runs], "mine")
     assert [(row.label, row.p, row.verdict) for row in found.rows] == [
         ("model.dropout=0", None, "best"),
         ("model.dropout=0.3", None, "no significant difference"),
@@ -211,7 +216,7 @@ def written(run, folder, right):
 
 def test_single_seeds_say_nothing_of_training_with_new_seeds(tmp_path):
     single = [run for run in two_variants() if run.params["seed"] == "0"]
-    found = compare_runs(with_scores(single, tmp_path, {"0.3": 0.9, "0": 0.2}), "mine")
+    found = compared(with_scores(single, tmp_path, {"0.3": 0.9, "0": 0.2}), "mine")
     assert found.rows[1].test == "exact McNemar"
     assert (
         "Intervals and tests hold for new images of the same kind, and for these trained models only."
@@ -220,26 +225,26 @@ def test_single_seeds_say_nothing_of_training_with_new_seeds(tmp_path):
 
 def test_verdicts_hold_for_new_images_by_the_recorded_scores(tmp_path):
     runs = with_scores(two_variants(), tmp_path, {"0.3": 0.9, "0": 0.2})
-    found = compare_runs(runs, "mine")
+    found = compared(runs, "mine")
     assert [(row.label, row.verdict, row.test) for row in found.rows] == [
         ("model.dropout=0.3", "best", ""),
         ("model.dropout=0", "worse", "t over seeds and images, paired by seed"),
     ]
     assert "Intervals and tests hold for new images of the same kind, and for training with new seeds." in found.notes
     assert "95 % confidence intervals: Wilson over seeds and images." in found.notes
-    narrow = compare_runs(runs, "mine", these_images=True)
+    narrow = compared(runs, "mine", these_images=True)
     assert narrow.rows[1].test == "paired t by seed"
     assert (
         "Intervals and tests hold for these images only (--on these-images), and for training with new seeds."
     ) in narrow.notes
-    assert compare_runs(runs, "mine", "val_loss").rows[1].test == "t over seeds and images, paired by seed"
+    assert compared(runs, "mine", "val_loss").rows[1].test == "t over seeds and images, paired by seed"
 
 
 def test_scores_that_do_not_give_the_metric_are_not_used(tmp_path):
     """As of an old run whose loss was smoothed."""
     runs = with_scores(two_variants(), tmp_path, {"0.3": 0.9, "0": 0.2})
     runs[0] = replace(runs[0], metrics={**runs[0].metrics, "best/val_accuracy": 0.9})
-    found = compare_runs(runs, "mine")
+    found = compared(runs, "mine")
     assert found.rows[1].test == "paired t by seed"
     assert (
         "Intervals and tests of 1 of 2 variants hold for these images only, because the recorded predictions are "
@@ -256,7 +261,7 @@ def test_the_images_are_said_to_limit_a_comparison(tmp_path):
         right = np.arange(400) % 10 != (0 if run.params["model.dropout"] == "0" else 1)
         right[:20] = random.random(20) < (0.9 if run.params["model.dropout"] == "0" else 0.5)
         found.append(written(run, tmp_path, right))
-    note = next(note for note in compare_runs(found, "mine").notes if note.startswith("What limits this"))
+    note = next(note for note in compared(found, "mine").notes if note.startswith("What limits this"))
     assert note == (
         "What limits this are the images: with more seeds the standard error falls from 2.24 to at best 2.22 points; "
         "to show a difference of 2 points between model.dropout=0 and model.dropout=0.3 (80 % power), "
@@ -267,7 +272,7 @@ def test_the_images_are_said_to_limit_a_comparison(tmp_path):
 def test_the_seeds_are_said_to_limit_a_comparison():
     runs = [recorded(seed, "0", seed, 0.9 + value) for seed, value in enumerate((0.01, 0.02, 0.03))]
     runs += [recorded(9 + seed, "0.3", seed, 0.9 + value) for seed, value in enumerate((0.02, 0.01, 0.02))]
-    note = next(note for note in compare_runs(runs, "mine").notes if note.startswith("What limits this"))
+    note = next(note for note in compared(runs, "mine").notes if note.startswith("What limits this"))
     assert note == (
         "What limits this are the seeds: to show a difference of 0.33 points between model.dropout=0 and "
         "model.dropout=0.3 (80 % power), about 94 more per variant are needed."
@@ -283,7 +288,7 @@ def test_a_sweep_under_way_is_compared_as_far_as_it_has_come(store):
     made = [in_store(store, parent, run, f"f{job}") for job, run in enumerate(two_variants()[2:4])]
     found = find_runs(["mine"], "")
     assert (found.title, [run.run_id for run in found.runs]) == ("mine-000000", made)
-    rows = compare_runs(found.runs, found.title).rows
+    rows = compared(found.runs, found.title).rows
     assert [(row.label, len(row.runs)) for row in rows] == [("model.dropout=0.3", 1), ("model.dropout=0", 1)]
 
 
@@ -300,14 +305,14 @@ def in_store(client, parent, run, fingerprint):
 def test_numbers_that_an_older_version_has_spelled_otherwise_are_equal():
     older = [replace(run, params={**run.params, "label_smoothing": "0"}) for run in two_variants()[:3]]
     newer = [replace(run, params={**run.params, "label_smoothing": "0.0"}) for run in two_variants()[3:]]
-    assert compare_runs(older + newer, "mine").distinguishing_keys == ("model.dropout",)
+    assert compared(older + newer, "mine").distinguishing_keys == ("model.dropout",)
 
 
 def labels(*params, swept=()):
     """The labels of runs with these parameters."""
     runs = [recorded(number, str(number), 0, 0.9) for number in range(len(params))]
     runs = [replace(run, params={"model": "net", "seed": "0", **own}) for run, own in zip(runs, params, strict=True)]
-    return sorted(row.label for row in compare_runs(runs, "mine", "val_accuracy", swept=swept).rows)
+    return sorted(row.label for row in compared(runs, "mine", "val_accuracy", swept=swept).rows)
 
 
 def test_variants_whose_lists_differ_somewhere_show_where():
@@ -334,7 +339,7 @@ def test_a_list_that_is_too_long_to_be_recorded_whole_is_read_from_the_configura
         run = recorded(units, str(units), 0, 0.9)
         params = {"model": "net", "seed": "0", "model.layers": f"{json.dumps(layers)[:5000]}{CUT}"}
         found.append(replace(run, artifact_uri=place.as_uri(), params=params))
-    rows = compare_runs(found, "mine", "val_accuracy").rows
+    rows = compared(found, "mine", "val_accuracy").rows
     assert [row.label for row in rows] == ["model.layers.150.units=64", "model.layers.150.units=8"]
 
 
@@ -349,7 +354,7 @@ def test_swept_keys_are_shown_also_where_they_follow_or_do_not_differ():
 
 def test_the_first_part_of_the_table_has_the_verdict():
     console = Console(width=100, record=True, file=io.StringIO())
-    tables.print_table(compare_runs(two_variants(), "mine"), console)
+    tables.print_table(compared(two_variants(), "mine"), console)
     first = console.export_text().strip().splitlines()[0].split()
     assert first[:5] == ["rank", "variant", "seeds", "val_accuracy", "verdict"]
 
@@ -357,7 +362,7 @@ def test_the_first_part_of_the_table_has_the_verdict():
 @pytest.mark.parametrize("width", [60, 100, 200])
 def test_a_narrow_console_gets_the_table_in_parts_with_every_number_whole(width):
     console = Console(width=width, record=True, file=io.StringIO())
-    found = compare_runs(two_variants(), "mine")
+    found = compared(two_variants(), "mine")
     tables.print_table(found, console)
     head, _, _ = console.export_text().partition("model.dropout=0.3 is better")
     assert max(map(len, head.splitlines())) <= width
@@ -375,20 +380,32 @@ def trials(*values):
 
 
 def test_no_trial_with_one_seed_is_called_better():
-    searched = compare_runs(trials("0.1", "0.2", "0.4"), "mine", searched=True)
+    searched = compared(trials("0.1", "0.2", "0.4"), "mine", searched=True)
     assert [(row.verdict, row.p) for row in searched.rows] == [("best", None), *[("one seed, no verdict", None)] * 2]
     assert searched.notes[0] == ("model.dropout=0.4 ranks first; trials with one seed are not called better or worse.")
-    assert "one seed, no verdict" not in [row.verdict for row in compare_runs(two_variants(), "", searched=True).rows]
+    assert "one seed, no verdict" not in [row.verdict for row in compared(two_variants(), "", searched=True).rows]
 
 
 @pytest.mark.parametrize(("values", "scale"), [(("0.1", "0.2", "0.4"), None), (("0.001", "0.01", "0.1"), "log")])
 def test_the_numbers_that_a_search_has_drawn_are_points_on_their_own_scale(values, scale):
-    found = {chart.title: chart for chart in charts.charts(compare_runs(trials(*values), "mine"), [], {})}
+    found = {chart.title: chart for chart in charts.charts(compared(trials(*values), "mine"), [], {})}
     figure = found["best/val_accuracy against model.dropout"].figure
     (points,) = figure["data"]
     assert dict(zip(points["x"], points["y"], strict=True)) == {float(v): 0.9 + 0.01 * n for n, v in enumerate(values)}
     assert figure["layout"]["xaxis"].get("type") == scale
     assert "Main effect of model.dropout" not in found
+
+
+def test_the_importance_of_searched_keys_is_a_sentence_and_a_chart():
+    found = compared(trials("0.1", "0.2"), searched=True, importance={"optimizer.learning_rate": 0.8, "model": 0.2})
+    assert "Importance of the searched keys (PED-ANOVA): optimizer.learning_rate 0.80, model 0.20." in found.notes
+    by_title = {chart.title: chart for chart in charts.charts(found, [], {})}
+    (bars,) = by_title["Importance of the searched keys"].figure["data"]
+    assert dict(zip(bars["y"], bars["x"], strict=True)) == {"optimizer.learning_rate": 0.8, "model": 0.2}
+    assert by_title["best/val_accuracy: difference from best"].caption == "Trials with one seed have no intervals."
+    assert "Importance of the searched keys" not in {
+        chart.title for chart in charts.charts(compared(trials("1")), [], {})
+    }
 
 
 def test_an_open_comparison_names_the_race_that_decides_it():
@@ -399,7 +416,7 @@ def test_an_open_comparison_names_the_race_that_decides_it():
     assert (
         "To decide it, let a race add seeds, whose verdicts hold at every look: "
         "experiments race model.dropout=0.1,0.2 epochs=2"
-    ) in compare_runs(alike, "mine", command=command).notes
+    ) in compared(alike, "mine", command=command).notes
     searched = "experiments train -m hydra/sweeper=optuna 'model.dropout=interval(0,1)'"
     for other in (searched, "experiments race model.dropout=0.1,0.2", ""):
-        assert not any("race add" in note for note in compare_runs(alike, "mine", command=other).notes)
+        assert not any("race add" in note for note in compared(alike, "mine", command=other).notes)

@@ -74,7 +74,7 @@ def compared(shared_store, tmp_path_factory):
         for seed, (accuracy, mistakes) in enumerate(zip(accuracies, wrong, strict=True)):
             key = model, dropout, seed
             ids[key] = record(shared_store, folder, experiment, *key, accuracy, parameters, mistakes)
-    found = comparison.compare_runs(search_runs(""), HOSTILE)
+    found = comparison.compare_runs(comparison.Selection(HOSTILE, search_runs("")))
     file = folder / "page.html"
     tables.write_file(report.page(found), str(file))
     return SimpleNamespace(comparison=found, file=file, ids=ids, experiment=experiment)
@@ -176,7 +176,7 @@ def test_a_tracking_server_is_read_likewise_and_linked_to(server, tmp_path):
         ids = [
             record(client, tmp_path, experiment, model, "0", seed, accuracy, 100, [5]) for model in ("conv2", "conv3")
         ]
-    found = comparison.compare_runs(search_runs("params.seed = '1'"), "mine")
+    found = comparison.compare_runs(comparison.Selection("mine", search_runs("params.seed = '1'")))
     assert [row.label for row in found.rows] == ["model=conv2", "model=conv3"]
     text = report.page(found)
     assert f'href="{server.uri}/#/experiments/{experiment}/runs/{ids[0]}"' in text

@@ -47,6 +47,7 @@ def charts(
     return [
         *_intervals(comparison, rows),
         *(chart for metric in curve_metrics(comparison) if (chart := _curves(metric, read, histories))),
+        *_importance(comparison.importance),
         *_main_effects(comparison),
         *(chart for cost in COSTS if (chart := _costs(comparison, rows, cost))),
     ]
@@ -84,9 +85,9 @@ def _intervals(comparison: Comparison, rows: Sequence[Row]) -> list[Chart]:
     differences = [(row, row.difference) for row in rows if row.difference]
     if differences:
         title = f"{metric}: difference from best"
-        caption = (
-            "Confidence intervals at the level at which Holm's method tests each pair, as the verdicts in the table."
-        )
+        caption = "Trials with one seed have no intervals."
+        if any(difference.low is not None for _, difference in differences):
+            caption = "Confidence intervals at the level of Holm's method, as the verdicts in the table."
         found.append(_interval_chart(title, caption, "difference", differences, zero={"color": "grey", "width": 1}))
     return found
 
@@ -195,6 +196,18 @@ def _main_effects(comparison: Comparison) -> list[Chart]:
     return found
 
 
+def _importance(shares: Mapping[str, float]) -> list[Chart]:
+    """The importance of the searched keys, the largest at the top."""
+    if not shares:
+        return []
+    bars = go.Bar(x=list(shares.values()), y=list(shares), orientation="h", marker_color=_COLORS[0])
+    caption = "Share of each searched key in what makes the best tenth of the trials good (PED-ANOVA)."
+    chart = _chart("Importance of the searched keys", caption, [bars], "share")
+    chart.figure["layout"] |= {"height": 44 * len(shares) + 100}
+    chart.figure["layout"]["yaxis"]["autorange"] = "reversed"
+    return [chart]
+
+
 def _scatter(key: str, groups: Mapping[str, Sequence[Row]], metric: str) -> Chart:
     """The metric against the numbers that a search has drawn, on a logarithmic axis if they span two decades."""
     points = [(_numbers_first(name)[0], row) for name, rows in groups.items() for row in rows]
@@ -265,7 +278,7 @@ def _costs(comparison: Comparison, rows: Sequence[Row], cost: str) -> Chart | No
     return _chart(f"{comparison.metric} against {name}", caption, [line, *points], name, comparison.metric)
 
 
-def _chart(title: str, caption: str, traces: Sequence[go.Scatter], x_title: str, y_title: str = "") -> Chart:
+def _chart(title: str, caption: str, traces: Sequence[go.Scatter | go.Bar], x_title: str, y_title: str = "") -> Chart:
     figure = go.Figure(traces)
     figure.update_layout(
         template="none",  # the page sets the one of its theme

@@ -3,7 +3,7 @@
 import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -27,11 +27,12 @@ class Selection:
     """Runs to compare."""
 
     title: str
-    runs: Sequence[StoredRun]
-    swept: Collection[str] = ()  # keys whose values differ between the jobs of their sweeps
+    runs: Sequence[StoredRun]  # the newest first
+    swept: Collection[str] = ()  # keys that are shown for every variant, also where their values do not differ
     race: Race | None = None  # the rule by which they were collected
-    command: str = ""  # that has started their sweep, if there is one only
-    searched: bool = False  # whether they are the trials of a search
+    command: str = ""  # that has started their sweep, if there is one only; it names the race that continues the sweep
+    searched: bool = False  # whether they are the trials of a search, none of which is called better on one seed
+    importance: Mapping[str, float] = field(default_factory=dict)  # searched key -> share, if the search has found it
 
 
 def find_runs(sweeps: Sequence[str], query: str) -> Selection:
@@ -57,8 +58,9 @@ def find_runs(sweeps: Sequence[str], query: str) -> Selection:
     title = f"{names}, {query}" if query else names
     if len(parents) > 1 or query:
         return Selection(title, found, swept)
-    tags = parents[0].tags
-    return Selection(title, found, swept, _race(parents[0]), tags.get("command", ""), "search.trials" in tags)
+    (parent,), searched = parents, "search.trials" in parents[0].tags
+    importance = runs.importance(parent) if searched else {}
+    return Selection(title, found, swept, _race(parent), parent.tags.get("command", ""), searched, importance)
 
 
 def _race(parent: StoredRun) -> Race | None:
@@ -87,36 +89,27 @@ def _find_sweeps(names: Sequence[str], parents: Sequence[StoredRun]) -> list[Sto
 
 
 def compare_runs(
-    runs: Iterable[StoredRun],
-    title: str,
+    selection: Selection,
     metric: str = "",
     *,
     across_data: bool = False,
     these_images: bool = False,
-    swept: Collection[str] = (),
     equal_within: float | None = None,
-    race: Race | None = None,
-    command: str = "",
-    searched: bool = False,
 ) -> Comparison:
     """Ranks the variants among finished runs and tests each of them against the best one.
 
     Args:
-        runs: the newest first; unfinished and pruned runs, and those that reproduce another run, are left out.
-        title: title of the comparison.
+        selection: the runs; unfinished and pruned ones, and those that reproduce another run, are left out.
         metric: metric to rank by, by default the objective of the runs; `val_accuracy` means `best/val_accuracy`.
         across_data: whether to compare runs on different data.
         these_images: whether intervals and tests shall hold on these images only, instead of on new ones.
-        swept: keys that are shown for every variant, also where their values do not differ.
         equal_within: differences that do not matter; None to look for differences alone.
-        race: the rule by which the runs were collected, whose verdicts hold at every look; None for other runs.
-        command: that has started their sweep, for the command that continues it; empty for none.
-        searched: whether they are the trials of a search, none of which is called better on the strength of one seed.
 
     Raises:
         ExperimentError: no run is left, no run has the metric, or the data differ.
     """
-    ended, left_out = _ended(runs)
+    title, race = selection.title, selection.race
+    ended, left_out = _ended(selection.runs)
     finished = [run for run in ended if not run.diverged]
     if not finished:
         raise ExperimentError(f"{title}: there is no finished run.", advice=left_out)
@@ -125,7 +118,7 @@ def compare_runs(
     other_data = _other_data(measured, across_data=across_data)
     mode = _mode(metric, measured)
     sign = -1 if mode == "max" else 1
-    found = variants_of(measured, swept)
+    found = variants_of(measured, selection.swept)
     ranked, diverged = ([each for each in found if bool(each.diverged) is has] for has in (False, True))
     for variants in (ranked, diverged):
         variants.sort(key=lambda variant: (_worst_last(variant.mean(metric), sign), variant.label))
@@ -141,7 +134,7 @@ def compare_runs(
         for index, variant in enumerate(ranked)
     ]
     rows = [replace(row, beside_others=crowded) for row, crowded in zip(rows, beside, strict=True)]
-    if searched:
+    if selection.searched:
         rows = [_without_verdict(row) if row.rank > 1 and len(row.runs) == 1 else row for row in rows]
     if race:
         again = Race(race.max_seeds, race.equal_within)  # it remembers what it has seen by the numbers of variants
@@ -152,7 +145,8 @@ def compare_runs(
     sentences = [
         *(notes.of_result(metric, rows, samples, tests, these_images=these_images) if rows else []),
         notes.of_race(race) if race else "",
-        notes.of_continuation(rows, command),
+        notes.of_continuation(rows, selection.command),
+        notes.of_importance(selection.importance),
         notes.of_diverged(last),
         notes.of_code([*rows, *last]),
         other_data,
@@ -164,7 +158,7 @@ def compare_runs(
     ]
     keys = dict.fromkeys(key for variant in (*ranked, *diverged) for key in variant.distinguishing_values)
     said = tuple(sentence for sentence in sentences if sentence)
-    return Comparison(title, metric, mode, (*rows, *last), tuple(keys), said)
+    return Comparison(title, metric, mode, (*rows, *last), tuple(keys), said, selection.importance)
 
 
 def _worst_last(mean: float | None, sign: int) -> float:

@@ -1,7 +1,7 @@
 """The sentences below the table of a comparison."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from experiments.compare import pairs
 from experiments.compare.pairs import Tests
@@ -76,6 +76,12 @@ def of_continuation(rows: Sequence[Row], command: str) -> str:
     kept = [word for word in words[1:] if not word.startswith(("-m", "--multirun", "seed=", "hydra.mode="))]
     race = shlex.join([program, "race", *kept])
     return f"To decide it, let a race add seeds, whose verdicts hold at every look: {race}"
+
+
+def of_importance(importance: Mapping[str, float]) -> str:
+    """A sentence on what matters among the keys of a search, empty for none."""
+    shares = ", ".join(f"{key} {share:.2f}" for key, share in importance.items())
+    return f"Importance of the searched keys (PED-ANOVA): {shares}." if shares else ""
 
 
 def of_diverged(rows: Sequence[Row]) -> str:

@@ -43,6 +43,7 @@ class Comparison:
     rows: tuple[Row, ...]
     distinguishing_keys: tuple[str, ...]  # all keys in which variants differ
     notes: tuple[str, ...]  # the result, then how it was obtained and its caveats; one sentence each
+    importance: Mapping[str, float]  # searched key -> its share in what makes the best trials of a search good
 
     @property
     def best_run(self) -> StoredRun:

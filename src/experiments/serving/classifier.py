@@ -103,8 +103,7 @@ def _best_run(sweep: str) -> StoredRun:
     """The best seed of the best variant of a sweep, on validation data."""
     from experiments.compare.comparison import compare_runs, find_runs  # imports SciPy, which only this needs
 
-    selected = find_runs([sweep], "")
-    return compare_runs(selected.runs, selected.title).best_run
+    return compare_runs(find_runs([sweep], "")).best_run
 
 
 def _classifier(name: str, file: Path, run: StoredRun | None) -> Classifier:

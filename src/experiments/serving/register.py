@@ -2,7 +2,7 @@
 
 import re
 
-from experiments.compare.comparison import compare_runs, find_runs
+from experiments.compare.comparison import Selection, compare_runs, find_runs
 from experiments.compare.ranking import COSTS, WORSE, Comparison, Row
 from experiments.errors import ExperimentError
 from experiments.tracking import registry
@@ -27,7 +27,7 @@ def register_model(source: str, name: str, *, force: bool = False) -> str:
         ExperimentError: there is no such sweep or run, or it has no model.
     """
     runs = _find_candidates(source)
-    candidate = compare_runs(runs, source)
+    candidate = compare_runs(Selection(source, runs))
     row = candidate.rows[0]
     run = _median_run(row, candidate.metric)
     present = registry.champion(name)
@@ -84,7 +84,7 @@ def _compare_with_champion(row: Row, present: Version | None, candidate: Compari
     champion = f"version {present.version}"
     try:
         others = [get_run(run_id) for run_id in present.tags.get(_RUN_IDS, present.run_id).split()]
-        both = compare_runs([*row.runs, *others], "", candidate.metric)
+        both = compare_runs(Selection("", [*row.runs, *others]), candidate.metric)
     except ExperimentError as error:
         return False, f"it could not be compared with {champion} ({error})"
     if len(both.rows) == 1:

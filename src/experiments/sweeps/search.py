@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -179,17 +178,9 @@ class _Search:
         if not complete:
             self.sweep.display.print("No trial has a result: all have failed or were pruned.")
         elif len(complete) > 1:
-            self._write_importance(complete)
+            if len(complete) >= _ENOUGH and len(self.distributions) > 1:
+                self.sweep.set_importance(importances(self.study))
             self.sweep.display.print(f"Confirm the best trials with new seeds: {self._race_of_best(complete)}")
-
-    def _write_importance(self, complete: Sequence[FrozenTrial]) -> None:
-        """Says how much each searched key matters, if there are enough trials to tell."""
-        if len(complete) < _ENOUGH or len(self.distributions) < 2:
-            return
-        found = importances(self.study)
-        words = ", ".join(f"{key} {share:.2f}" for key, share in found.items())
-        self.sweep.display.print(f"Importance of the searched keys (PED-ANOVA): {words}")
-        self.sweep.parent.outbox.put_file("importance.json", json.dumps(found, indent=1))
 
     def _race_of_best(self, complete: Sequence[FrozenTrial]) -> str:
         """The command that races the best trials with seeds that the search has not used."""

@@ -1,6 +1,7 @@
 """A running sweep: its parent run, how each job ends, and the comparison at the end."""
 
 import contextlib
+import json
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from experiments.tracking.locks import AlreadyRunning, lock, lock_of_sweep, unlo
 from experiments.tracking.parent import Parent, end_run, open_parent
 from experiments.tracking.provenance import environment
 from experiments.tracking.run import open_run
-from experiments.tracking.runs import StoredRun, earlier_runs
+from experiments.tracking.runs import IMPORTANCE, StoredRun, earlier_runs
 from experiments.tracking.store import StoreLost, StoreRefused, jobs_folder, set_store_timeout
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Sweep:
         self.states_before: dict[str, object] = {}  # run id -> attempt, of the runs that it had already
         self.command = command  # that has started it
         self.race: Race | None = None  # the rule by which it adds jobs
+        self.importance: Mapping[str, float] = {}  # of the keys that it searches
         self.lost: list[tuple[Job, JobReturn]] = []  # jobs that could not be recorded
 
     def overrides(self, job: Job) -> list[str]:
@@ -212,16 +214,16 @@ class Sweep:
         swept = [key for key in keys if len({job.swept_values.get(key) for job in self.jobs}) > 1]
         if not any(run.finished for run in runs):
             return None
-        return comparison.compare_runs(
-            runs,
-            self.parent.name,
-            metric,
-            across_data=True,
-            swept=swept,
-            race=self.race,
-            command=self.command,
-            searched=any(job.trial is not None for job in self.jobs),
+        searched = any(job.trial is not None for job in self.jobs)
+        selection = comparison.Selection(
+            self.parent.name, runs, swept, self.race, self.command, searched, self.importance
         )
+        return comparison.compare_runs(selection, metric, across_data=True)
+
+    def set_importance(self, importance: Mapping[str, float]) -> None:
+        """Records the importance of the searched keys, for the comparison, too."""
+        self.importance = importance
+        self.parent.outbox.put_file(IMPORTANCE, json.dumps(importance, indent=1))
 
     def close(self, status: str, tags: Mapping[str, object], patience: float, *, page: bool = False) -> None:
         """Writes the comparison to the parent run, ends it and prints a summary."""

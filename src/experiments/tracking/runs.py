@@ -29,6 +29,7 @@ _Kind = TypeVar("_Kind")
 _A_PAGE = 1000
 _MOST_IN_A_QUERY = 200  # ids of runs
 _JOBS = "jobs.json"
+IMPORTANCE = "importance.json"
 CUT = " … see config.yaml"  # the end of a parameter that was too long to be recorded whole
 
 
@@ -154,6 +155,13 @@ def swept_keys(parent: StoredRun) -> list[str]:
             key, _, value = word.lstrip("+").partition("=")
             values.setdefault(key, set()).add(value)
     return [key for key, found in values.items() if len(found) > 1]
+
+
+def importance(parent: StoredRun) -> dict[str, float]:
+    """Searched key -> its share in what makes the best trials of a search good; empty if that was not recorded."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = artifact(parent, IMPORTANCE, Path(folder))
+        return json.loads(file.read_text(encoding="utf-8")) if file else {}
 
 
 def _jobs(parent: StoredRun) -> list[dict[str, Any]]:
