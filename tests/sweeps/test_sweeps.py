@@ -276,18 +276,18 @@ def test_a_job_of_the_list_cannot_be_asked_for_by_python():
 def test_a_dry_run_checks_and_tracks_nothing(tmp_path):
     store, home = tmp_path / "store" / "mlflow.db", tmp_path / "home"
     home.mkdir()
-    words = ["-m", "model=conv2,conv3", "seed=0,1,1", "dry_run=true", "data.limit=40"]
+    words = ["-m", "model.batch_norm=false,true", "seed=0,1,1", "dry_run=true", "data.limit=40"]
     done = experiments(*words, MLFLOW_TRACKING_URI=f"sqlite:///{store}", EXPERIMENTS_HOME=str(home))
     assert done.returncode == 0, done.stdout
     lines = [re.split(r"  +", line.strip()) for line in done.stdout.splitlines() if line]
     assert lines == [
         ["job", "variant", "parameters", "state"],
-        ["0", "model=conv2 seed=0", "121,930", "to run"],
-        ["1", "model=conv2 seed=1", "121,930", "to run"],
-        ["2", "model=conv2 seed=1", "121,930", "equal to job 1"],
-        ["3", "model=conv3 seed=0", "241,546", "to run"],
-        ["4", "model=conv3 seed=1", "241,546", "to run"],
-        ["5", "model=conv3 seed=1", "241,546", "equal to job 4"],
+        ["0", "model.batch_norm=false seed=0", "121,930", "to run"],
+        ["1", "model.batch_norm=false seed=1", "121,930", "to run"],
+        ["2", "model.batch_norm=false seed=1", "121,930", "equal to job 1"],
+        ["3", "model.batch_norm=true seed=0", "122,218", "to run"],
+        ["4", "model.batch_norm=true seed=1", "122,218", "to run"],
+        ["5", "model.batch_norm=true seed=1", "122,218", "equal to job 4"],
     ]
     assert not store.parent.exists()
     assert not list(home.iterdir())

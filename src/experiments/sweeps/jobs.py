@@ -22,6 +22,7 @@ from experiments.errors import ExperimentError
 from experiments.tracking.runs import StoredRun
 
 MOST_JOBS = 1000
+_YAML = {"True": "true", "False": "false"}  # what Hydra makes of the truth values of a sweep
 
 
 class State(StrEnum):
@@ -216,7 +217,8 @@ def find_differences(jobs: Sequence[Job]) -> None:
     keys = list(dict.fromkeys(key for job in jobs for key in job.swept_values))
     varied = [key for key in keys if len({job.swept_values.get(key) for job in jobs}) > 1] or keys[:1]
     for job in jobs:
-        job.distinguishing_values = {key: job.swept_values[key] for key in varied if key in job.swept_values}
+        values = {key: job.swept_values[key] for key in varied if key in job.swept_values}
+        job.distinguishing_values = {key: _YAML.get(value, value) for key, value in values.items()}
 
 
 def sweep_name(jobs: Sequence[Job], choice: str | None, arguments: Sequence[str], identity: Any) -> str:
