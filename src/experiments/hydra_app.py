@@ -17,7 +17,7 @@ from experiments import quiet_import
 from experiments.config.compose import CONF_DIR, check_command, current_job
 from experiments.config.configuration import Configuration
 from experiments.config.earlier import current_words
-from experiments.config.overrides import first_line
+from experiments.config.overrides import first_line, for_hydra
 from experiments.errors import ExperimentError, JobsFailed
 from experiments.library_internals import hydra_argument_parser
 
@@ -33,7 +33,7 @@ def run(arguments: tuple[str, ...]) -> int:
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of Hydra's own printer
     arguments = tuple(current_words(arguments))
-    sys.argv = ["experiments train", *arguments]  # where hydra.main reads them
+    sys.argv = ["experiments train", *for_hydra(arguments)]  # where hydra.main reads them
     options = hydra_argument_parser().parse_args(arguments)
     for option in ("config_name", "config_path", "experimental_rerun"):
         if getattr(options, option):  # they would run what nothing has checked
