@@ -83,7 +83,7 @@ def main() -> None:
                 print(f"| {side} | {batch_size} | {ours:.0f} | {bare:.0f} | {ours / bare:.2f} | 1.10 |", flush=True)
             file.unlink()
     print(
-        f"\nThe first run, which also creates the tables of the store: {created:.0f} MB; the next one: {again:.0f} MB."
+        f"\nA run that also creates the tables of the store: {created:.0f} MB; the next one: {again:.0f} MB."
     )
 
 

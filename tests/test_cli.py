@@ -190,7 +190,7 @@ def test_cfg_job_prints_the_configuration(here):
 def test_train_help_lists_groups_and_options(here):
     status, output, errors = light("train", "--help", cwd=here)
     assert (status, errors) == (0, "")
-    assert "\noptimizer: adam, adamw, nadam, rmsprop, sgd\n" in output
+    assert "\noptimizer: adam, adamw, lion, muon, nadam, rmsprop, schedule_free_adamw, sgd\n" in output
     assert "\nlearning_rate" not in output
 
 
