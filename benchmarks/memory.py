@@ -82,9 +82,7 @@ def main() -> None:
                 bare = peak([sys.executable, "-c", BARE, str(file), str(batch_size)], folder)
                 print(f"| {side} | {batch_size} | {ours:.0f} | {bare:.0f} | {ours / bare:.2f} | 1.10 |", flush=True)
             file.unlink()
-    print(
-        f"\nA run that also creates the tables of the store: {created:.0f} MB; the next one: {again:.0f} MB."
-    )
+    print(f"\nA run that also creates the tables of the store: {created:.0f} MB; the next one: {again:.0f} MB.")
 
 
 if __name__ == "__main__":
