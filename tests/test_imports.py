@@ -28,6 +28,7 @@ ALLOWED = {
     "data": {"dataset", "image_lists", "images", "npz_files"},
     "duplicates": set(),
     "images": set(),
+    "metrics": set(),
     "models": set(),
     "schedules": set(),
     "plot_style": set(),
@@ -65,7 +66,7 @@ AT_HOME = {
     "omegaconf": {"config", "hydra_app", "train", "training", "sweeps", "hydra_plugins"},
     "optuna": {"sweeps"},
     "plotly": {"compare"},
-    "keras": {"artifacts", "data", "models", "reproduce", "schedules", "serving", "train", "training"},
+    "keras": {"artifacts", "data", "metrics", "models", "reproduce", "schedules", "serving", "train", "training"},
     "tensorflow": {"artifacts", "serving", "train", "training"},
 }
 

@@ -56,7 +56,10 @@ def curves(history: Mapping[str, Sequence[float]], best_epoch: int, objective: s
     rates, best = history["learning_rate"], history[objective][best_epoch - 1]
     first = ["accuracy", "loss"]
     metrics = [*first, *sorted(name for name in history if f"val_{name}" in history and name not in first)]
-    panels = metrics + (["learning rate"] if min(rates) < max(rates) else [])
+    # The values of all classes share a panel.
+    panels = list(dict.fromkeys(name.partition("/")[0] for name in metrics)) + (
+        ["learning rate"] if min(rates) < max(rates) else []
+    )
     rows = -(-len(panels) // 3)
     height, right = 3.5 + 2.6 * (rows - 1), 1 - MARGIN / WIDTH
     title = f"Best epoch: {best_epoch} of {len(rates)}, {objective} {best:.4f}"
@@ -71,16 +74,14 @@ def curves(history: Mapping[str, Sequence[float]], best_epoch: int, objective: s
         epoch_axis(panel, name, len(rates))
         panel.axvline(best_epoch, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
     for name in metrics:
-        lines = [
-            epoch_line(axes[name], history[name], TRAINING),
-            epoch_line(axes[name], history[f"val_{name}"], VALIDATION),
-        ]
+        panel = axes[name.partition("/")[0]]
+        lines = [epoch_line(panel, history[name], TRAINING), epoch_line(panel, history[f"val_{name}"], VALIDATION)]
     legend = {"ncols": 2, "frameon": False, "fontsize": TEXT_SIZE, "labelcolor": INK, "borderaxespad": 0}
     figure.legend(
         lines, ["training", "validation"], loc="upper right", bbox_to_anchor=(right, 1 - 0.1 / height), **legend
     )
 
-    chosen = axes[objective.removeprefix("val_")]
+    chosen = axes[objective.removeprefix("val_").partition("/")[0]]
     chosen.plot(best_epoch, best, "o", color=VALIDATION, markersize=8, markeredgecolor="white", zorder=4)
     # The value is written above the panel, where no curve can cross it.
     above = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "center"}

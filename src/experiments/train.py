@@ -106,7 +106,7 @@ def run(
         data: Dataset = build_part(cfg, "data", Dataset)
         tags = _identify(configuration, data) | ({"reproduces": reproduces} if reproduces else {})
         components = build(cfg, data)
-        tags["metric_modes"] = json.dumps(components.modes)
+        tags["metric_modes"] = json.dumps({name: mode for name, mode in components.modes.items() if mode})
         _close_stale_runs(cfg)
         with lock(tags["fingerprint"]):
             earlier = earlier_runs(configuration)
@@ -189,7 +189,7 @@ def _fit(training: _Training, batches: tf.data.Dataset) -> TrainingResult:
 
     def end_epoch(epoch: int, metrics: Mapping[str, float]) -> bool:
         record.log_metrics(metrics, step=epoch)
-        values = "  ".join(f"{name} {metrics[name]:.4f}" for name in epoch_metrics(cfg))
+        values = "  ".join(f"{name} {metrics[name]:.4f}" for name in epoch_metrics(cfg) if name in metrics)
         # On a terminal the progress bar says the same; job.log has the line in any case.
         level = logging.DEBUG if terminal or epoch <= resumed else logging.INFO
         _log.log(level, "Epoch %d/%d  %s  %.1f s", epoch, cfg.epochs, values, metrics["epoch_seconds"])

@@ -22,7 +22,7 @@ FILES = sorted(CONF_DIR.rglob("*.yaml"))
 OPTIONS = [str(file.relative_to(CONF_DIR).with_suffix("")) for file in FILES if file.parent.parent == CONF_DIR]
 AT_LEAST = {
     "data": 5, "scale": 4, "augment": 3, "model": 7, "loss": 2, "optimizer": 8, "schedule": 5, "callbacks": 3,
-    "metrics": 3, "experiment": 6, "sweep": 7,
+    "metrics": 6, "experiment": 6, "sweep": 7,
 }  # fmt: skip
 #: What builders get from the run instead of a file.
 RUN_VALUES = {"input_shape", "num_classes", "train_images", "learning_rate", "total_steps", "steps_per_epoch"}

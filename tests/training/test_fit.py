@@ -360,6 +360,31 @@ def test_what_an_epoch_tells():
     assert result.images_per_second == pytest.approx(150 / result.seconds)
 
 
+class Numbers(keras.callbacks.Callback):
+    """Leaves numbers in the logs of an epoch, and what is none."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs |= {"kappa": np.float32(0.25), "learning_rate": 9, "half": math.inf, "word": "x", "a//b": 1.0}
+        if epoch % 2:
+            logs["second"] = epoch
+
+
+def test_numbers_that_a_callback_leaves_are_recorded_and_what_is_left_out_is_said_once(tmp_path, caplog):
+    result, calls = fit(small_net(), epochs=4, callbacks=[Numbers()], folder=tmp_path)
+    assert result.history["kappa"] == [0.25] * 4
+    assert [metrics.get("second") for _, metrics in calls] == [None, 1.0, None, 3.0]
+    assert all(metrics["learning_rate"] == pytest.approx(0.01) for _, metrics in calls)
+    assert not {"half", "word", "a//b"} & set(result.history)
+    assert ("second" in result.best) == (result.best_epoch % 2 == 0)
+    said = sorted(record.message for record in caplog.records)
+    assert said == [
+        "a//b in the logs of epoch 1 is no name of a metric, so it is not recorded",
+        "half in the logs of epoch 1 is not finite, so it is not recorded",
+        "word in the logs of epoch 1 is no number, so it is not recorded",
+    ]
+    assert checkpoints.newest(tmp_path).state["history"]["kappa"] == [0.25] * 4
+
+
 def test_early_stopping_ends_the_run_and_only_that():
     stop = keras.callbacks.EarlyStopping(monitor="val_accuracy", mode="max", patience=2)
     calls = []

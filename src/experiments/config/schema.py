@@ -93,7 +93,8 @@ def check_run(values: Mapping[str, Any], options: Mapping[str, str]) -> None:
     _check_numbers(values)
     measured = epoch_metrics(values)
     validated = tuple(name for name in measured if name.startswith("val_"))
-    check_value("objective", values["objective"], Literal[validated])
+    if not _is_of_class(values["objective"], validated):
+        check_value("objective", values["objective"], Literal[validated])
     _check_callbacks(values, measured, options["schedule"])
 
 
@@ -145,13 +146,19 @@ def _check_numbers(values: Mapping[str, Any]) -> None:
             part[name] = check_value(f"{key}.{name}", part[name], _UNCHECKED_BY_KERAS[name])
 
 
+def _is_of_class(name: Any, measured: Sequence[str]) -> bool:
+    """Whether a name can be the value of a metric for one class, such as `val_recall/cat`."""
+    metric, _, of_class = str(name).partition("/")
+    return bool(of_class) and metric in measured
+
+
 def _check_callbacks(values: Mapping[str, Any], measured: Sequence[str], schedule: str) -> None:
     constant = values["schedule"]["_target_"] == "experiments.schedules.constant"
     for name, callback in (values.get("callbacks") or {}).items():
         key = f"callbacks.{name}"
         if "monitor" in callback:
             monitor = callback["monitor"]
-            if monitor not in measured:
+            if monitor not in measured and not _is_of_class(monitor, measured):
                 raise ExperimentError(
                     f"{key}.monitor={monitor}: no epoch measures it.", given=str(monitor), allowed=measured
                 )

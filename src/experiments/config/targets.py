@@ -20,7 +20,7 @@ from experiments.errors import ExperimentError
 _KERAS_CLASS = re.compile(
     r"keras\.(layers|losses|metrics|optimizers(\.schedules)?|callbacks|regularizers|initializers|constraints)\.[A-Z]\w*"
 )
-_OWN_FUNCTION = re.compile(r"experiments\.(data|models|schedules)\.[a-z]\w*")
+_OWN_FUNCTION = re.compile(r"experiments\.(data|metrics|models|schedules)\.[a-z]\w*")
 #: Run code from strings, write to places of their own, need another backend, or do what the run itself does.
 _REFUSED_CLASSES = {
     "Lambda", "RemoteMonitor", "CSVLogger", "TensorBoard", "ModelCheckpoint", "BackupAndRestore", "LambdaCallback",
@@ -98,7 +98,7 @@ def _refused_target(what: str, target: Any, key: str) -> ExperimentError:
         f"{what} is refused: a configuration may not call it.",
         advice="It may call the public classes of keras.layers, .losses, .metrics, .optimizers, .callbacks, "
         ".regularizers, .initializers and .constraints that run no foreign code, the functions of experiments.data, "
-        ".models and .schedules, and what you trust yourself: "
+        ".metrics, .models and .schedules, and what you trust yourself: "
         f"export EXPERIMENTS_ALLOW_TARGETS={','.join([*_allowed_by_user(), target])}",
     )
 

@@ -16,6 +16,7 @@ from experiments.dataset import Dataset, are_probabilities
 from experiments.errors import ExperimentError, reason_of
 from experiments.library_internals import metric_mode
 from experiments.training.batches import augmented
+from experiments.training.evaluation import values_of
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class Components:
     schedule: float | keras.optimizers.schedules.LearningRateSchedule
     callbacks: list[keras.callbacks.Callback]
     augmentation: list[keras.Layer]
-    modes: Mapping[str, str]  # metric -> `max` or `min`, what is better; without those of which it is not known
+    modes: Mapping[str, str | None]  # metric -> `max` or `min`, what is better; None if that is not known
     mode: str  # of the objective
 
 
@@ -52,10 +53,10 @@ def build(cfg: Any, data: Dataset) -> Components:
     model = instantiate(cfg, "model", input_shape=input_shape, num_classes=num_classes)
     _check_model(model, cfg.model._target_, input_shape, num_classes)
     _check_scaled_once(model, scaling)
-    metrics = [_metric(cfg, name, num_classes) for name in sorted(cfg.get("metrics") or {})]
-    modes = {"loss": "min", "accuracy": "max"} | {
-        metric.name: mode for metric in metrics if (mode := cfg.metrics[metric.name].get("mode") or metric_mode(metric))
-    }
+    metrics = [_metric(cfg, name, data) for name in sorted(cfg.get("metrics") or {})]
+    modes: dict[str, str | None] = {"loss": "min", "accuracy": "max"}
+    for metric in metrics:
+        modes |= dict.fromkeys(values_of(metric), cfg.metrics[metric.name].get("mode") or metric_mode(metric))
     schedule = instantiate(
         cfg,
         "schedule",
@@ -197,21 +198,28 @@ def _loss(cfg: Any, num_classes: int) -> keras.losses.Loss:
     return loss
 
 
-def _metric(cfg: Any, name: str, num_classes: int) -> keras.Metric:
+def _metric(cfg: Any, name: str, data: Dataset) -> keras.Metric:
     key = f"metrics.{name}"
     node = {part: value for part, value in cfg.metrics[name].items() if part != "mode"}
-    metric = build_part(OmegaConf.create({"metrics": {name: node}}), key, keras.Metric, name=name)
+    metric = build_part(
+        OmegaConf.create({"metrics": {name: node}}), key, keras.Metric, name=name, class_names=data.class_names
+    )
     if metric.name != name:
         raise ExperimentError(
             f"{key}: {cfg.metrics[name]._target_} has made a metric named {metric.name}.",
             advice="Let it take the argument name and pass it on.",
         )
-    value = _on_one_image(f"{key}: {cfg.metrics[name]._target_}", metric, num_classes)
-    if value.shape != ():
-        raise ExperimentError(
-            f"{key}: {cfg.metrics[name]._target_} gives values of shape {value.shape}, one number is needed.",
-            advice="Choose an average, as in average: macro.",
-        )
+    _on_one_image(f"{key}: {cfg.metrics[name]._target_}", metric, data.num_classes)
+    for part, value in values_of(metric).items():
+        if np.shape(value) != ():
+            raise ExperimentError(
+                f"{key}: {cfg.metrics[name]._target_} gives values of shape {np.shape(value)}, one number is needed.",
+                advice="Choose an average, as in average: macro.",
+            )
+        if part != name and not part.startswith(f"{name}/"):
+            raise ExperimentError(
+                f"{key}: {cfg.metrics[name]._target_} gives a value named {part}.", advice=f"Name it {name}/{part}."
+            )
     _check_probabilities(key, metric)
     metric.reset_state()
     return metric
@@ -241,17 +249,21 @@ def warn_if_badly_scaled(components: Components, images: np.ndarray) -> None:
         )
 
 
-def _mode_of(modes: Mapping[str, str], key: str, monitored: str) -> str:
+def _mode_of(modes: Mapping[str, str | None], key: str, monitored: str) -> str:
     name = monitored.removeprefix("val_")
     if name not in modes:
+        measured = [f"val_{name}" for name in modes]
+        raise ExperimentError(f"{key}={monitored}: no epoch measures it.", given=monitored, allowed=measured)
+    mode = modes[name]
+    if mode is None:
         raise ExperimentError(
             f"{key}={monitored}: it is not known whether a higher or a lower {name} is better.",
             advice=f"Add the line mode: max or mode: min to the YAML of {name}.",
         )
-    return modes[name]
+    return mode
 
 
-def _callback(cfg: Any, key: str, modes: Mapping[str, str]) -> keras.callbacks.Callback:
+def _callback(cfg: Any, key: str, modes: Mapping[str, str | None]) -> keras.callbacks.Callback:
     """Builds a callback and tells it whether a higher or lower value of its metric is better."""
     monitor = OmegaConf.select(cfg, f"{key}.monitor")
     if monitor is None:

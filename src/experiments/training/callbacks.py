@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ _log = logging.getLogger(__name__)
 #: Called at the end of an epoch with its number, counted from 1, and its metrics; returns whether to stop training.
 EpochFunction = Callable[[int, Mapping[str, float]], bool]
 _LOSSES = ("total_loss", "loss", "val_total_loss", "val_loss")
+_RECORDABLE = re.compile(r"\w[\w.: -]*(/\w[\w.: -]*)*")  # the name of a metric, as MLflow takes it
 _OF_KERAS = {"_model", "params"}  # attributes that Keras itself gives every callback
 
 
@@ -48,10 +50,24 @@ class HistoryCallback(keras.callbacks.Callback):
         self.best_epoch = 0
         self.best_weights: list[np.ndarray] = []
         self.seconds_before = 0.0  # of the training that a checkpoint has come from
+        self.left_out: set[str] = set()  # names in the logs that are not recorded
 
     def epoch(self, number: int) -> dict[str, float]:
         """The metrics of an epoch, counted from 1."""
-        return {name: values[number - 1] for name, values in self.history.items()}
+        return measured_in(self.history, number)
+
+    def add_numbers(self, epoch: int, logs: Mapping[str, Any]) -> None:
+        """Adds the numbers that other callbacks have left in the logs of an epoch; says once what is left out."""
+        of_epoch = self.epoch(epoch)
+        for name in logs.keys() - of_epoch.keys():
+            problem = _problem_of(name, logs[name])
+            if problem is None:
+                self.history.setdefault(name, [math.nan] * (epoch - 1)).append(float(logs[name]))
+            elif name not in self.left_out:
+                self.left_out.add(name)
+                _log.warning("%s in the logs of epoch %d is %s, so it is not recorded", name, epoch, problem)
+        for values in self.history.values():  # an epoch without it
+            values += [math.nan] * (epoch - len(values))
 
     def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
         """Starts the clock of the training."""
@@ -145,6 +161,7 @@ class CheckpointCallback(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Writes a checkpoint, then calls `on_epoch`."""
+        self.history.add_numbers(epoch + 1, logs or {})
         self.write_checkpoint(epoch + 1)
         if self.on_epoch(epoch + 1, self.history.epoch(epoch + 1)):
             self.model.stop_training = True
@@ -180,6 +197,23 @@ class CheckpointCallback(keras.callbacks.Callback):
             _log.warning("%s is no plain value, so a checkpoint does not hold it", name)
             self.lost.add(name)
         return {name: value for name, value in found.items() if name not in lost and not callable(value)}
+
+
+def measured_in(history: Mapping[str, Sequence[float]], epoch: int) -> dict[str, float]:
+    """The metrics of an epoch, counted from 1; a number that a callback has not left in it is not among them."""
+    values = {name: values[epoch - 1] for name, values in history.items() if len(values) >= epoch}
+    return {name: value for name, value in values.items() if not math.isnan(value)}
+
+
+def _problem_of(name: object, value: Any) -> str | None:
+    """Why a value in the logs cannot be recorded, None if it can."""
+    if not (isinstance(name, str) and _RECORDABLE.fullmatch(name)):
+        return "no name of a metric"
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return "no number"
+    return None if math.isfinite(number) else "not finite"
 
 
 def _shortest(value: Any) -> float:

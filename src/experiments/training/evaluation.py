@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -122,13 +123,21 @@ def evaluate(model: keras.Model, images: np.ndarray, labels: np.ndarray) -> Eval
 
 def measure(evaluation: Evaluation, metrics: Sequence[keras.Metric]) -> dict[str, float]:
     """The values of Keras metrics on the predictions, measured in batches as `Model.evaluate` does."""
+    found: dict[str, float] = {}
     labels = keras.utils.to_categorical(evaluation.labels, evaluation.probabilities.shape[1])
     for metric in metrics:
         metric.reset_state()
         for start in range(0, len(labels), _MEASURED_AT_ONCE):
             batch = slice(start, start + _MEASURED_AT_ONCE)
             metric.update_state(labels[batch], evaluation.probabilities[batch])
-    return {metric.name: float(metric.result()) for metric in metrics}
+        found |= {name: float(value) for name, value in values_of(metric).items()}
+    return found
+
+
+def values_of(metric: keras.Metric) -> dict[str, Any]:
+    """What a metric has measured, by name: one value, or one for every class."""
+    result = metric.result()
+    return result if isinstance(result, dict) else {metric.name: result}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.live import Live
 
 from experiments.training.batches import prediction_batch_size
-from experiments.training.callbacks import CheckpointCallback, EpochFunction, HistoryCallback
+from experiments.training.callbacks import CheckpointCallback, EpochFunction, HistoryCallback, measured_in
 from experiments.training.checkpoints import Checkpoint
 from experiments.training.progress import ProgressBar
 
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 class TrainingResult:
     """What a training measured; the model holds the weights of `best_epoch`."""
 
-    history: Mapping[str, Sequence[float]]  # metric -> one value per epoch
+    history: Mapping[str, Sequence[float]]  # metric -> one value per epoch; NaN where a callback has left none
     best_epoch: int  # counted from 1
     seconds: float
     images_per_second: float  # training images, validation time included
@@ -34,7 +34,7 @@ class TrainingResult:
     @property
     def best(self) -> dict[str, float]:
         """The metrics of the best epoch."""
-        return {name: values[self.best_epoch - 1] for name, values in self.history.items()}
+        return measured_in(self.history, self.best_epoch)
 
 
 @dataclass(frozen=True)

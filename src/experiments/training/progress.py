@@ -42,7 +42,7 @@ class ProgressBar(keras.callbacks.Callback):
         if now < self.next_update and step < steps:
             return
         self.next_update = now + _INTERVAL
-        for name in sorted(logs or {}, key=lambda name: (name != "loss", name)):
+        for name in sorted(_shown(logs), key=lambda name: (name != "loss", name)):
             self.metrics |= {name: None, f"val_{name}": None}
         row = self._row(step, logs or {})
         room = min(self.live.console.width - len(row) - 2, _BAR[-1])
@@ -53,7 +53,7 @@ class ProgressBar(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Prints the finished row, which stays."""
-        self.metrics |= dict.fromkeys(logs or {})
+        self.metrics |= dict.fromkeys(_shown(logs))
         row = self._row(self.params["steps"], logs or {})
         self.live.update("", refresh=True)
         self.live.console.print(row)
@@ -77,6 +77,11 @@ class ProgressBar(keras.callbacks.Callback):
             self.header = header
             self.live.console.print(Text(header, "bold"))
         return Text(row, no_wrap=True)
+
+
+def _shown(logs: Mapping[str, float] | None) -> list[str]:
+    """The metrics that are not of one class only, of which there may be many."""
+    return [name for name in logs or {} if "/" not in name]
 
 
 def _number(value: float) -> str:
