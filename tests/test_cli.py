@@ -20,10 +20,6 @@ from experiments.tracking.store import jobs_folder
 EXPERIMENTS = str(Path(sys.executable).parent / "experiments")
 COMMANDS = ["train", "race", "list", "ui", "reproduce", "compare", "predict", "draw", "register", "export", "sync"]
 HEAVY = ["keras", "matplotlib", "mlflow", "sklearn", "tensorflow"]
-ROOT = (
-    "augment, batch_size, callbacks, data, deterministic, dry_run, epochs, experiment, force, loss, metrics, model, "
-    "objective, optimizer, precision, resume, scale, schedule, seed, sweep, threads, tracking"
-)
 
 
 @pytest.fixture(autouse=True)
@@ -202,7 +198,7 @@ CONV3 = "conv2, conv2_batch_norm, conv3, conv3_batch_norm_dropout, conv3_dropout
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["modle=conv3"], f"modle: there is no such key. Did you mean model? Allowed: {ROOT}."),
+        (["modle=conv3"], "modle: there is no such key. Did you mean model?"),
         (["model=conv4"], f"model=conv4: there is no such option. Did you mean conv3? Allowed: {CONV3}."),
         (["epochs=0"], "epochs=0 is refused: it must be a whole number of at least 1."),
         (["epochs=[1"], "epochs=[1: this is no override. Write key=value; quote a value with special characters."),

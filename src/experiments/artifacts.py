@@ -17,6 +17,7 @@ from experiments.tracking.run import Run
 from experiments.tracking.scores import image_scores
 from experiments.training.evaluation import Evaluation
 from experiments.training.fit import TrainingResult
+from experiments.training.layers import weights_sha256
 from experiments.training.macs import count_macs
 
 _log = logging.getLogger("experiments")
@@ -72,9 +73,8 @@ def link_data(record: Run, data: Dataset, loader: str) -> None:
 
 def digests(outcome: Outcome) -> dict[str, str]:
     """Hashes that are equal for bit-identical results."""
-    weights = sha256(b"".join(np.ascontiguousarray(weight).tobytes() for weight in outcome.model.get_weights()))
     predictions = sha256(b"".join(said.probabilities.tobytes() for said in (outcome.validation, outcome.test)))
-    return {"weights.sha256": weights.hexdigest(), "predictions.sha256": predictions.hexdigest()}
+    return {"weights.sha256": weights_sha256(outcome.model), "predictions.sha256": predictions.hexdigest()}
 
 
 def write_tables(record: Run, outcome: Outcome) -> None:

@@ -19,6 +19,7 @@ from experiments.config.schema import epoch_metrics
 from experiments.config.targets import typed
 from experiments.dataset import Dataset
 from experiments.errors import ExperimentError
+from experiments.starting_point import with_start
 from experiments.tracking.locks import close_stale_runs, lock
 from experiments.tracking.output import console_log
 from experiments.tracking.provenance import environment, uncommitted
@@ -103,9 +104,12 @@ def run(
         configuration = typed(configuration)
         _check_custom_tags(cfg)
         _reach_store(cfg)
+        configuration, start = with_start(configuration)
         data: Dataset = build_part(cfg, "data", Dataset)
         tags = _identify(configuration, data) | ({"reproduces": reproduces} if reproduces else {})
         components = build(cfg, data)
+        if start:
+            start.load_into(components.model)
         tags["metric_modes"] = json.dumps({name: mode for name, mode in components.modes.items() if mode})
         _close_stale_runs(cfg)
         with lock(tags["fingerprint"]):
@@ -142,9 +146,12 @@ def plan(configuration: Configuration) -> Plan:
     cfg = configuration.cfg
     forget_models(cfg.precision)
     _check_custom_tags(cfg)
+    configuration, start = with_start(configuration)
     data: Dataset = build_part(cfg, "data", Dataset)
     tags = _identify(configuration, data)
     components = build(cfg, data)
+    if start:
+        start.load_into(components.model)
     return Plan(
         variant=tags["variant"],
         fingerprint=tags["fingerprint"],
@@ -153,6 +160,7 @@ def plan(configuration: Configuration) -> Plan:
         num_parameters=components.model.count_params(),
         parameters=typed(configuration).parameters,
         mode=components.mode,
+        init_from=start.pinned if start else None,
     )
 
 

@@ -5,7 +5,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -30,6 +30,8 @@ _OF_RUN = {
     "name": "The run names its parts itself.",
     "from_logits": "Every model ends in a softmax, so it is false.",
 }
+#: Between the name and the hash of the weights that a run starts from.
+PIN = "@sha256:"
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,17 @@ class Configuration:
         values["data"] = {
             key: value for key, value in values["data"].items() if self._tells_variants(f"data.{key}", value)
         }
+        if values.get("init_from"):
+            values["init_from"] = values["init_from"].rpartition(PIN)[2]  # whatever the model is called
         return digest(values)[:16]
+
+    def pinned(self, init_from: str | None) -> "Configuration":
+        """This configuration with the name and the hash of the weights to start from in place of any other name."""
+        if init_from is None:
+            return self
+        cfg = self.cfg.copy()
+        cfg.init_from = init_from
+        return replace(self, cfg=cfg)
 
     @staticmethod
     def _tells_variants(key: str, value: Any) -> bool:
@@ -148,6 +160,7 @@ class Plan:
     num_parameters: int
     parameters: Mapping[str, str]  # as they will be recorded
     mode: str  # of the objective, `max` or `min`
+    init_from: str | None = None  # with the hash of the weights to start from
 
 
 def known_keys(known: Configuration) -> set[str]:

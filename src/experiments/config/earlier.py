@@ -13,7 +13,7 @@ RENAMED: dict[str, str | None] = {
     "hydra.sweeper.list": "hydra.sweeper.include",
 }
 #: Keys that came later, with the value that means what was done before; it leaves the hash of a variant as it was.
-ADDED: dict[str, Any] = {"data.resize": "stretch"}
+ADDED: dict[str, Any] = {"data.resize": "stretch", "init_from": None}
 #: What version 0.1 did without recording it as a parameter.
 _IMPLIED = {
     "loss": "categorical_crossentropy",
@@ -61,6 +61,9 @@ def current_values(values: Any, overridden: Collection[str] = ()) -> Any:
         if value is not _ABSENT and new is not None and new not in overridden:
             *path, last = new.split(".")
             _section(values, path, make=True)[last] = value
+    for key, before in ADDED.items():
+        if "." not in key:  # those inside a group have it as the default of their function
+            values.setdefault(key, before)
     if "_target_" not in values.get("loss", {"_target_": ""}):
         values["loss"]["_target_"] = _IMPLIED["loss._target_"]
     return values

@@ -50,7 +50,7 @@ def absolute_paths(words: Sequence[str]) -> list[str]:
             word = absolute(word)
         elif key in _FOLDER_OPTIONS and value:
             word = f"{key}={absolute(value)}"
-        elif is_data_path(key):
+        elif is_data_path(key) or (key == "init_from" and value.rstrip("'\"").endswith(".keras")):
             (override,) = parse([word])
             if not override.is_sweep_override() and isinstance(path := override.value(), str):
                 word = f"{key}={quoted(absolute(path))}" if not os.path.isabs(path) else word

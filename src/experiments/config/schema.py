@@ -29,6 +29,7 @@ _ROOT: dict[str, Any] = {
     "threads": _Count,
     "deterministic": bool,
     "objective": str,
+    "init_from": Annotated[str, Field(min_length=1)] | None,
     "optimizer.learning_rate": Annotated[float, Field(gt=0)],
     "tracking.experiment": Annotated[str, Field(min_length=1, max_length=500)] | int | None,
     "tracking.note": _Scalar | None,

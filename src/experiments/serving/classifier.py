@@ -10,8 +10,8 @@ import numpy as np
 from experiments.dataset import are_probabilities
 from experiments.errors import ExperimentError
 from experiments.tracking import runs
-from experiments.tracking.registry import registered_model
-from experiments.tracking.runs import StoredRun, find_run, model_file, no_model
+from experiments.tracking.registry import find_model
+from experiments.tracking.runs import StoredRun
 
 _BATCH_SIZE = 256
 
@@ -83,20 +83,9 @@ def load(name: str) -> Classifier:
     Raises:
         ExperimentError: there is no such model, the run has no model, or it cannot be loaded.
     """
-    if name.endswith(".keras"):
-        file = Path(name)
-        if not file.is_file():
-            near = [found.name for found in file.parent.glob("*.keras")] if file.parent.is_dir() else []
-            raise ExperimentError(f"{name}: there is no such file.", given=file.name, allowed=near)
-        return _classifier(name, file, None)
+    found = _best_run(name.removeprefix("best:")).run_id if name.startswith("best:") else name
     with tempfile.TemporaryDirectory() as folder:
-        if name.startswith("models:/"):
-            return _classifier(name, *registered_model(name, Path(folder)))
-        run = _best_run(name.removeprefix("best:")) if name.startswith("best:") else find_run(name)
-        copied = model_file(run, Path(folder))
-        if copied is None:
-            raise no_model(run)
-        return _classifier(name, copied, run)
+        return _classifier(name, *find_model(found, Path(folder)))
 
 
 def _best_run(sweep: str) -> StoredRun:

@@ -91,9 +91,10 @@ def plan_jobs(jobs: Sequence[Job], planner: Planner, display: Display) -> None:
 
 def plan_for(configuration: Configuration, of_another_seed: Plan) -> Plan:
     """The plan of a configuration, from that of one that differs in the seed only."""
+    pinned = configuration.pinned(of_another_seed.init_from)
     return replace(
         of_another_seed,
-        fingerprint=configuration.fingerprint(of_another_seed.data_sha256, of_another_seed.code_sha256),
+        fingerprint=pinned.fingerprint(of_another_seed.data_sha256, of_another_seed.code_sha256),
         parameters={**of_another_seed.parameters, "seed": configuration.parameters["seed"]},
     )
 
@@ -120,14 +121,14 @@ def find_finished_jobs(jobs: Sequence[Job], display: Display) -> str:
     for job in display.progress("Looking up", jobs, len(jobs)):
         if job.duplicate_of:
             continue
-        earlier = earlier_runs(job.configuration)
+        assert job.plan  # noqa: S101 - all have been planned
+        earlier = earlier_runs(job.configuration.pinned(job.plan.init_from))
         equal = [run for run in earlier if run.tags.get("fingerprint") == job.fingerprint]
         job.states_before = {run.run_id: run.attempt for run in equal}
         done = next((run for run in equal if run.finished), None) or next((run for run in equal if run.diverged), None)
         if done and not job.configuration.cfg.force:
             apply_result(job, done)
         elif not equal and (older := next((run for run in earlier if run.finished), None)):
-            assert job.plan  # noqa: S101 - all have been planned
             other["data" if older.tags.get("data.sha256") != job.plan.data_sha256 else "code"] += 1
     for job in jobs:
         job.copy_result_of_duplicate()

@@ -1,4 +1,4 @@
-"""Registered models: their versions, and which one is champion."""
+"""Trained models by any of their names; registered models: their versions, and which one is champion."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from pathlib import Path
 from mlflow.artifacts import download_artifacts
 
 from experiments.errors import ExperimentError
-from experiments.tracking.runs import StoredRun, get_run, model_id, no_model
+from experiments.tracking.runs import StoredRun, find_run, get_run, model_file, model_id, no_model
 from experiments.tracking.store import StoreRefused, call_store, open_store, store_uri
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -21,6 +21,32 @@ class Version:
     version: str
     run_id: str  # whose model it is
     tags: Mapping[str, str]
+
+
+def find_model(name: str, folder: Path) -> tuple[Path, StoredRun | None]:
+    """Finds a trained model: its .keras file and, if it is known, the run that trained it.
+
+    Args:
+        name: the id of a run, alone or after `runs:/`; a registered model, as `models:/name@alias` or `models:/name/1`;
+            or a `.keras` file.
+        folder: where to copy the file of a run or a registered model.
+
+    Raises:
+        ExperimentError: there is no such model, or the run has none.
+    """
+    if name.endswith(".keras"):
+        file = Path(name).expanduser()
+        if not file.is_file():
+            near = [found.name for found in file.parent.glob("*.keras")] if file.parent.is_dir() else []
+            raise ExperimentError(f"{name}: there is no such file.", given=file.name, allowed=near)
+        return file, None
+    if name.startswith("models:/"):
+        return registered_model(name, folder)
+    run = find_run(name)
+    copied = model_file(run, folder)
+    if copied is None:
+        raise no_model(run)
+    return copied, run
 
 
 def registered_model(name: str, folder: Path) -> tuple[Path, StoredRun | None]:
