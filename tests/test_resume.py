@@ -41,6 +41,15 @@ PLATEAU = [
     "objective.metric=val_loss",
     "objective.mode=min",
 ]
+FROZEN = [
+    *FIXED,
+    "model=conv2_batch_norm",
+    "model.filters=[8,8]",
+    "schedule=cosine",
+    "freeze=[block*]",
+    "unfreeze_at_epoch=5",
+    "head_learning_rate=0.003",
+]
 OPTIONS = {
     "augment/both.yaml": "defaults: [shift_rotate, mixup]",
     "callbacks/plateau.yaml": """
@@ -98,13 +107,13 @@ def history(store, run):
     }
 
 
-@pytest.mark.parametrize("overrides", [ONE_CYCLE, PLATEAU], ids=["one_cycle", "plateau"])
+@pytest.mark.parametrize("overrides", [ONE_CYCLE, PLATEAU, FROZEN], ids=["one_cycle", "plateau", "frozen"])
 def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(overrides, start, store, whole, tmp_path):
     expected, tags = whole(overrides).history, whole(overrides).tags
     assert [step for step, _ in expected["loss"]] == list(range(1, EPOCHS + 1))
     if overrides is PLATEAU:
         assert len({value for _, value in expected["learning_rate"]}) > 2
-    for seed in range(3):
+    for seed in range(2 if overrides is FROZEN else 3):
         moments = random.Random(seed)  # noqa: S311 - nothing secret
         home = tmp_path / f"killed{seed}"
         process = start(*overrides, EXPERIMENTS_HOME=str(home))

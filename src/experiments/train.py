@@ -192,8 +192,7 @@ def _train(training: _Training) -> RunResult:
 
 def _fit(training: _Training, batches: tf.data.Dataset) -> TrainingResult:
     cfg, data, components, record = training.cfg, training.data, training.components, training.record
-    terminal = sys.stdout.isatty()
-    resumed = training.checkpoint.epoch if training.checkpoint else 0
+    terminal, resumed = sys.stdout.isatty(), training.checkpoint.epoch if training.checkpoint else 0
 
     def end_epoch(epoch: int, metrics: Mapping[str, float]) -> bool:
         record.log_metrics(metrics, step=epoch)
@@ -220,6 +219,7 @@ def _fit(training: _Training, batches: tf.data.Dataset) -> TrainingResult:
         callbacks=components.callbacks,
         metric=cfg.objective,
         mode=components.mode,
+        freezing=components.freezing,
     )
     return fit(
         components.model,
@@ -305,8 +305,8 @@ def _equal_run(cfg: Any, tags: Mapping[str, str], earlier: Sequence[StoredRun]) 
 
 
 def _as_recorded(cfg: Any, run: StoredRun) -> RunResult:
-    objective = run.metrics.get(f"best/{cfg.objective}")
     metrics = {name: value for name, value in run.metrics.items() if "/" in name}
+    objective = metrics.get(f"best/{cfg.objective}")
     return RunResult(run.run_id, run.name, run.status, objective, metrics, {}, run.artifact_uri)
 
 

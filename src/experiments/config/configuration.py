@@ -218,9 +218,10 @@ def unknown_key(key: str, known: Configuration, advice: str = "") -> ExperimentE
     elsewhere = {name.rpartition(".")[2]: name for name in searched}
     option = f"{group}={known.choices[group]} has" if parent and group in known.choices else "there is"
     problem = f"{key}: {option} no such key."
-    if group != "hydra" and last in elsewhere and not did_you_mean(last, beside):
+    is_elsewhere = group != "hydra" and last in elsewhere and not (parent and did_you_mean(last, beside))
+    if is_elsewhere:
         problem += f" Did you mean {elsewhere[last]}?"
-    return ExperimentError(problem, given=last, allowed=beside, advice=advice)
+    return ExperimentError(problem, given="" if is_elsewhere else last, allowed=beside, advice=advice)
 
 
 def digest(values: Any) -> str:

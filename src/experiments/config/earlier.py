@@ -13,7 +13,13 @@ RENAMED: dict[str, str | None] = {
     "hydra.sweeper.list": "hydra.sweeper.include",
 }
 #: Keys that came later, with the value that means what was done before; it leaves the hash of a variant as it was.
-ADDED: dict[str, Any] = {"data.resize": "stretch", "init_from": None}
+ADDED: dict[str, Any] = {
+    "data.resize": "stretch",
+    "init_from": None,
+    "freeze": [],
+    "unfreeze_at_epoch": None,
+    "head_learning_rate": None,
+}
 #: What version 0.1 did without recording it as a parameter.
 _IMPLIED = {
     "loss": "categorical_crossentropy",

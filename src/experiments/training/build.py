@@ -17,6 +17,7 @@ from experiments.errors import ExperimentError, reason_of
 from experiments.library_internals import metric_mode
 from experiments.training.batches import augmented
 from experiments.training.evaluation import values_of
+from experiments.training.freezing import FreezeCallback, ShiftedSchedule, frozen_layers, set_head_learning_rate
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class Components:
     schedule: float | keras.optimizers.schedules.LearningRateSchedule
     callbacks: list[keras.callbacks.Callback]
     augmentation: list[keras.Layer]
+    freezing: FreezeCallback | None
     modes: Mapping[str, str | None]  # metric -> `max` or `min`, what is better; None if that is not known
     mode: str  # of the objective
 
@@ -64,18 +66,37 @@ def build(cfg: Any, data: Dataset) -> Components:
         total_steps=cfg.epochs * steps_per_epoch,
         steps_per_epoch=steps_per_epoch,
     )
+    if cfg.unfreeze_at_epoch and callable(schedule):
+        schedule = ShiftedSchedule(schedule)
+    model = models.with_scaling(model, scaling, input_shape)
+    optimizer = build_part(cfg, "optimizer", keras.Optimizer, learning_rate=schedule)
+    if cfg.head_learning_rate is not None:
+        set_head_learning_rate(optimizer, model, cfg.head_learning_rate / cfg.optimizer.learning_rate)
     return Components(
         scaling=scaling,
-        model=models.with_scaling(model, scaling, input_shape),
+        model=model,
         loss=_loss(cfg, num_classes),
-        optimizer=build_part(cfg, "optimizer", keras.Optimizer, learning_rate=schedule),
+        optimizer=optimizer,
         schedule=schedule,
         callbacks=[_callback(cfg, f"callbacks.{name}", modes) for name in sorted(cfg.get("callbacks") or {})],
         augmentation=_augmentation(cfg, data),
+        freezing=_freezing(cfg, model, steps_per_epoch, schedule),
         metrics=metrics,
         modes=modes,
         mode=_mode_of(modes, "objective", cfg.objective),
     )
+
+
+def _freezing(cfg: Any, model: keras.Model, steps_per_epoch: int, schedule: Any) -> FreezeCallback | None:
+    epoch = cfg.unfreeze_at_epoch
+    if epoch is not None and not cfg.freeze:
+        raise ExperimentError(f"unfreeze_at_epoch={epoch}: no layer is frozen.", advice="Name some with freeze.")
+    if epoch is not None and epoch > cfg.epochs:
+        raise ExperimentError(f"unfreeze_at_epoch={epoch}: the run ends after epoch {cfg.epochs}.")
+    if not cfg.freeze:
+        return None
+    freeze = cfg.freeze if isinstance(cfg.freeze, str) else list(cfg.freeze)
+    return FreezeCallback(frozen_layers(model, freeze), epoch, steps_per_epoch, schedule)
 
 
 def _check_model(model: Any, builder: str, input_shape: tuple[int, ...], num_classes: int) -> None:

@@ -17,6 +17,7 @@ from rich.live import Live
 from experiments.training.batches import prediction_batch_size
 from experiments.training.callbacks import CheckpointCallback, EpochFunction, HistoryCallback, measured_in
 from experiments.training.checkpoints import Checkpoint
+from experiments.training.freezing import FreezeCallback
 from experiments.training.progress import ProgressBar
 
 _log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class Recipe:
     callbacks: Sequence[keras.callbacks.Callback]
     metric: str  # chooses the best epoch, the first of equal ones
     mode: str  # of `metric`, `max` or `min`
+    freezing: FreezeCallback | None = None
 
 
 def fit(
@@ -86,6 +88,9 @@ def fit(
     images, labels = validation
     num_classes = model.output_shape[-1]
     _compile(model, recipe)
+    freezing = [recipe.freezing] if recipe.freezing else []
+    for each in freezing:
+        each.set_trainable(False)  # the optimizer knows all variables, whichever it changes
     history = HistoryCallback(recipe.schedule, recipe.metric, recipe.mode)
     # Averaged weights must be in place before anything reads weights.
     averaging = [callback for callback in recipe.callbacks if isinstance(callback, keras.callbacks.SwapEMAWeights)]
@@ -103,12 +108,14 @@ def fit(
             steps_per_epoch=math.ceil(num_images / recipe.batch_size),
             validation_data=(images, keras.utils.to_categorical(labels, num_classes)),
             validation_batch_size=prediction_batch_size(model),
-            callbacks=[*averaging, history, *others, *([ProgressBar(live)] if live else []), checkpoints],
+            callbacks=[*averaging, *freezing, history, *others, *([ProgressBar(live)] if live else []), checkpoints],
             shuffle=False,  # the batches are
             verbose=0,  # Keras's own progress bar wraps on a narrow terminal
         )
     seconds = history.seconds_before + time.perf_counter() - started
     model.set_weights(history.best_weights)
+    for each in freezing:
+        each.set_trainable(True)  # as the model was built
     trained = len(history.history["loss"])
     return TrainingResult(history.history, history.best_epoch, seconds, num_images * trained / seconds)
 
