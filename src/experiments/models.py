@@ -4,7 +4,10 @@
 in a softmax over the classes, computed in float32 whatever the precision of the run.
 """
 
-from collections.abc import Iterable, Sequence
+import re
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Annotated, Literal
 
 import keras
@@ -121,6 +124,84 @@ def sequential(
             )
         names.add(layer.name)
     return _stack(layers, input_shape, num_classes, classifier)
+
+
+def backbone(
+    *,
+    input_shape: Shape,
+    num_classes: int,
+    name: str,
+    weights: Annotated[str, Field(min_length=1)] | None,
+    dropout: _DropoutRate,
+) -> keras.Model:
+    """Builds a model of `keras.applications` with its own preprocessing, and a classifier on its averaged features.
+
+    Grayscale images are given to it as color images with three equal channels.
+
+    Args:
+        input_shape: height, width and channels of an image.
+        num_classes: number of classes.
+        name: of the model, as in `keras.applications.MobileNetV2`.
+        weights: a file with the weights of the model without its top, `imagenet` to download those, or None for random
+            ones.
+        dropout: dropout rate before the classifier; 0 means no dropout.
+
+    Raises:
+        ExperimentError: there is no such model or file, the weights do not fit, or the images are too small.
+    """
+    names = [each for each in dir(keras.applications) if each[0].isupper()]
+    if name not in names:
+        raise ExperimentError(f"model.name={name}: keras.applications has no such model.", given=name, allowed=names)
+    if weights not in (None, "imagenet") and not Path(weights).is_file():
+        raise ExperimentError(f"model.weights={weights}: there is no such file.")
+    builder = getattr(keras.applications, name)
+    height, width, channels = input_shape
+    try:
+        known = weights if weights == "imagenet" else None
+        features = builder(include_top=False, weights=known, input_shape=(height, width, 3))
+    except Exception as error:  # Keras raises plain Exception for a failed download
+        smallest = re.search(r"at least (\d+)x(\d+)", str(error))
+        if smallest is None:
+            raise ExperimentError(f"model.name={name}: {reason_of(error)}") from error
+        raise ExperimentError(
+            f"model.name={name}: images of {height} x {width} pixels are too small for it; the smallest ones are "
+            f"{smallest[1]} x {smallest[2]}.",
+            advice=f"Set data.image_size=[{smallest[1]},{smallest[2]}] or more, or choose another model.",
+        ) from error
+    if weights != known:
+        try:
+            with warnings.catch_warnings(action="error", category=UserWarning):  # of layers that the file does not have
+                features.load_weights(weights)
+        except Exception as error:  # a file of another model or format makes Keras and h5py raise almost anything
+            raise ExperimentError(
+                f"model.weights={weights} cannot be loaded into {name}: {reason_of(error)}",
+                advice="Save the weights of a model that has been built with include_top=False, as NAME.weights.h5.",
+            ) from error
+    image = keras.Input(input_shape)
+    pixels = image if channels == 3 else keras.layers.Concatenate(name="color")([image] * 3)
+    outputs = keras.layers.GlobalAveragePooling2D(name="average")(features(_preprocessed(pixels, builder)))
+    if dropout:
+        outputs = keras.layers.Dropout(dropout, name="dropout")(outputs)
+    outputs = keras.layers.Dense(num_classes, name="classifier")(outputs)
+    outputs = keras.layers.Activation("softmax", dtype="float32", name="softmax")(outputs)
+    return keras.Model(image, outputs, name="net")
+
+
+def _preprocessed(pixels: keras.KerasTensor, builder: Callable[..., keras.Model]) -> keras.KerasTensor:
+    """What the weights of a model of `keras.applications` take in place of raw pixels.
+
+    Its `preprocess_input` maps every channel linearly and may swap red and blue; layers that do the same can be saved.
+    """
+    preprocess = getattr(keras.applications, builder.__module__.rpartition(".")[2]).preprocess_input
+    black, white, red = (
+        np.asarray(preprocess(np.array([[[c]]], "float32")))[0, 0, 0] for c in ([0, 0, 0], [255, 255, 255], [255, 0, 0])
+    )
+    if red[0] == black[0]:
+        pixels = pixels[..., ::-1]
+    scale = (white - black) / 255
+    if (scale == 1).all() and (black == 0).all():  # it has a scaling layer inside
+        return pixels
+    return keras.layers.Rescaling(scale.tolist(), black.tolist(), name="preprocessing")(pixels)
 
 
 def rescaling(*, train_images: np.ndarray) -> keras.layers.Rescaling:

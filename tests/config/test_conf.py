@@ -46,14 +46,17 @@ def built(digits, tmp_path_factory):
             Image.fromarray(image).save(photos / name / f"{number}.png")
             table.append(f"{name}/{number}.png,{name}")
     (photos / "table.csv").write_text("\n".join(table))
+    large = [f"data.path={photos}", "data.image_size=[32,32]", "data.color_mode=rgb", "scale=none"]
     places = dict.fromkeys(("mnist", "fashion_mnist", "npz"), f"data.path={digits}")
     places |= {"folder": f"data.path={photos}", "csv": f"data.path={photos}/table.csv", "mnist_5k": "data.limit=20"}
 
     @functools.cache
     def build(option):
         words = words_of(option)
-        small = places[compose(words).choices["data"]]
-        configuration = compose([*words, small])
+        if option == "model/backbone":
+            configuration = compose([*words, "data=folder", *large])
+        else:
+            configuration = compose([*words, places[compose(words).choices["data"]]])
         images = instantiate(configuration.cfg, "data")
         return configuration, images, build_components(configuration.cfg, images)
 

@@ -141,7 +141,7 @@ def test_a_model_that_scales_what_is_scaled_already(built_of, layers, scale):
         built_of(f"{layers}, {CONV}, {FLATTEN}", f"scale={scale}")
     assert str(refused.value).startswith("model: its layer ")
     assert str(refused.value).endswith(
-        "scales the pixels, which scale has scaled already. Leave the layer out, or set scale=none."
+        "scales the pixels, which scale has scaled already. Set scale=none, or leave the layer out."
     )
 
 

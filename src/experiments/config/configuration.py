@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config.earlier import ADDED
 from experiments.config.keras_names import keywords, removed_argument
-from experiments.config.overrides import absolute, absolute_paths, first_line, is_data_path
+from experiments.config.overrides import absolute, absolute_paths, first_line, is_data_path, is_weights_file
 from experiments.config.schema import GROUPS, JOB_KEY, LIST_GROUPS
 from experiments.errors import ExperimentError, did_you_mean
 
@@ -131,9 +131,12 @@ class Configuration:
 
     @property
     def as_yaml(self) -> str:
-        """All values as YAML, with absolute paths of data."""
+        """All values as YAML, with absolute paths of data and of weights."""
         data = self._values["data"] | {key: path and absolute(path) for key, path in self.paths.items()}
-        return OmegaConf.to_yaml(OmegaConf.create({**self._values, "data": data}))
+        model = dict(self._values["model"])
+        if is_weights_file(weights := model.get("weights")):
+            model["weights"] = absolute(str(weights))
+        return OmegaConf.to_yaml(OmegaConf.create({**self._values, "data": data, "model": model}))
 
     @property
     def title(self) -> str:

@@ -5,12 +5,14 @@ import inspect
 import io
 import os
 import tokenize
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from experiments.config.configuration import digest, plain_values
+from experiments.config.overrides import is_weights_file
 from experiments.config.targets import locate, mappings
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -37,11 +39,15 @@ def read_own_code() -> str:
 
 
 def code_sha256(own_code: str, cfg: DictConfig) -> str:
-    """Hash of `own_code` and of the user's modules that a `_target_` names."""
+    """Hash of `own_code`, the user's modules that a `_target_` names, and the file of weights that a model loads."""
     targets = {node["_target_"]: key for key, node in mappings(plain_values(cfg), "") if "_target_" in node}
     foreign = sorted(target for target in targets if not target.startswith(("keras.", "experiments.")))
     files = sorted({str(inspect.getsourcefile(locate(targets[target], target))) for target in foreign})
-    return digest([own_code, *(_code(Path(file)) for file in files)]) if files else own_code
+    found = [_code(Path(file)) for file in files]
+    weights = cfg.model.get("weights")
+    if is_weights_file(weights) and Path(weights).is_file():
+        found.append(sha256(Path(weights).read_bytes()).hexdigest())
+    return digest([own_code, *found]) if found else own_code
 
 
 def _code(file: Path) -> str:

@@ -50,7 +50,7 @@ def absolute_paths(words: Sequence[str]) -> list[str]:
             word = absolute(word)
         elif key in _FOLDER_OPTIONS and value:
             word = f"{key}={absolute(value)}"
-        elif is_data_path(key) or (key == "init_from" and value.rstrip("'\"").endswith(".keras")):
+        elif is_data_path(key) or (key in ("init_from", "model.weights") and is_weights_file(value.strip("'\""))):
             (override,) = parse([word])
             if not override.is_sweep_override() and isinstance(path := override.value(), str):
                 word = f"{key}={quoted(absolute(path))}" if not os.path.isabs(path) else word
@@ -61,6 +61,11 @@ def absolute_paths(words: Sequence[str]) -> list[str]:
 def quoted(text: str) -> str:
     """A text in Hydra's grammar, whatever characters it has."""
     return QuotedString(text, Quote.single).with_quotes()
+
+
+def is_weights_file(value: object) -> bool:
+    """Whether a value is the name of a file with the weights of a model."""
+    return isinstance(value, str) and value.endswith((".h5", ".keras"))
 
 
 def is_data_path(key: str) -> bool:

@@ -54,7 +54,7 @@ def build(cfg: Any, data: Dataset) -> Components:
     scaling = build_part(cfg, "scale", keras.Layer, train_images=data.train_images)
     model = instantiate(cfg, "model", input_shape=input_shape, num_classes=num_classes)
     _check_model(model, cfg.model._target_, input_shape, num_classes)
-    _check_scaled_once(model, scaling)
+    _check_scaled_once(cfg.model._target_, model, scaling)
     metrics = [_metric(cfg, name, data) for name in sorted(cfg.get("metrics") or {})]
     modes: dict[str, str | None] = {"loss": "min", "accuracy": "max"}
     for metric in metrics:
@@ -161,12 +161,13 @@ def _first_scalings(model: keras.Model) -> Iterator[keras.Layer]:
             return
 
 
-def _check_scaled_once(model: keras.Model, scaling: keras.Layer) -> None:
+def _check_scaled_once(builder: str, model: keras.Model, scaling: keras.Layer) -> None:
     own = next(_first_scalings(model), None)
     if own and not isinstance(scaling, keras.layers.Identity):
+        otherwise = "choose another model" if builder == "experiments.models.backbone" else "leave the layer out"
         raise ExperimentError(
             f"model: its layer {own.name} ({type(own).__name__}) scales the pixels, which scale has scaled already.",
-            advice="Leave the layer out, or set scale=none.",
+            advice=f"Set scale=none, or {otherwise}.",
         )
 
 
@@ -262,7 +263,7 @@ def warn_if_badly_scaled(components: Components, images: np.ndarray) -> None:
         for layer in _first_scalings(components.model):
             scaled = scaled if layer is components.scaling else layer(scaled)
         largest = max(largest, float(np.abs(scaled).max()))
-    if not 0.01 <= largest <= 100:
+    if not 0.01 <= largest <= 160:  # the oldest models of keras.applications take pixels minus their mean
         _log.warning(
             "The scaled inputs are %s: their largest absolute value is %.2g. Try scale=unit.",
             "tiny" if largest < 1 else "huge",
