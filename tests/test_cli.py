@@ -267,7 +267,8 @@ def test_output_that_goes_to_a_file(here, store, digits_words):
         rf"{name} \({run.info.run_id}\)",
         rf"Epoch 1/2  {values}",
         rf"Epoch 2/2  {values}",
-        rf"Test accuracy {number} % \(95 % confidence interval {number} to {number} %, largest class {number} %\), "
+        rf"Test accuracy {number} % \(95 % confidence interval {number} to {number} %, largest class {number} %, "
+        rf"chance {number} %\), "
         rf"best epoch [12] of 2, {number} s",
         rf"Recorded as {name} \({run.info.run_id}\)",
         r"View it with: \S*experiments ui",

@@ -78,6 +78,7 @@ def test_a_run_leaves_a_complete_record(store, digits, tmp_path):
         "seed": "0",
         "threads": "2",
         "deterministic": "true",
+        "class_weight": "none",
         "objective": "val_accuracy",
         "data._target_": "experiments.data.mnist",
         "data.validation_fraction": "0.1",
@@ -508,7 +509,7 @@ def test_few_images_and_one_answer_for_all_are_no_good_result(store, digits, cap
     right = int((test["labels"] == predicted).sum())
     low, high = 100 * np.array(binomtest(right, 20).proportion_ci(method="wilson"))
     largest = 5 * np.bincount(test["labels"]).max()  # per cent, of 20 images
-    doubts = f"(95 % confidence interval {low:.2f} to {high:.2f} %, largest class {largest:.2f} %)"
+    doubts = f"(95 % confidence interval {low:.2f} to {high:.2f} %, largest class {largest:.2f} %, chance 10.00 %)"
     note = store.get_run(result.run_id).data.tags["mlflow.note.content"]
     assert f"**Test accuracy {right / 20:.2%}** {doubts}, macro F1 " in note and f"\n\n{line}\n\n" in note
     printed = capsys.readouterr().out

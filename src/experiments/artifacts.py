@@ -23,6 +23,7 @@ from experiments.training.macs import count_macs
 _log = logging.getLogger("experiments")
 _SAMPLES = 16
 _MOST_MISTAKES = 500
+_MOST_CLASSES = 10  # named in a sentence
 _BYTES_OF_MISTAKES = 2**25
 
 
@@ -142,16 +143,16 @@ def summarize(record: Run, outcome: Outcome, values: Mapping[str, float], note: 
     low, high = test.accuracy_interval
     doubts = (
         f"95 % confidence interval {100 * low:.2f} to {100 * high:.2f} %, "
-        f"largest class {100 * test.largest_class_share:.2f} %"
+        f"largest class {100 * test.largest_class_share:.2f} %, chance {100 / data.num_classes:.2f} %"
     )
     measured = [f"{name} {value:.4f}" for name, value in outcome.measured.items()]
-    collapsed = _collapsed(test, data.class_names)
+    missing = _never_predicted(test, data.class_names)
     lines = [
         f"**Test accuracy {values['test/accuracy']:.2%}** ({doubts}), macro F1 {values['test/macro_f1']:.4f}, loss "
         f"{values['test/loss']:.4f}, validation accuracy {values['best/val_accuracy']:.2%}, "
         f"best epoch {result.best_epoch} of {trained} by {outcome.objective}",
         *([f"On the test set: {', '.join(measured)}"] if measured else []),
-        *collapsed,
+        *missing,
         f"{values['cost/parameters']:,} parameters, {macs}{result.seconds:.1f} s, {result.images_per_second:,.0f} "
         f"images/s; {data.name}: {sizes} images to train, validate and test",
     ]
@@ -165,11 +166,19 @@ def summarize(record: Run, outcome: Outcome, values: Mapping[str, float], note: 
         trained,
         result.seconds,
     )
-    for line in collapsed:
+    for line in missing:
         _log.info("%s", line)
 
 
-def _collapsed(test: Evaluation, class_names: Sequence[str]) -> list[str]:
-    """A sentence if the model predicts the same class for every test image."""
+def _never_predicted(test: Evaluation, class_names: Sequence[str]) -> list[str]:
+    """A sentence if the model predicts one class for every test image, or never some that the test set has."""
     predicted = np.unique(test.predicted)
-    return [f"The model predicts {class_names[predicted[0]]} for every test image."] if len(predicted) == 1 else []
+    if len(predicted) == 1:
+        return [f"The model predicts {class_names[predicted[0]]} for every test image."]
+    missing = np.setdiff1d(test.labels, predicted)
+    if not len(missing):
+        return []
+    names = ", ".join(class_names[label] for label in missing[:_MOST_CLASSES])
+    more = f" and {len(missing) - _MOST_CLASSES} more" if len(missing) > _MOST_CLASSES else ""
+    images = int(np.isin(test.labels, missing).sum())
+    return [f"The model never predicts {names}{more}: {images:,} of {len(test.labels):,} test images."]

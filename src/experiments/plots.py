@@ -128,7 +128,8 @@ def search_history(trials: Sequence[tuple[int, float, bool]], metric: str, mode:
 def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
     """The confusion matrix: errors in orange, correct predictions in a pale blue that does not distract from them.
 
-    The color of a cell is its share of its row. Counts are written if there is room, zeros never.
+    The color of a cell is its share of its row. Counts are written if there is room, zeros never. Beside each row
+    stands the recall of its class, above each column the precision, both in percent.
 
     Args:
         matrix: (classes, classes) integers; rows are the true classes, columns the predicted ones.
@@ -146,7 +147,7 @@ def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
     longest = 0.6 * name_size * max(map(len, names))  # points: a letter is about 0.6 of its size wide
     level = longest < cell
     left, bottom = 0.45 + longest / 72, 0.5 + (name_size if level else longest) / 72
-    width, height = left + side + 2 * MARGIN, bottom + side + HEADING
+    width, height = left + side + 6 * MARGIN, bottom + side + HEADING + 4 * MARGIN
     title = f"Accuracy {np.trace(matrix) / max(total, 1):.2%} on {total:,} images"
     figure = new_figure(
         width, height, title, f"orange: errors, by their share of the true class, at most {highest:.1%}"
@@ -163,10 +164,17 @@ def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
     shown = [names[tick] for tick in ticks]
     axes.set_xticks(ticks, shown, rotation=0 if level else 90, parse_math=False)
     axes.set_yticks(ticks, shown, parse_math=False)
-    axes.tick_params(length=0, labelsize=name_size, labelcolor=INK)
+    recalls, precisions = (100 * np.diag(matrix) / np.maximum(matrix.sum(axis), 1) for axis in (1, 0))
+    beside, above = axes.secondary_yaxis("right"), axes.secondary_xaxis("top")
+    beside.set_yticks(ticks, [f"{value:.1f}" for value in recalls[ticks]])
+    above.set_xticks(ticks, [f"{value:.1f}" for value in precisions[ticks]], rotation=90 * (3 * name_size > cell))
+    beside.set_ylabel("recall, %", fontsize=TEXT_SIZE, color=QUIET)
+    above.set_xlabel("precision, %", fontsize=TEXT_SIZE, color=QUIET)
+    for side_axes in (axes, beside, above):
+        side_axes.tick_params(length=0, labelsize=name_size, labelcolor=INK)
+        side_axes.spines[:].set_color(FAINT)
     axes.set_xlabel("predicted", fontsize=TEXT_SIZE, color=QUIET)
     axes.set_ylabel("true", fontsize=TEXT_SIZE, color=QUIET)
-    axes.spines[:].set_color(FAINT)
 
     count_size = min(TEXT_SIZE, cell / (0.62 * len(str(matrix.max())) + 0.5))
     if count_size >= SMALLEST_SIZE:

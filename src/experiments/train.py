@@ -31,6 +31,7 @@ from experiments.training.batches import training_batches
 from experiments.training.build import Components, build, build_part, warn_if_badly_scaled
 from experiments.training.callbacks import Diverged, EpochFunction
 from experiments.training.checkpoints import Checkpoint
+from experiments.training.class_weights import log_class_weights
 from experiments.training.evaluation import evaluate, measure
 from experiments.training.fit import Recipe, TrainingResult, fit
 from experiments.training.runtime import forget_models, start_runtime, suggest_more_threads
@@ -249,11 +250,10 @@ def _training_batches(training: _Training) -> tf.data.Dataset:
 
 
 def _evaluate(training: _Training, result: TrainingResult) -> Outcome:
-    data, model = training.data, training.components.model
+    data, model, metrics = training.data, training.components.model, training.components.metrics
     validation = evaluate(model, data.validation_images, data.validation_labels)
     test = evaluate(model, data.test_images, data.test_labels)
-    measured = measure(test, training.components.metrics)
-    return Outcome(model, data, result, validation, test, measured, training.cfg.objective)
+    return Outcome(model, data, result, validation, test, measure(test, metrics), training.cfg.objective)
 
 
 def _failed(record: Run, history: Mapping[str, Sequence[float]]) -> RunResult:
@@ -351,13 +351,12 @@ def _opened(
 ) -> contextlib.AbstractContextManager[Run]:
     cfg = configuration.cfg
     job = cfg.tracking.job
-    parent = job.sweep if job else None
     own: dict[str, object] = {"command": configuration.command}
     if "reproduces" in tags:
         own["command"] = f"experiments reproduce {tags['reproduces']}"
     if configuration.experiment:
         own["experiment"] = configuration.experiment
-    if job and (resume.attempt is None or resume.attempt.parent == parent):  # or it has a place elsewhere
+    if job and (resume.attempt is None or resume.attempt.parent == job.sweep):  # or it has a place elsewhere
         own["job"] = job.number
     files = {"config.yaml": configuration.as_yaml, "environment.txt": environment()}
     if diff := uncommitted():
@@ -368,7 +367,7 @@ def _opened(
         params=configuration.parameters,
         tags={**dict(cfg.tracking.tags), **own, **tags},
         files=files,
-        parent=parent,
+        parent=job.sweep if job else None,
         attempt=resume.attempt.run_id if resume.attempt else None,
         superseded=resume.superseded,
         outdated=resume.outdated,
@@ -382,6 +381,7 @@ def _log_start(training: _Training) -> None:
         _log.info("Resuming after epoch %d", training.checkpoint.epoch)
         if not training.cfg.deterministic:
             _log.info("With deterministic=false the result is not bit-identical to that of an uninterrupted run.")
+    log_class_weights(training.components.loss, training.data.class_names)
     warn_if_badly_scaled(training.components, training.data.train_images)
     suggest_more_threads(training.cfg.threads)
 

@@ -15,7 +15,7 @@ from experiments.config.targets import typed
 from experiments.errors import ExperimentError
 
 ROOT = (
-    "augment, batch_size, callbacks, data, deterministic, dry_run, epochs, experiment, force, freeze, "
+    "augment, batch_size, callbacks, class_weight, data, deterministic, dry_run, epochs, experiment, force, freeze, "
     "head_learning_rate, init_from, loss, metrics, model, objective, optimizer, precision, resume, scale, schedule, "
     "seed, sweep, threads, tracking, unfreeze_at_epoch"
 )
@@ -148,6 +148,9 @@ VALUES = {
     "deterministic=1": "deterministic=1 is refused: it must be true or false.",
     "precision=float16": "precision=float16 is refused. Did you mean float32? "
     "Allowed: float32, mixed_bfloat16, mixed_float16.",
+    "class_weight=balnced": "class_weight=balnced is refused. Did you mean balanced? Allowed: balanced, none.",
+    "class_weight=3": "class_weight=3 is refused: it must be none, balanced, or a mapping of classes to weights.",
+    "class_weight={0:-1}": "class_weight.0=-1 is refused: it must be a number of at least 0.",
     "objective=f1": "objective=f1 is refused. Allowed: val_accuracy, val_loss.",
     "objective=accuracy": "objective=accuracy is refused. Did you mean val_accuracy? Allowed: val_accuracy, val_loss.",
     "objective={metrik:val_loss}": 'objective={"metrik": "val_loss"} is refused: it must be a text.',
@@ -339,6 +342,7 @@ DEFAULT_PARAMETERS = {
     "freeze": "[]",
     "unfreeze_at_epoch": "null",
     "head_learning_rate": "null",
+    "class_weight": "none",
     "objective": "val_accuracy",
     "data._target_": "experiments.data.mnist_5k",
     "data.validation_fraction": "0.1111",
@@ -395,6 +399,12 @@ def test_an_argument_of_keras_is_a_key_also_if_no_file_lists_it(words):
     without = composed([word for word in shlex.split(words) if key not in word])
     assert key not in without.parameters and chosen.variant != without.variant
     assert shlex.split(chosen.command)[2:] == [word.lstrip("+") for word in shlex.split(words)]
+
+
+def test_weights_of_classes_are_one_value_to_compare_runs_by():
+    chosen = typed(composed(["class_weight={0:5,cat:0.5}"]))
+    assert chosen.parameters["class_weight"] == '{"0": 5.0, "cat": 0.5}'
+    assert len({composed([f"class_weight={value}"]).variant for value in ("none", "balanced", "{0:5}", "{0:6}")}) == 4
 
 
 def test_an_argument_of_a_layer_in_a_list_is_a_key():
@@ -464,6 +474,7 @@ def another(key, value):
         "unfreeze_at_epoch": 2,
         "head_learning_rate": 0.1,
         "objective": "val_loss",
+        "class_weight": "balanced",
         "loss._target_": "keras.losses.Dice",
         "data._target_": "experiments.data.npz",
         "scale._target_": "keras.layers.UnitNormalization",
@@ -488,10 +499,10 @@ def test_every_hyperparameter_changes_the_variant():
     default = composed([])
     replicates = ("seed", "data.split_seed", "data.fold")
     keys = [key for key in default.parameters if key not in (*GROUPS, *replicates)]
-    assert len(keys) == 34
+    assert len(keys) == 35
     variants = {key: composed(another(key, value_of(default, key))).variant for key in keys}
     variants |= {option: composed([option]).variant for option in ("augment=mixup", "callbacks=[early_stopping]")}
-    assert len({default.variant, *variants.values()}) == 1 + len(variants) == 37
+    assert len({default.variant, *variants.values()}) == 1 + len(variants) == 38
 
 
 def value_of(configuration, key):

@@ -18,6 +18,7 @@ from experiments.training import checkpoints
 from experiments.training import fit as fitting
 from experiments.training.batches import training_batches
 from experiments.training.callbacks import Diverged
+from experiments.training.class_weights import ClassWeightedLoss
 from experiments.training.runtime import start_runtime
 
 SHAPE = (8, 8, 1)
@@ -303,6 +304,39 @@ def test_the_loss_is_that_of_the_data_and_what_is_minimized_is_the_total_loss():
     for prefix, (_, labels) in {"": TRAIN, "val_": VALIDATION}.items():
         assert result.history[f"{prefix}loss"] == pytest.approx([loss(labels, 0)])
         assert result.history[f"{prefix}total_loss"] == pytest.approx([loss(labels, smoothing)])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_class_weights_are_in_the_total_loss_only(smoothing):
+    bias, weights = np.array(favour(COMMON)), np.array([0.5, 1.0, 4.0])
+    loss = ClassWeightedLoss(keras.losses.CategoricalCrossentropy(label_smoothing=smoothing), weights)
+    _, result, _ = fit_biases(bias, loss=loss)  # the last of the four batches has two images
+    logs = np.log(np.exp(bias).sum()) - bias
+    for prefix, (_, labels) in {"": TRAIN, "val_": VALIDATION}.items():
+        counts = np.bincount(labels) / len(labels)
+        smoothed = (1 - smoothing) * logs + smoothing * logs.mean()
+        assert result.history[f"{prefix}loss"] == pytest.approx([counts @ logs], abs=1e-6)
+        assert result.history[f"{prefix}total_loss"] == pytest.approx([counts * weights @ smoothed], abs=1e-6)
+
+
+def test_a_weight_of_two_trains_as_every_image_twice():
+    def trained(loss, labels_twice):
+        start()
+        net = models.sequential(
+            input_shape=SHAPE, num_classes=CLASSES, layers=[keras.layers.Flatten()], classifier=True
+        )
+        model = models.with_scaling(net, keras.layers.Rescaling(1 / 255), SHAPE)
+        images, labels = TRAIN
+        rows = np.concatenate([np.arange(50), *([np.flatnonzero(labels == RARE)] if labels_twice else [])])
+        model.compile(keras.optimizers.SGD(0.1 if labels_twice else 0.1 * 50 / 63), loss=loss)
+        one_hot = keras.utils.to_categorical(labels[rows], CLASSES)
+        model.fit(images[rows], one_hot, batch_size=1000, epochs=3, verbose=0)
+        return model.get_weights()
+
+    plain = keras.losses.CategoricalCrossentropy()
+    twice, weighted = trained(plain, True), trained(ClassWeightedLoss(plain, np.array([1.0, 1.0, 2.0])), False)
+    for one, other in zip(twice, weighted, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 PENALIZED = {

@@ -106,7 +106,9 @@ class Configuration:
     @property
     def parameters(self) -> dict[str, str]:
         """All choices and identity values as text, by dotted key, to filter and compare runs by."""
-        leaves = flatten(self.identity)
+        weights = self.identity["class_weight"]  # one value for all classes, to compare runs by
+        one = {} if isinstance(weights, str) else {"class_weight": json.dumps(weights)}
+        leaves = flatten(self.identity | one)
         return {key: value if isinstance(value, str) else json.dumps(value) for key, value in leaves} | self.choices
 
     def value(self, key: str) -> Any:

@@ -1,5 +1,6 @@
 """Translates keys of earlier versions, so that old commands, YAML files and recorded runs keep working."""
 
+import json
 import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -19,6 +20,7 @@ ADDED: dict[str, Any] = {
     "freeze": [],
     "unfreeze_at_epoch": None,
     "head_learning_rate": None,
+    "class_weight": "none",
 }
 #: What version 0.1 did without recording it as a parameter.
 _IMPLIED = {
@@ -49,7 +51,9 @@ def current_keys(values: Any) -> Any:
 
 def current_parameters(parameters: Mapping[str, str]) -> dict[str, str]:
     """Translates the parameters of a recorded run to the current keys."""
-    return (_IMPLIED if "label_smoothing" in parameters else {}) | current_keys(parameters)
+    before = {key: value if isinstance(value, str) else json.dumps(value) for key, value in ADDED.items()}
+    added = {key: text for key, text in before.items() if "." not in key and "optimizer" in parameters}
+    return added | (_IMPLIED if "label_smoothing" in parameters else {}) | current_keys(parameters)
 
 
 def current_values(values: Any, overridden: Collection[str] = ()) -> Any:

@@ -28,6 +28,7 @@ _ROOT: dict[str, Any] = {
     "seed": Annotated[int, Field(ge=0, lt=2**32)],
     "threads": _Count,
     "deterministic": bool,
+    "class_weight": Any,  # see _check_class_weight
     "objective": str,
     "init_from": Annotated[str, Field(min_length=1)] | None,
     "freeze": str | list[str],
@@ -93,6 +94,7 @@ def check_run(values: Mapping[str, Any], options: Mapping[str, str]) -> None:
             inside, value = value, value[part]
         inside[part] = check_value(key, value, annotation)
     _check_parts(values)
+    _check_class_weight(values["class_weight"])
     _check_metrics(values.get("metrics") or {})
     _check_numbers(values)
     measured = epoch_metrics(values)
@@ -130,6 +132,16 @@ def _check_parts(values: Mapping[str, Any]) -> None:
             raise ExperimentError(
                 f"{key}._target_ is missing: it must name a class or a function, as in keras.layers.Dense."
             )
+
+
+def _check_class_weight(setting: Any) -> None:
+    if isinstance(setting, str):
+        check_value("class_weight", setting, Literal["none", "balanced"])
+    elif isinstance(setting, dict):
+        for name, weight in setting.items():
+            setting[name] = check_value(f"class_weight.{name}", weight, Annotated[float, Field(ge=0)])
+    else:
+        raise refused_value("class_weight", setting, "none, balanced, or a mapping of classes to weights")
 
 
 def _check_metrics(metrics: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ from experiments.dataset import Dataset, are_probabilities
 from experiments.errors import ExperimentError, reason_of
 from experiments.library_internals import metric_mode
 from experiments.training.batches import augmented
+from experiments.training.class_weights import ClassWeightedLoss, class_weights
 from experiments.training.evaluation import values_of
 from experiments.training.freezing import FreezeCallback, ShiftedSchedule, frozen_layers, set_head_learning_rate
 
@@ -75,7 +76,7 @@ def build(cfg: Any, data: Dataset) -> Components:
     return Components(
         scaling=scaling,
         model=model,
-        loss=_loss(cfg, num_classes),
+        loss=_loss(cfg, data),
         optimizer=optimizer,
         schedule=schedule,
         callbacks=[_callback(cfg, f"callbacks.{name}", modes) for name in sorted(cfg.get("callbacks") or {})],
@@ -208,16 +209,25 @@ def _augmentation(cfg: Any, data: Dataset) -> list[keras.Layer]:
     return layers
 
 
-def _loss(cfg: Any, num_classes: int) -> keras.losses.Loss:
+def _loss(cfg: Any, data: Dataset) -> keras.losses.Loss:
     loss = build_part(cfg, "loss", keras.losses.Loss)
-    value = _on_one_image(f"loss: {cfg.loss._target_}", loss, num_classes)
+    value = _on_one_image(f"loss: {cfg.loss._target_}", loss, data.num_classes)
     if value.shape != ():
         raise ExperimentError(
             f"loss: {cfg.loss._target_} gives values of shape {value.shape}, one number is needed.",
             advice="Leave out reduction, or set it to sum_over_batch_size.",
         )
     _check_probabilities("loss", loss)
-    return loss
+    weights = class_weights(cfg.class_weight, data.train_labels, data.class_names)
+    if weights is None:
+        return loss
+    two = np.full((2, data.num_classes), 1 / data.num_classes, "float32")
+    if (shape := np.shape(loss.call(two, two))) != (2,):
+        raise ExperimentError(
+            f"class_weight: {cfg.loss._target_} gives values of shape {shape} for 2 images, one each is needed.",
+            advice="Let its method call return the loss of every image.",
+        )
+    return ClassWeightedLoss(loss, weights)
 
 
 def _metric(cfg: Any, name: str, data: Dataset) -> keras.Metric:
