@@ -131,7 +131,7 @@ def log_model(record: Run, outcome: Outcome) -> None:
     model, data, step = outcome.model, outcome.data, outcome.result.best_epoch
     # Without the state of the training, the model loads anywhere. Given as lists, its inputs would have to be lists.
     bare = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
-    record.log_model(bare, image_shape=data.image_shape, num_classes=data.num_classes, step=step)
+    record.log_model(bare, image_shape=data.image_shape, class_names=data.class_names, step=step)
 
 
 def summarize(record: Run, outcome: Outcome, values: Mapping[str, float], note: object) -> None:

@@ -76,6 +76,7 @@ def test_what_is_written_is_what_is_reported(images, tmp_path):
     assert files == ["model.keras", "saved_model", "model.onnx", "model.tflite"]
     report = json.loads((tmp_path / "export.json").read_text())
     assert list(report) == files
+    assert report["model.onnx"]["class_names"] == list(made.class_names)
     assert report["model.onnx"]["bytes"] == (tmp_path / "model.onnx").stat().st_size
     assert {entry["images"] for entry in report.values()} == {"digits"}
     assert {entry["accuracy"] for entry in report.values()} == {report["model.keras"]["accuracy_before"]}

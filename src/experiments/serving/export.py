@@ -57,6 +57,7 @@ class ExportCheck:
     """An exported model compared with the original on the same images."""
 
     file: str
+    class_names: tuple[str, ...]  # in the order of the probabilities
     bytes: int
     images: str  # their source
     number: int  # of images
@@ -251,6 +252,7 @@ def _compare(classifier: Classifier, images: Images, probabilities: np.ndarray, 
     labels = images.labels
     return ExportCheck(
         file=file.name,
+        class_names=classifier.class_names,
         bytes=sum(part.stat().st_size for part in ([file] if file.is_file() else file.rglob("*")) if part.is_file()),
         images=images.source,
         number=len(probabilities),

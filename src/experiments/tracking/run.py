@@ -134,13 +134,13 @@ class Run:
         with full_disk_is_a_warning(path):
             yield path
 
-    def log_model(self, model: Any, *, image_shape: tuple[int, ...], num_classes: int, step: int) -> None:
+    def log_model(self, model: Any, *, image_shape: tuple[int, ...], class_names: Sequence[str], step: int) -> None:
         """Records a Keras model that takes raw pixels, tied to the metrics of `step`.
 
         Args:
             model: uncompiled `keras.Model`.
             image_shape: height, width and channels.
-            num_classes: length of a row of probabilities.
+            class_names: in the order of the probabilities; kept in the model's metadata.
             step: the epoch whose weights it holds.
         """
         import_model_flavor()
@@ -151,11 +151,17 @@ class Run:
 
         signature = ModelSignature(
             inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, *image_shape), "image")]),
-            outputs=Schema([TensorSpec(np.dtype("float32"), (-1, num_classes))]),
+            outputs=Schema([TensorSpec(np.dtype("float32"), (-1, len(class_names)))]),
         )
         with self.file(MODEL) as folder:
             shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed just here
-            mlflow.keras.save_model(model, str(folder), signature=signature, pip_requirements=_model_requirements())
+            mlflow.keras.save_model(
+                model,
+                str(folder),
+                signature=signature,
+                pip_requirements=_model_requirements(),
+                metadata={"class_names": list(class_names)},
+            )
             self.outbox.put("model", step=step)
             self.has_model = True
 
