@@ -30,6 +30,22 @@ def test_own_data(recipe, compose, store):
     assert store.get_run(result.run_id).data.params["data.noise"] == "128"
 
 
+@pytest.mark.slow
+def test_imbalance(recipe, store):
+    recipe("imbalance.md")
+    runpy.run_path("imbalanced.py")
+    words = ["data=npz", "data.path=imbalanced.npz", "metrics=[balanced_accuracy]", "tracking.model=false"]
+    words += ["objective=val_balanced_accuracy", "model.filters=[8,16]", "epochs=4", "seed=3"]
+    plain, balanced = (run([*words, f"class_weight={setting}"]) for setting in ("none", "balanced"))
+    assert balanced.metrics["test/macro_f1"] > plain.metrics["test/macro_f1"] + 0.1
+    notes = [store.get_run(result.run_id).data.tags["mlflow.note.content"] for result in (plain, balanced)]
+    assert "The model never predicts " in notes[0] and "largest class 10.00 %, chance 10.00 %" in notes[1]
+    with np.load(Path(balanced.artifacts, "test_predictions.npz")) as test:
+        right = test["probabilities"].argmax(axis=1) == test["labels"]
+    assert balanced.metrics["test/balanced_accuracy"] == pytest.approx(right.mean(), abs=1e-6)  # classes of equal size
+    assert balanced.history["total_loss"] != balanced.history["loss"]
+
+
 def test_own_figure(recipe, store):
     recipe("own-figure.md")
     made = runpy.run_path("my_figure.py")
