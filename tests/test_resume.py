@@ -58,6 +58,7 @@ plateau: {_target_: keras.callbacks.ReduceLROnPlateau, monitor: loss, patience: 
 """,
 }
 METRICS = ("loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
+OF_ONE_CYCLE = ("total_loss", "val_total_loss", "val_auc", "balanced_accuracy", "val_recall/3")
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,7 @@ def finished(process):
 def history(store, run):
     return {
         name: [(point.step, point.value) for point in store.get_metric_history(run.info.run_id, name)]
-        for name in METRICS
+        for name in (*METRICS, *(name for name in OF_ONE_CYCLE if name in run.data.metrics))
     }
 
 
