@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from test_docs import ROOT, write_files
 
 from experiments import run
@@ -15,7 +16,7 @@ def recipe(tmp_path, monkeypatch):
     """Writes the files of a how-to guide into the current folder, which Python imports from."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("EXPERIMENTS_ALLOW_TARGETS", "my_data")
+    monkeypatch.setenv("EXPERIMENTS_ALLOW_TARGETS", "my_data,my_files")
     return lambda page: write_files(ROOT / "docs" / "how-to" / page, tmp_path)
 
 
@@ -44,6 +45,22 @@ def test_imbalance(recipe, store):
         right = test["probabilities"].argmax(axis=1) == test["labels"]
     assert balanced.metrics["test/balanced_accuracy"] == pytest.approx(right.mean(), abs=1e-6)  # classes of equal size
     assert balanced.history["total_loss"] != balanced.history["loss"]
+
+
+def test_own_files(recipe, compose, tmp_path):
+    from experiments.config.targets import instantiate
+
+    recipe("own-images.md")
+    (tmp_path / "photos").mkdir()
+    for number in range(20):
+        wide = np.full((10, 30, 3), number, np.uint8)
+        wide[:, 10:20] = 100 + number
+        Image.fromarray(wide).save(tmp_path / "photos" / f"{'cat' if number % 2 else 'dog'}_{number}.png")
+    data = instantiate(compose("data=by_name", config_dir="mine").cfg, "data")
+    assert (data.class_names, data.image_shape, data.num_images) == (("cat", "dog"), (64, 64, 3), 20)
+    assert data.train_images.min() > 20  # cropped to the middle, and not stretched
+    odd = data.train_images[:, 32, 32, 0] % 2 == 1
+    assert (odd == (data.train_labels == 0)).all()
 
 
 def test_own_figure(recipe, store):
