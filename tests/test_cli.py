@@ -192,14 +192,14 @@ def test_train_help_lists_groups_and_options(here):
 
 # What is refused
 
-CONV3 = "conv2, conv2_batch_norm, conv3, conv3_batch_norm_dropout, conv3_dropout, conv3_wide, sequential"
+CONVNETS = "conv2, conv2_batch_norm, conv3, conv3_batch_norm_dropout, conv3_dropout, conv3_wide, conv5, sequential"
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["modle=conv3"], "modle: there is no such key. Did you mean model?"),
-        (["model=conv4"], f"model=conv4: there is no such option. Did you mean conv3? Allowed: {CONV3}."),
+        (["model=conv4"], f"model=conv4: there is no such option. Did you mean conv5? Allowed: {CONVNETS}."),
         (["epochs=0"], "epochs=0 is refused: it must be a whole number of at least 1."),
         (["epochs=[1"], "epochs=[1: this is no override. Write key=value; quote a value with special characters."),
         (

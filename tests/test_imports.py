@@ -22,6 +22,7 @@ ALLOWED = {
     "library_internals": set(),
     "config": set(),
     "splits": set(),
+    "augmentations": set(),
     "dataset": {"duplicates", "splits"},
     "npz_files": {"dataset", "images"},
     "image_lists": {"images", "npz_files"},
@@ -68,6 +69,7 @@ AT_HOME = {
     "optuna": {"sweeps"},
     "plotly": {"compare"},
     "keras": {
+        "augmentations",
         "artifacts",
         "data",
         "metrics",

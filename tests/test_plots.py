@@ -110,9 +110,9 @@ def test_training_and_validation_share_a_panel():
 
 
 @pytest.mark.parametrize(("objective", "chosen", "value"), [("val_accuracy", 0, 0.85), ("val_loss", 1, 0.275)])
-def test_best_epoch_is_marked(objective, chosen, value):
+def test_the_epoch_whose_weights_were_kept_is_marked(objective, chosen, value):
     figure = drawn(plots.curves(history(15), 4, objective))
-    assert heading(figure)[0] == f"Best epoch: 4 of 15, {objective} {value:.4f}"
+    assert heading(figure)[0] == f"Epoch 4 of 15: {objective} {value:.4f}"
     for axes in figure.axes:
         assert list(axes.lines[0].get_xdata()) == [4, 4]
     point = figure.axes[chosen].lines[-1]

@@ -31,17 +31,18 @@ _BYTES_OF_MISTAKES = 2**25
 class Outcome:
     """A trained model, what it was trained on and what was measured."""
 
-    model: keras.Model  # with the weights of the best epoch
+    model: keras.Model  # with the weights that were kept
     data: Dataset
     result: TrainingResult
     validation: Evaluation
     test: Evaluation
     measured: Mapping[str, float]  # the selected metrics on the test images
-    objective: str  # the metric that has chosen the best epoch
+    objective: str  # the metric by which epochs are compared
+    keep: str  # whose weights were kept, `best` or `last`
 
 
 def metrics(outcome: Outcome) -> dict[str, float]:
-    """The metrics of a whole run: its best epoch, the test set and the cost."""
+    """The metrics of a whole run: the epoch whose weights were kept, the test set and the cost."""
     result, test, rejected = outcome.result, outcome.test, outcome.data.rejected_labels
     macs = count_macs(outcome.model)
     if macs is None:
@@ -137,7 +138,6 @@ def log_model(record: Run, outcome: Outcome) -> None:
 def summarize(record: Run, outcome: Outcome, values: Mapping[str, float], note: object) -> None:
     """Writes the description of the run, after the user's note, and prints the result."""
     data, result, test = outcome.data, outcome.result, outcome.test
-    trained = len(result.history["loss"])
     sizes = " / ".join(f"{len(part):,}" for part in (data.train_labels, data.validation_labels, data.test_labels))
     macs = f"{values['cost/macs']:,} MACs, " if "cost/macs" in values else ""
     low, high = test.accuracy_interval
@@ -150,7 +150,9 @@ def summarize(record: Run, outcome: Outcome, values: Mapping[str, float], note: 
     lines = [
         f"**Test accuracy {values['test/accuracy']:.2%}** ({doubts}), macro F1 {values['test/macro_f1']:.4f}, loss "
         f"{values['test/loss']:.4f}, validation accuracy {values['best/val_accuracy']:.2%}, "
-        f"best epoch {result.best_epoch} of {trained} by {outcome.objective}",
+        f"{_kept(outcome)} by {outcome.objective}"
+        if outcome.keep == "best"
+        else _kept(outcome),
         *([f"On the test set: {', '.join(measured)}"] if measured else []),
         *missing,
         f"{values['cost/parameters']:,} parameters, {macs}{result.seconds:.1f} s, {result.images_per_second:,.0f} "
@@ -159,15 +161,20 @@ def summarize(record: Run, outcome: Outcome, values: Mapping[str, float], note: 
     user = [str(note)] if note else []
     record.set_tags({"mlflow.note.content": "\n\n".join([*user, *lines])})
     _log.info(
-        "Test accuracy %.2f %% (%s), best epoch %d of %d, %.1f s",
+        "Test accuracy %.2f %% (%s), %s, %.1f s",
         100 * values["test/accuracy"],
         doubts,
-        result.best_epoch,
-        trained,
+        _kept(outcome),
         result.seconds,
     )
     for line in missing:
         _log.info("%s", line)
+
+
+def _kept(outcome: Outcome) -> str:
+    """The epoch whose weights were kept."""
+    epochs = len(outcome.result.history["loss"])
+    return f"{outcome.keep} epoch {outcome.result.best_epoch} of {epochs}"
 
 
 def _never_predicted(test: Evaluation, class_names: Sequence[str]) -> list[str]:

@@ -43,7 +43,7 @@ PREDICTIONS_SHOWN, MISTAKES_SHOWN = 24, 40
 
 
 def curves(history: Mapping[str, Sequence[float]], best_epoch: int, objective: str) -> Figure:
-    """Learning curves on training and validation data, with the best epoch marked.
+    """Learning curves on training and validation data, with the epoch marked whose weights were kept.
 
     If the learning rate changes, it is shown in a last panel, on a logarithmic scale if it spans more than a decade.
 
@@ -51,7 +51,7 @@ def curves(history: Mapping[str, Sequence[float]], best_epoch: int, objective: s
         history: one value per epoch of `learning_rate` and, for the training and as `val_…` for the validation, of
             `accuracy`, `loss` and any other metrics.
         best_epoch: the epoch whose weights were kept, counted from 1.
-        objective: the metric that selected the best epoch.
+        objective: the metric by which epochs are compared.
     """
     rates, best = history["learning_rate"], history[objective][best_epoch - 1]
     first = ["accuracy", "loss"]
@@ -62,7 +62,7 @@ def curves(history: Mapping[str, Sequence[float]], best_epoch: int, objective: s
     )
     rows = -(-len(panels) // 3)
     height, right = 3.5 + 2.6 * (rows - 1), 1 - MARGIN / WIDTH
-    title = f"Best epoch: {best_epoch} of {len(rates)}, {objective} {best:.4f}"
+    title = f"Epoch {best_epoch} of {len(rates)}: {objective} {best:.4f}"
     figure = new_figure(WIDTH, height, title, "dashed: the epoch whose weights were kept")
     figure.subplots_adjust(0.5 / WIDTH, 0.5 / height, right, 1 - 1.05 / height, wspace=0.24, hspace=0.55)
     widths = [1, 1, 0.7 if rows == 1 else 1][: len(panels)]

@@ -220,6 +220,7 @@ def _fit(training: _Training, batches: tf.data.Dataset) -> TrainingResult:
         callbacks=components.callbacks,
         metric=cfg.objective,
         mode=components.mode,
+        keep=cfg.keep,
         freezing=components.freezing,
     )
     return fit(
@@ -253,7 +254,8 @@ def _evaluate(training: _Training, result: TrainingResult) -> Outcome:
     data, model, metrics = training.data, training.components.model, training.components.metrics
     validation = evaluate(model, data.validation_images, data.validation_labels)
     test = evaluate(model, data.test_images, data.test_labels)
-    return Outcome(model, data, result, validation, test, measure(test, metrics), training.cfg.objective)
+    measured = measure(test, metrics)
+    return Outcome(model, data, result, validation, test, measured, training.cfg.objective, training.cfg.keep)
 
 
 def _failed(record: Run, history: Mapping[str, Sequence[float]]) -> RunResult:

@@ -16,8 +16,8 @@ from experiments.errors import ExperimentError
 
 ROOT = (
     "augment, batch_size, callbacks, class_weight, data, deterministic, dry_run, epochs, experiment, force, freeze, "
-    "head_learning_rate, init_from, loss, metrics, model, objective, optimizer, precision, resume, scale, schedule, "
-    "seed, sweep, threads, tracking, unfreeze_at_epoch"
+    "head_learning_rate, init_from, keep, loss, metrics, model, objective, optimizer, precision, resume, scale, "
+    "schedule, seed, sweep, threads, tracking, unfreeze_at_epoch"
 )
 CONV2 = "activation, batch_norm, conv_dropout, dense_units, dropout, filters, kernel_size, padding, pool_sizes"
 NO_OTHER = "Only free tags are added with +, as in +tracking.tags.idea=x."
@@ -93,7 +93,7 @@ def test_unknown_key(words):
 
 
 UNKNOWN_OPTION = {
-    "model=conv4": ("model", "model=conv4: there is no such option. Did you mean conv3?"),
+    "model=conv4": ("model", "model=conv4: there is no such option. Did you mean conv5?"),
     "optimizer=adm": ("optimizer", "optimizer=adm: there is no such option. Did you mean adam?"),
     "optimizer=conv3": ("optimizer", "optimizer=conv3: there is no such option."),
     "experiment=two_con": ("experiment", "experiment=two_con: there is no such option. Did you mean two_conv?"),
@@ -177,6 +177,9 @@ CALLBACKS = {
     "no epoch measures it. Did you mean val_accuracy? Allowed: accuracy, loss, val_accuracy, val_loss.",
     "callbacks=[reduce_on_plateau] schedule=cosine": "callbacks.reduce_on_plateau sets the learning rate, and so does "
     "schedule=cosine. Take schedule=constant or leave reduce_on_plateau out of callbacks.",
+    "callbacks=[early_stopping] keep=last": "keep=last would keep the weights of the epoch in which "
+    "callbacks.early_stopping ends the run, its patience after the best. "
+    "Take keep=best, or leave early_stopping out of callbacks.",
 }
 
 
@@ -344,6 +347,7 @@ DEFAULT_PARAMETERS = {
     "head_learning_rate": "null",
     "class_weight": "none",
     "objective": "val_accuracy",
+    "keep": "best",
     "data._target_": "experiments.data.mnist_5k",
     "data.validation_fraction": "0.1111",
     "data.split_seed": "0",
@@ -475,6 +479,7 @@ def another(key, value):
         "head_learning_rate": 0.1,
         "objective": "val_loss",
         "class_weight": "balanced",
+        "keep": "last",
         "loss._target_": "keras.losses.Dice",
         "data._target_": "experiments.data.npz",
         "scale._target_": "keras.layers.UnitNormalization",
@@ -499,10 +504,10 @@ def test_every_hyperparameter_changes_the_variant():
     default = composed([])
     replicates = ("seed", "data.split_seed", "data.fold")
     keys = [key for key in default.parameters if key not in (*GROUPS, *replicates)]
-    assert len(keys) == 35
+    assert len(keys) == 36
     variants = {key: composed(another(key, value_of(default, key))).variant for key in keys}
     variants |= {option: composed([option]).variant for option in ("augment=mixup", "callbacks=[early_stopping]")}
-    assert len({default.variant, *variants.values()}) == 1 + len(variants) == 38
+    assert len({default.variant, *variants.values()}) == 1 + len(variants) == 39
 
 
 def value_of(configuration, key):

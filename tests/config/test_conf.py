@@ -21,7 +21,7 @@ with quiet_import():
 FILES = sorted(CONF_DIR.rglob("*.yaml"))
 OPTIONS = [str(file.relative_to(CONF_DIR).with_suffix("")) for file in FILES if file.parent.parent == CONF_DIR]
 AT_LEAST = {
-    "data": 5, "scale": 4, "augment": 3, "model": 7, "loss": 2, "optimizer": 8, "schedule": 5, "callbacks": 3,
+    "data": 5, "scale": 4, "augment": 7, "model": 8, "loss": 2, "optimizer": 8, "schedule": 5, "callbacks": 3,
     "metrics": 6, "experiment": 6, "sweep": 7,
 }  # fmt: skip
 #: What builders get from the run instead of a file.

@@ -266,7 +266,8 @@ def not_allowed(what, target):
     return (
         f"{what} is refused: a configuration may not call it. It may call the public classes of keras.layers, "
         ".losses, .metrics, .optimizers, .callbacks, .regularizers, .initializers and .constraints that run no foreign "
-        "code, the functions of experiments.data, .metrics, .models and .schedules, and what you trust yourself: "
+        "code, the functions of experiments.augmentations, .data, .metrics, .models and .schedules, "
+        "and what you trust yourself: "
         f"export EXPERIMENTS_ALLOW_TARGETS={target}"
     )
 

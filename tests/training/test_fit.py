@@ -80,6 +80,7 @@ def fit(model, *, epochs=2, schedule=0.01, optimizer=None, augmentation=(), call
         "metrics": [],
         "metric": "val_accuracy",
         "mode": "max",
+        "keep": "best",
         "on_epoch": lambda epoch, metrics: calls.append((epoch, dict(metrics))),
         "folder": Path(tempfile.mkdtemp()),
         **changed,
@@ -98,7 +99,7 @@ def fit(model, *, epochs=2, schedule=0.01, optimizer=None, augmentation=(), call
             optimizer=optimizer or keras.optimizers.Adam(schedule),
             schedule=schedule,
             callbacks=callbacks,
-            **{key: asked.pop(key) for key in ("loss", "metrics", "metric", "mode")},
+            **{key: asked.pop(key) for key in ("loss", "metrics", "metric", "mode", "keep")},
         ),
         num_images=50,
         progress_bar=False,
@@ -358,6 +359,19 @@ def test_penalties_and_other_losses_are_in_the_total_loss_only(kind):
     assert result.best["val_loss"] == pytest.approx(-np.log(said).mean(), rel=1e-6)
     assert result.best["val_total_loss"] != pytest.approx(result.best["val_loss"], rel=0.001)
     assert {"loss", "total_loss"} <= set(result.history)
+
+
+def test_the_last_weights_are_kept_if_wanted_also_of_a_resumed_training(tmp_path):
+    model, watched = small_net(dropout=0.3), []
+    watch = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: watched.append(model.get_weights()))
+    result, _ = fit(model, epochs=4, callbacks=[watch], keep="last", folder=tmp_path)
+    assert result.best_epoch == 4 and result.best["val_loss"] == result.history["val_loss"][-1]
+    assert all(np.array_equal(*pair) for pair in zip(model.get_weights(), watched[-1], strict=True))
+    ended, watch = small_net(dropout=0.3), keras.callbacks.Callback()
+    resumed = checkpoints.newest(tmp_path)
+    again, _ = fit(ended, epochs=4, callbacks=[watch], keep="last", folder=tmp_path, checkpoint=resumed)
+    assert again.best_epoch == 4
+    assert all(np.array_equal(*pair) for pair in zip(ended.get_weights(), watched[-1], strict=True))
 
 
 @pytest.mark.parametrize(("metric", "mode"), [("val_accuracy", "max"), ("val_loss", "min")])

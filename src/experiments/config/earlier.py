@@ -16,6 +16,7 @@ RENAMED: dict[str, str | None] = {
 #: Keys that came later, with the value that means what was done before; it leaves the hash of a variant as it was.
 ADDED: dict[str, Any] = {
     "data.resize": "stretch",
+    "keep": "best",
     "init_from": None,
     "freeze": [],
     "unfreeze_at_epoch": None,

@@ -18,8 +18,8 @@ from experiments.config.targets import locate, mappings
 PACKAGE = Path(__file__).resolve().parents[1]
 #: Modules of this package that can change a number, as patterns.
 RESULT_MODULES = (
-    "train", "artifacts", "data", "dataset", "duplicates", "image_lists", "images", "library_internals", "metrics",
-    "models", "npz_files", "schedules", "splits", "starting_point", "training/*",
+    "train", "artifacts", "augmentations", "data", "dataset", "duplicates", "image_lists", "images",
+    "library_internals", "metrics", "models", "npz_files", "schedules", "splits", "starting_point", "training/*",
 )  # fmt: skip
 #: Environment variables by which TensorFlow, oneDNN and XLA compute other numbers.
 RESULT_VARIABLES = (

@@ -30,6 +30,7 @@ _ROOT: dict[str, Any] = {
     "deterministic": bool,
     "class_weight": Any,  # see _check_class_weight
     "objective": str,
+    "keep": Literal["best", "last"],
     "init_from": Annotated[str, Field(min_length=1)] | None,
     "freeze": str | list[str],
     "unfreeze_at_epoch": Annotated[int, Field(ge=2)] | None,
@@ -178,6 +179,12 @@ def _check_callbacks(values: Mapping[str, Any], measured: Sequence[str], schedul
                 raise ExperimentError(
                     f"{key}.monitor={monitor}: no epoch measures it.", given=str(monitor), allowed=measured
                 )
+        if callback["_target_"] == "keras.callbacks.EarlyStopping" and values["keep"] == "last":
+            raise ExperimentError(
+                f"keep=last would keep the weights of the epoch in which {key} ends the run, "
+                "its patience after the best.",
+                advice=f"Take keep=best, or leave {name} out of callbacks.",
+            )
         if callback["_target_"] == "keras.callbacks.SwapEMAWeights" and callback.get("swap_on_epoch") is not True:
             raise ExperimentError(
                 f"{key}.swap_on_epoch must be true: the run would keep other weights than the validated ones."

@@ -20,11 +20,11 @@ from experiments.errors import ExperimentError
 _KERAS_CLASS = re.compile(
     r"keras\.(layers|losses|metrics|optimizers(\.schedules)?|callbacks|regularizers|initializers|constraints)\.[A-Z]\w*"
 )
-_OWN_FUNCTION = re.compile(r"experiments\.(data|metrics|models|schedules)\.[a-z]\w*")
-#: Run code from strings, write to places of their own, need another backend, or do what the run itself does.
+_OWN_FUNCTION = re.compile(r"experiments\.(augmentations|data|metrics|models|schedules)\.[a-z]\w*")
+#: Run code from strings, write to places of their own, need another backend, do what the run itself does, or are wrong.
 _REFUSED_CLASSES = {
     "Lambda", "RemoteMonitor", "CSVLogger", "TensorBoard", "ModelCheckpoint", "BackupAndRestore", "LambdaCallback",
-    "OrbaxCheckpoint", "TFSMLayer", "JaxLayer", "FlaxLayer", "TorchModuleWrapper",
+    "OrbaxCheckpoint", "RandomElasticTransform", "TFSMLayer", "JaxLayer", "FlaxLayer", "TorchModuleWrapper",
 }  # fmt: skip
 
 _INPUTS = ("keras.layers.Input", "keras.layers.InputLayer")
@@ -90,6 +90,11 @@ def _refused_target(what: str, target: Any, key: str) -> ExperimentError:
         return ExperimentError(f"{what} is refused.", advice=f"Activations are written by name: activation: {name}")
     if target.endswith("keras.Sequential") or target.endswith("keras.models.Sequential"):
         return ExperimentError(f"{what} is refused.", advice="Write experiments.models.sequential.")
+    if target == "keras.layers.RandomElasticTransform":
+        return ExperimentError(
+            f"{what} is refused: in the batches of a run it would put one image in the place of others.",
+            advice="Take augment=elastic.",
+        )
     if (meant := class_meant_by(target)) and _is_target(meant) and meant != target:
         return ExperimentError(
             f"{what} is refused: a configuration names the classes of Keras.", advice=f"Write {meant}."
@@ -97,8 +102,8 @@ def _refused_target(what: str, target: Any, key: str) -> ExperimentError:
     return ExperimentError(
         f"{what} is refused: a configuration may not call it.",
         advice="It may call the public classes of keras.layers, .losses, .metrics, .optimizers, .callbacks, "
-        ".regularizers, .initializers and .constraints that run no foreign code, the functions of experiments.data, "
-        ".metrics, .models and .schedules, and what you trust yourself: "
+        ".regularizers, .initializers and .constraints that run no foreign code, the functions of "
+        "experiments.augmentations, .data, .metrics, .models and .schedules, and what you trust yourself: "
         f"export EXPERIMENTS_ALLOW_TARGETS={','.join([*_allowed_by_user(), target])}",
     )
 

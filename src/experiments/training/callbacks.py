@@ -37,17 +37,18 @@ class Diverged(Exception):
 
 
 class HistoryCallback(keras.callbacks.Callback):
-    """Keeps every epoch's metrics and the best epoch's weights; ends a diverged training."""
+    """Keeps every epoch's metrics, and the weights of the best or the last one; ends a diverged training."""
 
     def __init__(
-        self, schedule: float | keras.optimizers.schedules.LearningRateSchedule, metric: str, mode: str
+        self, schedule: float | keras.optimizers.schedules.LearningRateSchedule, metric: str, mode: str, keep: str
     ) -> None:
         super().__init__()
         self.schedule = schedule
         self.metric = metric
         self.sign = 1 if mode == "max" else -1
         self.history: dict[str, list[float]] = {}
-        self.best_epoch = 0
+        self.keep = keep
+        self.best_epoch = 0  # the last one with keep=last
         self.best_weights: list[np.ndarray] = []
         self.seconds_before = 0.0  # of the training that a checkpoint has come from
         self.left_out: set[str] = set()  # names in the logs that are not recorded
@@ -78,7 +79,7 @@ class HistoryCallback(keras.callbacks.Callback):
         self.begun = time.perf_counter()
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        """Adds the epoch to the history and keeps its weights if it is the best so far.
+        """Adds the epoch to the history and keeps its weights if it is the best so far, or the last is wanted.
 
         Raises:
             Diverged: a metric is NaN or infinite.
@@ -91,7 +92,7 @@ class HistoryCallback(keras.callbacks.Callback):
         for name, value in metrics.items():
             self.history.setdefault(name, []).append(value)
         scores = [self.sign * value for value in self.history[self.metric]]
-        if scores[-1] > max(scores[:-1], default=-math.inf):
+        if self.keep == "last" or scores[-1] > max(scores[:-1], default=-math.inf):
             self.best_epoch = epoch + 1
             self.best_weights = self.model.get_weights()
 

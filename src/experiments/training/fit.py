@@ -28,7 +28,7 @@ class TrainingResult:
     """What a training measured; the model holds the weights of `best_epoch`."""
 
     history: Mapping[str, Sequence[float]]  # metric -> one value per epoch; NaN where a callback has left none
-    best_epoch: int  # counted from 1
+    best_epoch: int  # counted from 1; the last one with keep=last
     seconds: float
     images_per_second: float  # training images, validation time included
 
@@ -51,6 +51,7 @@ class Recipe:
     callbacks: Sequence[keras.callbacks.Callback]
     metric: str  # chooses the best epoch, the first of equal ones
     mode: str  # of `metric`, `max` or `min`
+    keep: str  # whose weights are kept, `best` or `last`
     freezing: FreezeCallback | None = None
 
 
@@ -66,7 +67,7 @@ def fit(
     folder: Path,
     checkpoint: Checkpoint | None = None,
 ) -> TrainingResult:
-    """Trains `model` and leaves the weights of its best epoch in it.
+    """Trains `model` and leaves the weights of its best or last epoch in it.
 
     A checkpoint is written at the end of every epoch. A training that resumes from one ends with the same bits as one
     that was never interrupted, provided that TensorFlow is deterministic.
@@ -91,7 +92,7 @@ def fit(
     freezing = [recipe.freezing] if recipe.freezing else []
     for each in freezing:
         each.set_trainable(False)  # the optimizer knows all variables, whichever it changes
-    history = HistoryCallback(recipe.schedule, recipe.metric, recipe.mode)
+    history = HistoryCallback(recipe.schedule, recipe.metric, recipe.mode, recipe.keep)
     # Averaged weights must be in place before anything reads weights.
     averaging = [callback for callback in recipe.callbacks if isinstance(callback, keras.callbacks.SwapEMAWeights)]
     others = [callback for callback in recipe.callbacks if callback not in averaging]
