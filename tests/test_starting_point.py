@@ -1,11 +1,13 @@
 """Starting from a trained model: what is loaded, what is said, what is refused, and what identifies the run."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 
+from commands import experiments
 from experiments import run
 from experiments.config.configuration import PIN
 from experiments.config.targets import instantiate
@@ -159,3 +161,14 @@ def test_another_image_size_does_not_matter_to_a_model_that_averages_over_it(com
     start.load_into(smaller)
     assert (smaller.get_weights()[0] == np.asarray(made.get_weights()[0])).all()
     assert caplog.messages[-1].endswith("1 of 2 layers loaded; not loaded: classifier (another shape)")
+
+
+@pytest.mark.slow
+def test_a_sweep_knows_its_finished_jobs_by_the_weights(first, shared_store):
+    again = keras.saving.load_model(model_file(first.run, Path(first.file).parent / "again"))
+    again.save(first.file)  # a test before has written others
+    names = f"init_from=null,{first.run.run_id},'{first.file}'"
+    done = experiments("-m", *SMALL, names, "tracking.model=false", "batch_size=20")
+    assert "3 jobs: 0 finished, 1 equal to another one, 2 to run" in done.stdout and done.returncode == 0, done.stdout
+    done = experiments("-m", *SMALL, f"init_from='{first.file}'", "tracking.model=false", "batch_size=20")
+    assert "1 job: 1 finished, 0 to run" in done.stdout and done.returncode == 0, done.stdout

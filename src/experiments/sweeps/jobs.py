@@ -58,6 +58,11 @@ class Job:
     trial: int | None = None  # number in the study of a search
     earlier: bool = False  # ended in an earlier call of the same command
 
+    def set_plan(self, plan: Plan) -> None:
+        """Sets the plan; from then on the configuration has the hash of the weights that the job starts from."""
+        self.plan = plan
+        self.configuration = self.configuration.pinned(plan.init_from)
+
     @property
     def label(self) -> str:
         """The swept values that distinguish it from the other jobs."""

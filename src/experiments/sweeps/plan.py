@@ -84,7 +84,7 @@ def plan_jobs(jobs: Sequence[Job], planner: Planner, display: Display) -> None:
         if key not in plans:
             with job_list.in_job(job.number, job.swept_values):
                 plans[key] = plan_job(planner, job.overrides)
-        job.plan = plan_for(job.configuration, plans[key])
+        job.set_plan(plan_for(job.configuration, plans[key]))
         job.duplicate_of = first.get(job.fingerprint)
         first.setdefault(job.fingerprint, job)
 
@@ -121,14 +121,14 @@ def find_finished_jobs(jobs: Sequence[Job], display: Display) -> str:
     for job in display.progress("Looking up", jobs, len(jobs)):
         if job.duplicate_of:
             continue
-        assert job.plan  # noqa: S101 - all have been planned
-        earlier = earlier_runs(job.configuration.pinned(job.plan.init_from))
+        earlier = earlier_runs(job.configuration)
         equal = [run for run in earlier if run.tags.get("fingerprint") == job.fingerprint]
         job.states_before = {run.run_id: run.attempt for run in equal}
         done = next((run for run in equal if run.finished), None) or next((run for run in equal if run.diverged), None)
         if done and not job.configuration.cfg.force:
             apply_result(job, done)
         elif not equal and (older := next((run for run in earlier if run.finished), None)):
+            assert job.plan  # noqa: S101 - all have been planned
             other["data" if older.tags.get("data.sha256") != job.plan.data_sha256 else "code"] += 1
     for job in jobs:
         job.copy_result_of_duplicate()

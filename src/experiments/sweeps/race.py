@@ -162,7 +162,7 @@ class _Runner:
         assert first.plan  # noqa: S101 - all have been planned
         seed = self.sweep.cfg.seed + place
         overrides = (*(word for word in first.overrides if not word.startswith("seed=")), f"seed={seed}")
-        configuration = compose(overrides, config_dir(self.sweeper))
+        configuration = compose(overrides, config_dir(self.sweeper)).pinned(first.plan.init_from)
         return replace(
             first,
             number=place * len(self.first) + number,

@@ -272,7 +272,7 @@ class _Search:
             try:
                 jobs = self._jobs(trial.number, trial.params)
                 for job in jobs:
-                    job.plan = plan_job(self.planner, job.overrides)
+                    job.set_plan(plan_job(self.planner, job.overrides))
             except ExperimentError as error:
                 self._refused(trial, str(error))
                 continue
