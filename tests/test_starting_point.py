@@ -63,6 +63,11 @@ def test_layers_that_are_not_loaded_are_named(first, compose, caplog):
     ]
 
 
+def test_another_scale_than_that_of_the_weights_is_warned_of(first, compose, caplog):
+    started(compose, first.run.run_id, "scale=standard")
+    assert caplog.messages[0] == f"{first.run.run_id} was trained with scale=unit. Try it here, too."
+
+
 def test_numbers_that_keras_gave_do_not_matter(compose, tmp_path):
     for _ in range(2):  # the second model of a notebook has conv2d_1, dense_2 and dense_3
         layers = keras.layers

@@ -27,6 +27,7 @@ class StartingPoint:
     sha256: str  # of all its weights
     image_shape: tuple[int, ...]
     weights: Mapping[str, Sequence[np.ndarray]]  # by the name of the layer
+    scale: str | None = None  # that it was trained with; None if that is not known
 
     @property
     def pinned(self) -> str:
@@ -79,6 +80,8 @@ def with_start(configuration: Configuration) -> tuple[Configuration, StartingPoi
     start = _read(cfg.init_from)
     forget_models(cfg.precision)  # as if no model had been made before the one to train
     keras.utils.set_random_seed(cfg.seed)
+    if start.scale not in (None, configuration.choices["scale"]):
+        _log.warning("%s was trained with scale=%s. Try it here, too.", start.name, start.scale)
     return configuration.pinned(start.pinned), start
 
 
@@ -100,7 +103,7 @@ def _read(init_from: str) -> StartingPoint:
     if pinned not in ("", sha256):
         raise ExperimentError(f"init_from: {given} has other weights than those that the run started from.")
     weights = {name: layer.get_weights() for name, layer in named_layers(model).items() if layer.weights}
-    return StartingPoint(name, sha256, tuple(model.input_shape[1:]), weights)
+    return StartingPoint(name, sha256, tuple(model.input_shape[1:]), weights, run.params.get("scale") if run else None)
 
 
 def _loaded(name: str, file: Path) -> keras.Model:
