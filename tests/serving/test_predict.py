@@ -174,7 +174,6 @@ def of_every_kind(folder, random):
     [
         ["data.invert=true", "data.resize=pad"],
         ["data.color_mode=rgb", "data.image_size=[20,24]", "data.resize=crop"],
-        ["data.color_mode=rgb", "data.image_size=[20,24]"],
     ],
 )
 def test_the_files_of_the_test_set_are_predicted_as_the_run_has_recorded(shared_store, tmp_path, settings):
