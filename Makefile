@@ -49,3 +49,4 @@ bench: $(DEVELOPMENT)
 	@$(BIN)/python benchmarks/compare.py
 	@$(BIN)/python benchmarks/predict.py
 	@$(BIN)/python benchmarks/memory.py
+	@$(BIN)/python benchmarks/augment.py
