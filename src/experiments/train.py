@@ -112,7 +112,8 @@ def run(
         if start:
             start.load_into(components.model)
         tags["metric_modes"] = json.dumps({name: mode for name, mode in components.modes.items() if mode})
-        _close_stale_runs(cfg)
+        if not cfg.tracking.job:  # a sweep has done it
+            close_stale_runs()
         with lock(tags["fingerprint"]):
             earlier = earlier_runs(configuration)
             if not reproduces and (equal := _equal_run(cfg, tags, earlier)):
@@ -290,11 +291,6 @@ def _identify(configuration: Configuration, data: Dataset) -> dict[str, str]:
         "data.test_sha256": data.test_sha256,
         "code.sha256": code,
     }
-
-
-def _close_stale_runs(cfg: Any) -> None:
-    if not cfg.tracking.job:  # a sweep has done it
-        close_stale_runs()
 
 
 def _equal_run(cfg: Any, tags: Mapping[str, str], earlier: Sequence[StoredRun]) -> StoredRun | None:
