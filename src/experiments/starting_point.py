@@ -90,7 +90,7 @@ def _read(init_from: str) -> StartingPoint:
     if given == "last" or given.startswith("best:"):
         raise ExperimentError(
             f"init_from={given} would mean another run when more have been recorded.",
-            advice="Give the id of the run, which experiments runs and experiments compare show.",
+            advice="Give the id of the run, which experiments ui shows.",
         )
     try:
         with tempfile.TemporaryDirectory() as folder:
