@@ -192,7 +192,9 @@ def test_train_help_lists_groups_and_options(here):
 
 # What is refused
 
-CONVNETS = "conv2, conv2_batch_norm, conv3, conv3_batch_norm_dropout, conv3_dropout, conv3_wide, conv5, sequential"
+CONVNETS = (
+    "backbone, conv2, conv2_batch_norm, conv3, conv3_batch_norm_dropout, conv3_dropout, conv3_wide, conv5, sequential"
+)
 
 
 @pytest.mark.parametrize(

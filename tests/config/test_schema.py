@@ -142,7 +142,7 @@ KERAS = {
     "Allowed: clipnorm, clipvalue, ema_momentum, ema_overwrite_frequency, global_clipnorm, "
     "gradient_accumulation_steps, loss_scale_factor, momentum, name, nesterov, use_ema, weight_decay.",
     "model._target_=experiments.models.convnett": "model._target_=experiments.models.convnett: experiments.models has "
-    "no convnett. Did you mean convnet? Allowed: convnet, rescaling, sequential, with_scaling.",
+    "no convnett. Did you mean convnet? Allowed: backbone, convnet, rescaling, sequential, with_scaling.",
 }
 
 

@@ -144,7 +144,7 @@ def test_a_missing_package_is_named_with_how_to_install_it(images, tmp_path, mon
     ],
 )
 def test_limits(difference, equal, limits: Limits, exceeded):
-    checked = export.ExportCheck("model.onnx", 1, "images", 1000, difference, equal, None, None)
+    checked = export.ExportCheck("model.onnx", ("0", "1"), 1, "images", 1000, difference, equal, None, None)
     assert checked.exceeds(limits) is exceeded
 
 

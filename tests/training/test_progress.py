@@ -77,6 +77,7 @@ def train(folder, *callbacks, epochs=2):
         callbacks=callbacks,
         metric="val_accuracy",
         mode="max",
+        keep="best",
     )
     return fit(
         keras.Sequential([keras.Input((8, 8, 1)), *layers]),
