@@ -79,6 +79,7 @@ def test_a_run_leaves_a_complete_record(store, digits, tmp_path):
         "threads": "2",
         "deterministic": "true",
         "class_weight": "none",
+        "keep": "best",
         "init_from": "null",
         "freeze": "[]",
         "unfreeze_at_epoch": "null",
