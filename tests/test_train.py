@@ -538,3 +538,12 @@ def test_a_job_whose_data_or_code_has_changed_since_it_was_checked_fails(store, 
     assert (found.info.status, found.data.tags["reason"]) == ("FAILED", "changed")
     assert found.data.tags["failure"] == "the data or the code have changed since the sweep was started"
     assert not found.data.metrics
+
+
+def test_with_keep_last_everything_is_of_the_last_epoch_and_the_description_says_so(store):
+    result = run(["data.limit=200", "epochs=3", "keep=last", "optimizer.learning_rate=0.03", "tracking.model=false"])
+    assert result.metrics["best/epoch"] == 3
+    assert result.objective == result.history["val_accuracy"][-1] == result.metrics["best/val_accuracy"]
+    first = store.get_run(result.run_id).data.tags["mlflow.note.content"].splitlines()[0]
+    assert first.startswith(f"**Test accuracy {result.metrics['test/accuracy']:.2%}** (")
+    assert first.endswith(", last epoch 3 of 3")

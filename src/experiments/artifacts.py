@@ -150,9 +150,7 @@ def summarize(record: Run, outcome: Outcome, values: Mapping[str, float], note: 
     lines = [
         f"**Test accuracy {values['test/accuracy']:.2%}** ({doubts}), macro F1 {values['test/macro_f1']:.4f}, loss "
         f"{values['test/loss']:.4f}, validation accuracy {values['best/val_accuracy']:.2%}, "
-        f"{_kept(outcome)} by {outcome.objective}"
-        if outcome.keep == "best"
-        else _kept(outcome),
+        f"{_kept(outcome)}{f' by {outcome.objective}' if outcome.keep == 'best' else ''}",
         *([f"On the test set: {', '.join(measured)}"] if measured else []),
         *missing,
         f"{values['cost/parameters']:,} parameters, {macs}{result.seconds:.1f} s, {result.images_per_second:,.0f} "

@@ -107,3 +107,10 @@ def test_layers_are_named_by_patterns():
 def test_what_cannot_be_frozen_is_refused(compose, words, message):
     with pytest.raises(ExperimentError, match=message):
         plan(compose(*SMALL, *words))
+
+
+def test_a_layer_that_was_built_frozen_is_never_unfrozen():
+    layers = [keras.layers.Dense(3, name=name) for name in ("built_frozen", "first", "last")]
+    layers[0].trainable = False
+    model = keras.Sequential([keras.Input((4,)), *layers])
+    assert frozen_layers(model, "all_but_head") == [layers[1]]

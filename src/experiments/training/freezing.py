@@ -33,7 +33,7 @@ def frozen_layers(model: keras.Model, freeze: str | Sequence[str]) -> list[keras
             raise ExperimentError(
                 f"freeze={pattern} matches no layer with weights.", given=pattern, allowed=[*layers, _ALL_BUT_HEAD]
             )
-        frozen |= {name: layers[name] for name in names}
+        frozen |= {name: layers[name] for name in names if layers[name].trainable}  # others stay as they were built
     if not any(layer.trainable_variables for name, layer in layers.items() if name not in frozen):
         raise ExperimentError(
             f"freeze={freeze} leaves no weights to train.", advice=f"Take {_ALL_BUT_HEAD} to train the last layer."
