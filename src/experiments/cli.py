@@ -1,30 +1,31 @@
-"""The command `experiments`: one function per subcommand, which imports what it needs when it is called."""
+"""The command `experiments`: its start and end, and the subcommands that train, list options or open the store.
+
+A subcommand imports what it needs when it is called. `commands/` has the others.
+"""
 
 import contextlib
 import gc
 import os
 import signal
 import sys
-from dataclasses import replace
-from pathlib import Path
 
 import click
 
 from experiments import quiet_import
+from experiments.commands.compare import compare
+from experiments.commands.models import PORT, draw, export, predict, register
 from experiments.errors import ExperimentError
-
-_PORT = click.IntRange(1, 65535)
 
 
 class _InOrder(click.Group):
-    """A group that lists its commands in the order in which they are defined."""
+    """A group that lists its commands in the order in which they were added."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
 
 @click.group(cls=_InOrder, no_args_is_help=False, context_settings={"max_content_width": 120})
-def commands() -> None:
+def command_line() -> None:
     """Config-driven experiments for Keras image classifiers."""
 
 
@@ -53,8 +54,8 @@ def _report_errors(received_signals: list[int]) -> int:
     """Runs the subcommand and returns the exit status; a user's mistake becomes one message without a traceback."""
     try:
         # Not click's own main(), which prints an empty line after Ctrl-C and exits by itself.
-        with commands.make_context("experiments", sys.argv[1:]) as context:
-            return commands.invoke(context) or 0
+        with command_line.make_context("experiments", sys.argv[1:]) as context:
+            return command_line.invoke(context) or 0
     except click.exceptions.Exit as end:  # after --help
         return end.exit_code
     except click.UsageError as error:
@@ -78,7 +79,7 @@ def _report_errors(received_signals: list[int]) -> int:
 
 
 # Hydra parses the arguments, --help among them.
-@commands.command(
+@click.command(
     add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
@@ -89,7 +90,7 @@ def train(arguments: tuple[str, ...]) -> int:
     return hydra_app.run(arguments)
 
 
-@commands.command(context_settings={"ignore_unknown_options": True})
+@click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 @click.option("--config-dir", metavar="DIR", help="A folder with options of your own.")
 @click.option("--equal-within", type=float, metavar="X", help="Differences of the objective that do not matter.")
@@ -125,7 +126,7 @@ def race(
     return status or (gate.status(race.results[0]) if against else 0)
 
 
-@commands.command("list")
+@click.command("list")
 @click.argument("group", required=False)
 @click.option("--config-dir", metavar="DIR", help="A folder with options of your own.")
 def list_options(group: str | None, config_dir: str | None) -> None:
@@ -151,9 +152,9 @@ def list_options(group: str | None, config_dir: str | None) -> None:
                 print(textwrap.fill(f"further keys: {more}", 120, initial_indent=indent, subsequent_indent=indent))
 
 
-@commands.command()
+@click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=_PORT, default=5000, show_default=True, metavar="PORT", help="Port to listen on.")
+@click.option("--port", type=PORT, default=5000, show_default=True, metavar="PORT", help="Port to listen on.")
 def ui(host: str, port: int) -> int:
     """Open the MLflow UI on the right store."""
     from experiments.tracking.ui import serve_ui
@@ -161,7 +162,7 @@ def ui(host: str, port: int) -> int:
     return serve_ui(host, port)
 
 
-@commands.command()
+@click.command()
 @click.argument("run")
 @click.option("--tolerance", type=float, default=0.0, metavar="X", help="Largest difference that counts as equal.")
 def reproduce(run: str, tolerance: float) -> int:
@@ -175,181 +176,7 @@ def reproduce(run: str, tolerance: float) -> int:
     return 0 if reproduce.reproduce(run, tolerance) else 1
 
 
-@commands.command()
-@click.argument("sweeps", nargs=-1, metavar="[SWEEP]...")
-@click.option(
-    "--filter", "query", default="", metavar="FILTER", help="Only runs that match, in MLflow's search syntax."
-)
-@click.option("--metric", default="", metavar="METRIC", help="Rank by this metric instead of the objective.")
-@click.option(
-    "--on",
-    type=click.Choice(["new-images", "these-images"]),
-    default="new-images",
-    show_default=True,
-    help="What intervals and tests hold for: new images, too, or only the images of these runs.",
-)
-@click.option(
-    "--equal-within",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="DELTA",
-    help="Also say which variants differ by less than this.",
-)
-@click.option("--across-data", is_flag=True, help="Compare runs on different data, which is refused otherwise.")
-@click.option("--csv", default="", metavar="FILE", help="Also write the table to a file.")
-@click.option("--html", default="", metavar="FILE", help="Also write a page with charts, errors and links to the runs.")
-def compare(
-    sweeps: tuple[str, ...],
-    query: str,
-    metric: str,
-    on: str,
-    equal_within: float | None,
-    across_data: bool,
-    csv: str,
-    html: str,
-) -> None:
-    """Rank variants over their seeds, with intervals and tests.
-
-    SWEEP is a sweep's name, with or without its six digits, the id of its run, a unique prefix of that id, or last,
-    which is the default.
-    """
-    gc.disable()  # nothing here leaves rubbish in cycles, and looking for it takes a tenth of the time
-    from experiments.compare import tables
-    from experiments.compare.comparison import compare_runs, find_runs
-    from experiments.sweeps.display import Display
-
-    selected = find_runs(sweeps, query)
-    found = compare_runs(
-        selected if not (metric or on == "these-images" or equal_within) else replace(selected, race=None),
-        metric,
-        across_data=across_data,
-        these_images=on == "these-images",
-        equal_within=equal_within,
-    )
-    if csv:
-        tables.write_file(tables.as_csv(found), csv)
-    if html:
-        from experiments.compare import report
-
-        tables.write_file(report.page(found), html)
-    tables.print_table(found, Display().console)
-    if len(found.rows) == 1:
-        raise ExperimentError("One variant alone cannot be compared.", advice="Name more sweeps, or widen --filter.")
-
-
-@commands.command()
-@click.argument("model")
-@click.argument("files", nargs=-1, required=True, metavar="IMAGE...")
-@click.option(
-    "--prepare",
-    type=click.Choice(["none", "resize", "mnist"]),
-    help="By default as the model's data was prepared.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, with all probabilities, instead of a table.")
-@click.option("--csv", "as_csv", is_flag=True, help="Print CSV instead of a table.")
-@click.option("--picture", default="", metavar="FILE", help="Draw the images, the model's input and its probabilities.")
-def predict(model: str, files: tuple[str, ...], prepare: str | None, as_json: bool, as_csv: bool, picture: str) -> int:
-    """Predict the classes of image files.
-
-    MODEL is a RUN, runs:/RUN, models:/NAME@ALIAS, best:SWEEP or a .keras file; IMAGE a file, a folder or a pattern.
-    """
-    from experiments import images, load
-
-    if as_json and as_csv:
-        raise click.UsageError("--json and --csv cannot be combined.")
-    paths = images.files(files)
-    classifier = load(model)
-    from experiments.serving import predict
-    from experiments.sweeps.display import Display
-
-    preparation = predict.preparation(classifier, prepare)
-    found, refused = predict.predict_files(classifier, paths, preparation)
-    if as_json:
-        predict.write_json(found, sys.stdout)
-    elif as_csv:
-        predict.write_csv(found, sys.stdout)
-    elif found:
-        predict.print_table(found, Display().console)
-    if picture and found:
-        predict.draw(found, preparation, Path(picture))
-    for sentence in refused:
-        print(f"experiments: {sentence}", file=sys.stderr)
-    return 1 if refused else 0
-
-
-@commands.command()
-@click.argument("model")
-@click.option("--port", type=_PORT, default=7860, show_default=True, metavar="PORT", help="Port to listen on.")
-def draw(model: str, port: int) -> None:
-    """Open a page to draw a digit on, and see the prediction.
-
-    MODEL is what predict takes.
-    """
-    from importlib.util import find_spec
-
-    from experiments import load
-
-    if find_spec("gradio") is None:
-        raise ExperimentError("draw needs Gradio.", advice="Install it with: pip install -e '.[demo]'")
-    classifier = load(model)
-    from experiments.serving import demo
-
-    demo.serve(classifier, port)
-
-
-@commands.command()
-@click.argument("source", metavar="RUN_OR_SWEEP")
-@click.option("--name", required=True, metavar="NAME", help="Name of the registered model.")
-@click.option("--force", is_flag=True, help="Make it champion regardless of the comparison.")
-def register(source: str, name: str, force: bool) -> None:
-    """Register a model in MLflow, as champion if it is better.
-
-    For a sweep, the median seed of its best variant is registered.
-    """
-    from experiments.serving import register
-
-    print(register.register_model(source, name, force=force))
-
-
-@commands.command()
-@click.argument("model")
-@click.argument("overrides", nargs=-1, metavar="[OVERRIDE]...")
-@click.option("--format", "form", required=True, type=click.Choice(["keras", "saved_model", "onnx", "litert"]))
-@click.option("--out", required=True, metavar="DIR", help="Folder for the file and export.json.")
-@click.option("--quantize", type=click.Choice(["int8"]), help="For LiteRT: smaller and faster, slightly less accurate.")
-@click.option("--data", metavar="CHOICE", help="Data to check on; OVERRIDEs such as data.path=FILE may follow.")
-@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
-def export(
-    model: str, overrides: tuple[str, ...], form: str, out: str, quantize: str | None, data: str | None, overwrite: bool
-) -> int:
-    """Write a model for another runtime, and check it there.
-
-    MODEL is what predict takes.
-    """
-    from experiments import load
-
-    if overrides and not data:
-        raise click.UsageError(f"{' '.join(overrides)}: overrides need --data.")
-    classifier = load(model)
-    from experiments import reproduce
-    from experiments.serving import export
-
-    run, folder = classifier.run, Path(out)
-    of_run = reproduce.configuration_of(run) if run and "fingerprint" in run.tags and not data else None
-    images = export.check_images(classifier, of_run, [data, *overrides] if data else [])
-    try:
-        checked = export.export_model(classifier, form, folder, images, quantize=bool(quantize), overwrite=overwrite)
-    except export.ExportFailed as error:
-        print(f"experiments: {error}", file=sys.stderr)
-        return 1
-    print(f"{folder / checked.file}: {checked.bytes:,} bytes")
-    print(f"Compared with Keras on {checked.images}: {checked.equal_labels:,} of {checked.number:,} labels are equal,")
-    print(f"probabilities differ by up to {checked.largest_difference:.2g}.")
-    if checked.accuracy is not None and checked.accuracy_before is not None:
-        print(f"Accuracy {checked.accuracy:.2%}, and {checked.accuracy_before:.2%} before.")
-    return 0
-
-
-@commands.command()
+@click.command()
 def sync() -> int:
     """Send what could not be sent to the store."""
     from experiments.tracking.locks import sync
@@ -362,6 +189,11 @@ def sync() -> int:
         print(f"experiments: {error}", file=sys.stderr)
         return 1
 
+
+for _command in (
+    train, race, list_options, ui, reproduce, compare, predict, draw, register, export, sync,
+):  # fmt: skip
+    command_line.add_command(_command)
 
 if __name__ == "__main__":
     main()

@@ -266,7 +266,7 @@ def test_the_second_choice_is_the_next_probable_class():
 def test_drawing_without_its_extra_names_how_to_install_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ExperimentError, match=r"^draw needs Gradio\. Install it with: pip install -e '\.\[demo\]'$"):
-        CliRunner().invoke(cli.commands, ["draw", "none"], catch_exceptions=False)
+        CliRunner().invoke(cli.command_line, ["draw", "none"], catch_exceptions=False)
 
 
 @pytest.mark.slow
