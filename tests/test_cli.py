@@ -18,7 +18,10 @@ from experiments.config.compose import CONF_DIR
 from experiments.tracking.store import jobs_folder
 
 EXPERIMENTS = str(Path(sys.executable).parent / "experiments")
-COMMANDS = ["train", "race", "list", "ui", "reproduce", "compare", "predict", "draw", "register", "export", "sync"]
+COMMANDS = [
+    "train", "race", "list", "ui", "reproduce", "compare", "runs", "sweeps", "predict", "draw", "register", "export",
+    "sync",
+]  # fmt: skip
 HEAVY = ["keras", "matplotlib", "mlflow", "sklearn", "tensorflow"]
 
 

@@ -44,7 +44,7 @@ ALLOWED = {
     "serving": {"compare", "config", "dataset", "images", "plots", "tracking"},
     "sweeps": {"compare", "config", "library_internals", "tracking"},
     "commands": {"compare", "config", "images", "reproduce", "serving", "sweeps", "tracking", "__init__"},
-    "cli": {"commands", "config", "hydra_app", "reproduce", "sweeps", "tracking", "__init__"},
+    "cli": {"commands", "compare", "config", "hydra_app", "reproduce", "sweeps", "tracking", "__init__"},
     "hydra_app": {"config", "library_internals", "sweeps", "tracking", "train", "__init__"},
     "__init__": {"config", "serving", "train"},
     "hydra_plugins": {"config", "sweeps"},

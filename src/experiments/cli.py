@@ -14,6 +14,7 @@ import click
 from experiments import quiet_import
 from experiments.commands.compare import compare
 from experiments.commands.models import PORT, draw, export, predict, register
+from experiments.commands.runs import runs, sweeps
 from experiments.errors import ExperimentError
 
 
@@ -168,12 +169,15 @@ def ui(host: str, port: int) -> int:
 def reproduce(run: str, tolerance: float) -> int:
     """Train a recorded run again and compare every number.
 
-    RUN is the id of a run, a unique prefix of one, or last.
+    RUN is the id of a run, a unique prefix of one, last, or best:SWEEP.
     """
+    from experiments.compare.names import find_run
+
+    run_id = find_run(run).run_id
     with quiet_import():
         from experiments import reproduce
 
-    return 0 if reproduce.reproduce(run, tolerance) else 1
+    return 0 if reproduce.reproduce(run_id, tolerance) else 1
 
 
 @click.command()
@@ -191,7 +195,7 @@ def sync() -> int:
 
 
 for _command in (
-    train, race, list_options, ui, reproduce, compare, predict, draw, register, export, sync,
+    train, race, list_options, ui, reproduce, compare, runs, sweeps, predict, draw, register, export, sync,
 ):  # fmt: skip
     command_line.add_command(_command)
 

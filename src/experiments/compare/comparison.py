@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from experiments.compare import notes, statistics
+from experiments.compare.names import find_sweeps
 from experiments.compare.pairs import Tests, all_tests
 from experiments.compare.ranking import BEST, COSTS, EQUAL, NO_DIFFERENCE, NO_VERDICT, WORSE, Comparison, Row
 from experiments.compare.samples import samples_of
@@ -51,10 +52,10 @@ def find_runs(sweeps: Sequence[str], query: str) -> Selection:
         raise ExperimentError(f"Nothing is recorded in {shown_uri()} yet.", advice=advice)
     if query and not sweeps:
         return Selection(query, search_runs(query))
-    parents = _find_sweeps(sweeps, runs.sweeps())
+    parents = find_sweeps(sweeps)
     names = " + ".join(parent.tags["sweep.name"] for parent in parents)
     found = [run for parent in parents for run in runs_of(parent, query)]
-    swept = {key for parent in parents for key in runs.swept_keys(parent)}
+    swept = {key for parent in parents for key in runs.swept_keys(runs.job_list(parent))}
     title = f"{names}, {query}" if query else names
     if len(parents) > 1 or query:
         return Selection(title, found, swept)
@@ -68,24 +69,6 @@ def _race(parent: StoredRun) -> Race | None:
         return None
     margin = parent.tags["race.equal_within"]
     return Race(int(parent.tags["race.max_seeds"]), float(margin) if margin else None)
-
-
-def _find_sweeps(names: Sequence[str], parents: Sequence[StoredRun]) -> list[StoredRun]:
-    if not parents:
-        advice = "Start one with: experiments train sweep=quick, or name runs with --filter."
-        raise ExperimentError("There is no sweep in this store yet.", advice=advice)
-    by_name: dict[str, StoredRun] = {}
-    for parent in reversed(parents):  # of sweeps with the same name, the newest one counts
-        name = parent.tags["sweep.name"]
-        by_name |= {name.rpartition("-")[0]: parent, name: parent, parent.run_id: parent}
-    by_name["last"] = parents[0]
-    for name in names:
-        if name not in by_name and (matching := [parent for parent in parents if parent.run_id.startswith(name)]):
-            by_name[name] = runs.only_one(name, matching)
-        if name not in by_name:
-            known = {parent.tags["sweep.name"] for parent in parents}
-            raise ExperimentError(f"{name}: there is no such sweep in this store.", given=name, allowed=known)
-    return list({by_name[name].run_id: by_name[name] for name in names}.values()) if names else [parents[0]]
 
 
 def compare_runs(

@@ -60,6 +60,17 @@ def variants_of(runs: Iterable[StoredRun], swept: Collection[str] = ()) -> list[
     return [Variant(*parts) for parts in zip(labels, shown, seeds, strict=True)]
 
 
+def differences(runs: Sequence[StoredRun]) -> list[dict[str, str]]:
+    """For each run, the values that tell it from others among `runs` beside seed and split."""
+    values = _distinguishing_values(_normalized([_all_values(run) for run in runs]), ())
+    # A run that has failed early knows no hash of its data.
+    one_data = len({run.tags.get("data.sha256") for run in runs} - {None}) < 2
+    return [
+        {key: _short(value) for key, value in each.items() if not (key == "data.sha256" and one_data)}
+        for each in values
+    ]
+
+
 def beside_others(runs: Iterable[StoredRun]) -> set[str]:
     """The ids of runs during which another one ran on the same machine for more than a second."""
     found: set[str] = set()

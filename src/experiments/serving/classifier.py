@@ -7,6 +7,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from experiments.compare.names import find_run
 from experiments.dataset import are_probabilities
 from experiments.errors import ExperimentError
 from experiments.tracking import runs
@@ -83,16 +84,9 @@ def load(name: str) -> Classifier:
     Raises:
         ExperimentError: there is no such model, the run has no model, or it cannot be loaded.
     """
-    found = _best_run(name.removeprefix("best:")).run_id if name.startswith("best:") else name
+    found = find_run(name).run_id if name.startswith("best:") else name
     with tempfile.TemporaryDirectory() as folder:
         return _classifier(name, *find_model(found, Path(folder)))
-
-
-def _best_run(sweep: str) -> StoredRun:
-    """The best seed of the best variant of a sweep, on validation data."""
-    from experiments.compare.comparison import compare_runs, find_runs  # imports SciPy, which only this needs
-
-    return compare_runs(find_runs([sweep], "")).best_run
 
 
 def _classifier(name: str, file: Path, run: StoredRun | None) -> Classifier:

@@ -3,11 +3,12 @@
 import re
 
 from experiments.compare.comparison import Selection, compare_runs, find_runs
+from experiments.compare.names import find_run
 from experiments.compare.ranking import COSTS, WORSE, Comparison, Row
 from experiments.errors import ExperimentError
 from experiments.tracking import registry
 from experiments.tracking.registry import CHALLENGER, CHAMPION, Version, set_alias
-from experiments.tracking.runs import StoredRun, find_run, get_run, no_model
+from experiments.tracking.runs import StoredRun, get_run, no_model
 
 _RUN_IDS = "run_ids"  # tag of a version: the runs of all its seeds, which are compared
 
@@ -52,8 +53,8 @@ def register_model(source: str, name: str, *, force: bool = False) -> str:
 
 
 def _find_candidates(source: str) -> list[StoredRun]:
-    """The runs of a sweep, or a single run; `last` is the latest run, as everywhere a run may be named."""
-    if source == "last":
+    """The runs of a sweep, or a single run; `last` is the latest run, as for other commands that take a run."""
+    if source == "last" or source.startswith("best:"):
         run = find_run(source)
     else:
         try:

@@ -4,13 +4,13 @@ import re
 import shlex
 from collections.abc import Sequence
 
+from experiments.compare.names import find_run
 from experiments.compare.sequential import Standing
 from experiments.config.compose import compose
 from experiments.config.configuration import NO_IDENTITY
 from experiments.errors import ExperimentError
 from experiments.sweeps.jobs import include_override
 from experiments.sweeps.race import Result
-from experiments.tracking.runs import find_run
 
 BETTER, NOT_BETTER, UNDECIDED = 0, 1, 3
 _LOST = (Standing.WORSE, Standing.FAILED)

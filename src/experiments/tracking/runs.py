@@ -1,9 +1,10 @@
 """Reads runs from the store: parameters, metrics, predictions, models."""
 
+import itertools
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,6 +23,7 @@ from mlflow.utils.uri import append_to_uri_path
 from experiments.config.configuration import Configuration
 from experiments.config.earlier import current_parameters
 from experiments.errors import ExperimentError
+from experiments.tracking import filters
 from experiments.tracking.store import StoreRefused, call_store, nothing_recorded, open_store, shown_uri, store_uri
 
 _Kind = TypeVar("_Kind")
@@ -47,6 +49,7 @@ class StoredRun:
     metrics: Mapping[str, float]  # the latest value of each
     seconds: float | None  # from its start to its end; None while it runs
     started: float = 0.0  # seconds since 1970
+    models: tuple[str, ...] = ()  # ids of the models that it has logged
 
     @property
     def finished(self) -> bool:
@@ -83,10 +86,13 @@ def _stored_run(run: MlflowRun) -> StoredRun:
         metrics=run.data.metrics,
         seconds=seconds,
         started=info.start_time / 1000,
+        models=tuple(output.model_id for output in run.outputs.model_outputs) if run.outputs else (),
     )
 
 
-def search(client: mlflow.MlflowClient, query: str, experiments: list[str] | None = None) -> Iterator[StoredRun]:
+def search(
+    client: mlflow.MlflowClient, query: str, experiments: list[str] | None = None, page_size: int = _A_PAGE
+) -> Iterator[StoredRun]:
     """The runs that `query` finds, the newest first, by default in all active experiments."""
     if experiments is None:
         experiments = [found.experiment_id for found in call_store(client.search_experiments)]
@@ -96,7 +102,7 @@ def search(client: mlflow.MlflowClient, query: str, experiments: list[str] | Non
             client.search_runs,
             experiments,
             query,
-            max_results=_A_PAGE,
+            max_results=page_size,
             order_by=["attributes.start_time DESC"],
             page_token=token,
         )
@@ -117,9 +123,15 @@ def parents(name: str) -> list[StoredRun]:
     return list(search(open_store(), f"tags.`sweep.name` = '{name}'"))
 
 
-def sweeps() -> list[StoredRun]:
-    """The parents of all sweeps in all experiments, the newest first."""
-    return list(search(open_store(), "tags.`sweep.name` LIKE '%'"))
+def sweeps(most: int | None = None) -> list[StoredRun]:
+    """The parents of all sweeps in all experiments, at most so many, the newest first."""
+    found = search(open_store(), "tags.`sweep.name` LIKE '%'", page_size=min(most or _A_PAGE, _A_PAGE))
+    return list(itertools.islice(found, most))
+
+
+def own_runs(parent: StoredRun) -> list[StoredRun]:
+    """The runs that were made for a sweep, without those that other sweeps have made, the newest first."""
+    return list(search(open_store(), f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent.run_id}'", [parent.experiment_id]))
 
 
 def runs_of(parent: StoredRun, query: str = "") -> list[StoredRun]:
@@ -137,7 +149,7 @@ def runs_of(parent: StoredRun, query: str = "") -> list[StoredRun]:
     name = parent.tags["sweep.name"]
     own = {run.run_id: run for run in find(client, f"tags.sweep = '{name}'{tail}", [parent.experiment_id])}
     by_fingerprint = {run.tags.get("fingerprint"): run.run_id for run in reversed(own.values())}
-    jobs = _jobs(parent)
+    jobs = job_list(parent)
     # While a sweep is under way its list does not name the runs yet.
     ids = [job["run_id"] or by_fingerprint.get(job["fingerprint"]) for job in jobs] or list(own)
     elsewhere = sorted({run_id for run_id in ids if run_id} - set(own))
@@ -147,10 +159,10 @@ def runs_of(parent: StoredRun, query: str = "") -> list[StoredRun]:
     return [own[run_id] for run_id in ids if run_id in own]
 
 
-def swept_keys(parent: StoredRun) -> list[str]:
+def swept_keys(jobs: Iterable[Mapping[str, Any]]) -> list[str]:
     """The keys whose values differ between the jobs of a sweep."""
     values: dict[str, set[str]] = {}
-    for job in _jobs(parent):
+    for job in jobs:
         for word in job["overrides"]:
             key, _, value = word.lstrip("+").partition("=")
             values.setdefault(key, set()).add(value)
@@ -164,7 +176,8 @@ def importance(parent: StoredRun) -> dict[str, float]:
         return json.loads(file.read_text(encoding="utf-8")) if file else {}
 
 
-def _jobs(parent: StoredRun) -> list[dict[str, Any]]:
+def job_list(parent: StoredRun) -> list[dict[str, Any]]:
+    """The jobs of a sweep as its parent has recorded them: number, overrides, fingerprint and run id of each."""
     with tempfile.TemporaryDirectory() as folder:
         file = artifact(parent, _JOBS, Path(folder))
         return json.loads(file.read_text(encoding="utf-8")) if file else []
@@ -188,22 +201,29 @@ def full_parameters(run: StoredRun) -> dict[str, str]:
     return {**run.params, **found}
 
 
-def search_runs(query: str) -> list[StoredRun]:
-    """The runs that a user's filter finds, the newest first.
+def search_runs(query: str, most: int | None = None) -> list[StoredRun]:
+    """The runs that a user's filter finds, at most so many, the newest first.
 
     Raises:
         ExperimentError: the filter is refused.
     """
-    return list(_matching(open_store(), query))
+    found = _matching(open_store(), query, page_size=min(most or _A_PAGE, _A_PAGE))
+    return list(itertools.islice(found, most))
 
 
-def _matching(client: mlflow.MlflowClient, query: str, experiments: list[str] | None = None) -> Iterator[StoredRun]:
-    """As `search`; what the store refuses is a user's filter."""
+def _matching(
+    client: mlflow.MlflowClient, query: str, experiments: list[str] | None = None, page_size: int = _A_PAGE
+) -> Iterator[StoredRun]:
+    """As `search`; the query is a user's filter, which may compare numeric parameters."""
+    of_mlflow, conditions = filters.split(query)
     try:
-        yield from search(client, query, experiments)
+        found = search(client, of_mlflow, experiments, _A_PAGE if conditions else page_size)
+        yield from filters.matching(found, conditions)
     except StoreRefused as error:
         reason = str(error.__cause__).splitlines()[0]
-        advice = "It takes MLflow's grammar, as in: params.model = 'conv3' and metrics.`test/accuracy` > 0.98"
+        advice = (
+            "It takes MLflow's grammar, as in: params.model = 'conv3' and metrics.`test/accuracy` > 0.98 and epochs > 5"
+        )
         raise ExperimentError(f"MLflow refuses the filter: {reason}", advice=advice) from error
 
 

@@ -1,0 +1,56 @@
+"""The subcommands that list what was recorded, compare two runs, and delete what is no longer needed."""
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from experiments.compare import listing
+
+LAST = click.IntRange(min=1)
+
+
+@click.command()
+@click.option(
+    "--filter",
+    "query",
+    default="",
+    metavar="FILTER",
+    help="Only runs that match, in MLflow's search syntax; numbers also as in optimizer.learning_rate > 0.01.",
+)
+@click.option("--sweep", default="", metavar="SWEEP", help="Only the runs of this sweep, all of them.")
+@click.option("--last", type=LAST, metavar="N", help="How many, the newest first.  [default: 20]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def runs(query: str, sweep: str, last: int | None, as_json: bool) -> None:
+    """List runs: what differs between them, results, time, size."""
+    from experiments.compare import listing
+
+    _show(*listing.list_runs(query, sweep, last), "runs", as_json)
+
+
+@click.command()
+@click.option("--last", type=LAST, metavar="N", help="How many, the newest first.  [default: 20]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def sweeps(last: int | None, as_json: bool) -> None:
+    """List sweeps: what they vary, the best result, time, size."""
+    from experiments.compare import listing
+
+    _show(*listing.list_sweeps(last), "sweeps", as_json)
+
+
+def _show(entries: list["listing.Entry"], more: bool, kind: str, as_json: bool) -> None:
+    from experiments.compare import listing
+    from experiments.sweeps.display import Display
+
+    if as_json:
+        print(json.dumps([listing.as_json(entry) for entry in entries], indent=1))
+        return
+    display = Display()
+    if entries:
+        display.console.print(listing.table(entries))
+    display.print(
+        f"The newest {len(entries)} {kind}; --last N shows more."
+        if more
+        else f"{len(entries):,} {kind if len(entries) != 1 else kind[:-1]}."
+    )
