@@ -53,7 +53,7 @@ def depth(store):
 
 
 def test_runs_are_listed_with_what_differs_the_newest_first(store, depth):
-    parent, first, second, failed = depth
+    _, first, second, failed = depth
     entries, more = listing.list_runs()
     assert [entry.run.run_id for entry in entries] == [second, first, failed] and not more
     assert [dict(entry.differs) for entry in entries] == [

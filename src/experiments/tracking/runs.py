@@ -221,9 +221,7 @@ def _matching(
         yield from filters.matching(found, conditions)
     except StoreRefused as error:
         reason = str(error.__cause__).splitlines()[0]
-        advice = (
-            "It takes MLflow's grammar, as in: params.model = 'conv3' and metrics.`test/accuracy` > 0.98 and epochs > 5"
-        )
+        advice = "It takes MLflow's grammar, as in: params.model = 'conv3' and metrics.`test/accuracy` > 0.98"
         raise ExperimentError(f"MLflow refuses the filter: {reason}", advice=advice) from error
 
 
