@@ -1,10 +1,14 @@
 """Every layer of Keras that a YAML file may name: it trains, or is refused before a run is opened."""
 
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
+import yaml
+from omegaconf import OmegaConf
 
-from experiments.config.compose import compose
+from experiments.config.compose import checked, compose_unchecked
 from experiments.dataset import Dataset
 from experiments.errors import ExperimentError
 from experiments.training.batches import training_batches
@@ -209,22 +213,22 @@ NAMES = sorted({value.__name__ for name, value in vars(keras.layers).items() if 
 
 
 @pytest.fixture
-def tried(tmp_path):
+def tried():
     """Tries a layer in a group on one batch of images; returns what refuses it, or nothing."""
     images = np.random.RandomState(0).randint(0, 255, (12, 28, 28, 1)).astype("uint8")
     data = Dataset.from_arrays(images, np.arange(12) % 3, name="noise")
+    default = compose_unchecked(["batch_size=4"])
 
     def try_layer(group, name):
-        keras.backend.clear_session()
         arguments = ARGUMENTS.get(name)
         layer = f"{{_target_: keras.layers.{name}{f', {arguments}' if arguments else ''}}}"
         listed = f"_target_: experiments.models.sequential\nclassifier: true\nlayers: [{layer}, {FLATTEN}]\n"
-        file = tmp_path / group / "tried.yaml"
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(listed if group == "model" else f"tried: {layer}\n")
-        words = [f"{group}=tried", "batch_size=4", *(["scale=none"] if name in SCALINGS and group == "model" else [])]
+        cfg = OmegaConf.merge(default.cfg)  # a copy; composing each from a file would take a third of the time
+        cfg[group] = yaml.safe_load(listed if group == "model" else f"tried: {layer}")
+        if name in SCALINGS and group == "model":
+            cfg.scale = {"_target_": "keras.layers.Identity"}
         try:
-            parts = build(compose(words, str(tmp_path)).cfg, data)
+            parts = build(checked(replace(default, cfg=cfg)).cfg, data)
         except ExperimentError as error:
             return str(error)
         options = {"batch_size": 4, "epochs": 1, "seed": 0, "augmentation": parts.augmentation}
@@ -234,14 +238,14 @@ def tried(tmp_path):
         if group == "model":
             parts.model.compile(parts.optimizer, parts.loss)
             loss = parts.model.train_on_batch(images, labels)
-            assert np.isfinite(loss) and np.isfinite(parts.model.predict(images, verbose=0)).all()
+            assert np.isfinite(loss) and np.isfinite(np.asarray(parts.model(images))).all()
         return ""
 
     return try_layer
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Layer 'flatten' .* mask", "ignore:You are using a softmax over axis")
+@pytest.mark.filterwarnings("ignore:Layer 'flatten.*' .* mask", "ignore:You are using a softmax over axis")
 @pytest.mark.parametrize(("group", "working"), [("model", IN_A_MODEL), ("augment", AS_AUGMENTATION)])
 def test_every_layer_trains_or_is_refused(tried, group, working):
     refused = {name: reason for name in NAMES if (reason := tried(group, name))}

@@ -34,14 +34,15 @@ ALLOWED = {
     "schedules": set(),
     "plot_style": set(),
     "plots": {"plot_style"},
+    "galleries": {"plot_style"},
     "tracking": {"config", "library_internals"},
     "training": {"config", "dataset", "library_internals", "models"},
-    "artifacts": {"dataset", "training", "plots", "tracking"},
+    "artifacts": {"dataset", "galleries", "training", "plots", "tracking"},
     "starting_point": {"config", "tracking", "training"},
     "train": {"artifacts", "config", "dataset", "starting_point", "tracking", "training"},
     "reproduce": {"config", "tracking", "train"},
     "compare": {"config", "images", "plots", "tracking"},
-    "serving": {"compare", "config", "dataset", "images", "plots", "tracking"},
+    "serving": {"compare", "config", "dataset", "galleries", "images", "tracking"},
     "sweeps": {"compare", "config", "library_internals", "tracking"},
     "commands": {"compare", "config", "images", "reproduce", "serving", "sweeps", "tracking", "__init__"},
     "cli": {"commands", "compare", "config", "hydra_app", "reproduce", "sweeps", "tracking", "__init__"},
@@ -50,11 +51,11 @@ ALLOWED = {
     "hydra_plugins": {"config", "sweeps"},
 }
 #: What a module may import beyond its room: the processes of jobs begin with what a run needs; an export loads quietly.
-EXCEPTIONS = {"preload": {"plots", "train", "__init__"}, "export": {"__init__"}}
+EXCEPTIONS = {"preload": {"galleries", "train", "__init__"}, "export": {"__init__"}}
 AT_HOME = {
     # library_internals alone may use names of Hydra and MLflow that are private, inside its functions.
     "mlflow": {"tracking", "library_internals"},
-    "matplotlib": {"plots", "plot_style"},
+    "matplotlib": {"galleries", "plots", "plot_style"},
     "hydra": {"config", "hydra_app", "sweeps", "hydra_plugins", "library_internals"},
     "omegaconf": {"config", "hydra_app", "train", "training", "sweeps", "hydra_plugins"},
     "optuna": {"sweeps"},

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, fontManager
 from matplotlib.text import Text
 
-from experiments import plots
+from experiments import galleries, plot_style, plots
 
 DIGITS = [str(digit) for digit in range(10)]
 
@@ -64,7 +64,8 @@ def random_images(number: int, height=28, width=28, channels=1) -> np.ndarray:
 
 
 def test_neither_pyplot_nor_anything_heavy_is_imported():
-    check = "import experiments.plots, sys; print({'matplotlib.pyplot', 'keras', 'mlflow'} & set(sys.modules))"
+    check = "from experiments import galleries, plots\nimport sys\n"
+    check += "print({'matplotlib.pyplot', 'keras', 'mlflow'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", check], capture_output=True, text=True).stdout == "set()\n"
 
 
@@ -72,7 +73,7 @@ def test_matplotlib_settings_are_left_alone():
     before = dict(matplotlib.rcParams)
     drawn(plots.curves(history(3), 2, "val_loss"))
     drawn(plots.confusion_matrix(np.eye(3, dtype=int), DIGITS[:3]))
-    drawn(plots.samples(random_images(16), DIGITS + DIGITS[:6]))
+    drawn(galleries.samples(random_images(16), DIGITS + DIGITS[:6]))
     assert dict(matplotlib.rcParams) == before
 
 
@@ -106,7 +107,10 @@ def test_training_and_validation_share_a_panel():
         assert list(validation.get_ydata()) == numbers[f"val_{name}"]
     (legend,) = accuracy.figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["training", "validation"]
-    assert [to_hex(line.get_color()).upper() for line in legend.get_lines()] == [plots.TRAINING, plots.VALIDATION]
+    assert [to_hex(line.get_color()).upper() for line in legend.get_lines()] == [
+        plot_style.TRAINING,
+        plot_style.VALIDATION,
+    ]
 
 
 @pytest.mark.parametrize(("objective", "chosen", "value"), [("val_accuracy", 0, 0.85), ("val_loss", 1, 0.275)])
@@ -252,7 +256,7 @@ def test_only_what_is_off_beyond_chance_is_red():
     figure = reliability(
         [40] * 4, [0.5, 0.7, 0.9, 1.0], [0.6, 0.6, 0.6, 1.0], [0.51, 0.5, 0.5, 0.9], [0.7, 0.75, 0.7, 1]
     )
-    colors = [plots.WRONG, plots.VALIDATION, plots.WRONG, plots.VALIDATION]
+    colors = [plot_style.WRONG, plot_style.VALIDATION, plot_style.WRONG, plot_style.VALIDATION]
     odds, gaps = figure.axes
     assert [to_hex(color).upper() for color in odds.collections[1].get_facecolor()] == colors
     assert [to_hex(bar.get_facecolor()).upper() for bar in gaps.patches] == colors
@@ -263,7 +267,11 @@ def test_models_that_are_sure_of_everything(confidence):
     figure = reliability([7, 7, 6], [confidence] * 3, [1.0, 0.5, 0.0], [0.6, 0.1, 0.0], [1.0, 0.9, 0.4])
     assert heading(figure)[1].startswith("3 bins of 6 or 7 test images; ")
     odds, gaps = figure.axes
-    assert [to_hex(bar.get_facecolor()).upper() for bar in gaps.patches] == [plots.VALIDATION, plots.WRONG, plots.WRONG]
+    assert [to_hex(bar.get_facecolor()).upper() for bar in gaps.patches] == [
+        plot_style.VALIDATION,
+        plot_style.WRONG,
+        plot_style.WRONG,
+    ]
     for x, y in odds.collections[1].get_offsets():
         assert odds.get_xlim()[0] <= x <= odds.get_xlim()[1] and odds.get_ylim()[0] <= y <= odds.get_ylim()[1]
     assert [label.get_text() for label in odds.get_xticklabels()] == ["50%", "90%", "99.9%", "99.999%", "99.99999%"]
@@ -295,7 +303,7 @@ def tiles(figure: Figure) -> np.ndarray:
 
 def test_a_gallery_has_eight_images_in_a_row_stretched_together():
     images = np.zeros((9, 28, 28, 1), np.float32) + np.arange(-4, 5).reshape(9, 1, 1, 1)
-    found = tiles(plots.samples(images, DIGITS[:9]))
+    found = tiles(galleries.samples(images, DIGITS[:9]))
     assert (found.dtype, found.shape[:2]) == (np.uint8, (2, 8))
     for tile, expected in zip(found.reshape(16, *found.shape[2:]), [0, 32, 64, 96, 128, 159, 191, 223], strict=False):
         inside = (tile != 255).all(axis=-1)
@@ -306,13 +314,15 @@ def test_a_gallery_has_eight_images_in_a_row_stretched_together():
 def test_a_gallery_keeps_colors():
     images = np.zeros((1, 28, 28, 3), np.uint8) + np.array([0, 128, 255], np.uint8)
     for shown, expected in ((images, [0, 128, 255]), (images[..., :2], [128, 128, 128])):
-        pixels = tiles(plots.samples(shown, ["7"]))[0, 0]
+        pixels = tiles(galleries.samples(shown, ["7"]))[0, 0]
         assert np.unique(pixels.reshape(-1, 3), axis=0).tolist() == [expected, [255, 255, 255]]
 
 
 def test_samples_have_their_labels_and_say_their_range():
     images = np.linspace(-1, 1, 16 * 28 * 28, dtype=np.float32).reshape(16, 28, 28, 1)
-    figure = drawn(plots.samples(images, ["Ankle boot", "$1 or $2", "cat + a very long name of a dog"] + ["7"] * 13))
+    figure = drawn(
+        galleries.samples(images, ["Ankle boot", "$1 or $2", "cat + a very long name of a dog"] + ["7"] * 13)
+    )
     assert heading(figure) == [
         "Training images as the model sees them",
         "after augmentation and scaling; black is -1, white is 1",
@@ -325,14 +335,14 @@ def test_predictions_are_green_when_right_and_red_when_wrong():
     labels = np.array([4, 4, 2] + [0] * 27)
     predicted = np.array([4, 9, 2] + [0] * 27)
     probabilities = probabilities_of(predicted, [0.987, 0.5, 1.0] + [0.9] * 27)
-    figure = drawn(plots.predictions(random_images(30), labels, probabilities, DIGITS))
+    figure = drawn(galleries.predictions(random_images(30), labels, probabilities, DIGITS))
     assert heading(figure) == [
         "23 of the first 24 test images predicted correctly",
         "green: correct; red: wrong, true → predicted; below: the probability of the predicted class",
     ]
     assert len(figure.axes) == 1
     assert captions(figure) == ["4\n98.7%", "4 → 9\n50.0%", "2\n100.0%"] + ["0\n90.0%"] * 21
-    colors = [plots.RIGHT, plots.WRONG] + [plots.RIGHT] * 22
+    colors = [plot_style.RIGHT, plot_style.WRONG] + [plot_style.RIGHT] * 22
     assert caption_colors(figure) == colors
     (frames,) = figure.axes[0].collections
     assert [to_hex(color).upper() for color in frames.get_edgecolor()] == colors
@@ -340,7 +350,7 @@ def test_predictions_are_green_when_right_and_red_when_wrong():
 
 def test_long_names_never_hide_what_was_predicted():
     names = ["End of no passing by vehicles over 3.5 metric tons", "Right-of-way at the next intersection"]
-    figure = plots.predictions(random_images(1), np.array([0]), probabilities_of([1], [0.5], 2), names)
+    figure = galleries.predictions(random_images(1), np.array([0]), probabilities_of([1], [0.5], 2), names)
     assert captions(drawn(figure)) == [
         "End of no passing\nby vehicles over…\n→ Right-of-way at\nthe next…\n50.0%",
     ]
@@ -352,7 +362,7 @@ def test_mistakes_are_sorted_and_at_most_forty():
     labels = np.arange(number + 17) % 10  # the last 17 are right
     predicted = np.where(np.arange(number + 17) < number, (labels + 1) % 10, labels)
     probabilities = probabilities_of(predicted, [*confidences, *[0.99] * 17])
-    figure = drawn(plots.mistakes(random_images(number + 17), labels, probabilities, DIGITS))
+    figure = drawn(galleries.mistakes(random_images(number + 17), labels, probabilities, DIGITS))
     assert heading(figure) == [
         "83 of 100 test images predicted wrongly; the most confident first",
         "true → predicted; below: the probability of the predicted class; 40 are shown",
@@ -361,14 +371,14 @@ def test_mistakes_are_sorted_and_at_most_forty():
     assert captions(figure) == [
         f"{labels[index]} → {(labels[index] + 1) % 10}\n{confidences[index]:.1%}" for index in surest
     ]
-    assert caption_colors(figure) == [plots.WRONG] * 40
+    assert caption_colors(figure) == [plot_style.WRONG] * 40
     assert len(figure.axes) == 1
 
 
 def test_mistakes_show_the_image_their_caption_speaks_of():
     images = np.zeros((4, 2, 2, 1), np.uint8) + np.array([0, 7, 100, 255], np.uint8).reshape(4, 1, 1, 1)
     labels, probabilities = np.array([0, 5, 1, 2]), probabilities_of([1, 5, 2, 3], [0.5, 1, 0.9, 0.7])
-    figure = drawn(plots.mistakes(images, labels, probabilities, DIGITS))
+    figure = drawn(galleries.mistakes(images, labels, probabilities, DIGITS))
     assert captions(figure) == ["1 → 2\n90.0%", "2 → 3\n70.0%", "0 → 1\n50.0%"]
     mosaic = figure.axes[0].images[0].get_array()
     centers = [text.get_position()[0] for text in figure.axes[0].texts]
@@ -377,7 +387,7 @@ def test_mistakes_show_the_image_their_caption_speaks_of():
 
 def test_no_mistakes_is_good_news():
     labels = np.array([3, 1])
-    figure = drawn(plots.mistakes(random_images(2), labels, probabilities_of(labels, [0.9, 0.8]), DIGITS))
+    figure = drawn(galleries.mistakes(random_images(2), labels, probabilities_of(labels, [0.9, 0.8]), DIGITS))
     assert heading(figure) == [
         "0 of 2 test images predicted wrongly",
         "The model predicted every test image correctly.",
@@ -391,7 +401,9 @@ def test_no_mistakes_is_good_news():
 )
 def test_tiles_keep_their_shape_at_any_size(height, width, channels):
     labels, probabilities = np.zeros(9, int), np.ones((9, 1))
-    figure = drawn(plots.predictions(random_images(9, height, width, channels), labels, probabilities, ["automobile"]))
+    figure = drawn(
+        galleries.predictions(random_images(9, height, width, channels), labels, probabilities, ["automobile"])
+    )
     axes = figure.axes[0]
     frame = axes.collections[0].get_paths()[0].get_extents().transformed(axes.transData)
     frame_height = abs(frame.height)  # the vertical axis of an image points down
@@ -414,9 +426,9 @@ def test_arrays_are_not_changed():
     for array in arrays:
         array.flags.writeable = False
     before = [array.copy() for array in arrays]
-    drawn(plots.samples(images, DIGITS + DIGITS[:2]))
-    drawn(plots.predictions(images, labels, probabilities, DIGITS))
-    drawn(plots.mistakes(images, labels, probabilities, DIGITS))
+    drawn(galleries.samples(images, DIGITS + DIGITS[:2]))
+    drawn(galleries.predictions(images, labels, probabilities, DIGITS))
+    drawn(galleries.mistakes(images, labels, probabilities, DIGITS))
     drawn(plots.confusion_matrix(matrix, DIGITS))
     assert all(np.array_equal(array, copy) for array, copy in zip(arrays, before, strict=True))
 
@@ -424,12 +436,12 @@ def test_arrays_are_not_changed():
 def test_every_classified_image_has_a_row_and_an_unsure_answer_is_red():
     given, seen = [np.zeros((50, 80, 3), np.uint8)] * 2, [np.zeros((28, 28, 1), np.uint8)] * 2
     probabilities = np.array([[0.9, 0.1], [0.4, 0.6]])
-    figure = plots.classified(given, seen, probabilities, ["a.png", "b.png"], ("cat", "dog"), 0.8)
+    figure = galleries.classified(given, seen, probabilities, ["a.png", "b.png"], ("cat", "dog"), 0.8)
     bars = [axes for axes in figure.axes if axes.patches]
     assert [axes.get_title("left") for axes in bars] == ["cat, 90.0%   (a.png)", "dog, 60.0%: unsure   (b.png)"]
     assert [[bar.get_height() for bar in axes.patches] for axes in bars] == [[0.9, 0.1], [0.4, 0.6]]
     colours = [[to_hex(bar.get_facecolor()).upper() for bar in axes.patches] for axes in bars]
-    assert colours == [[plots.RIGHT, plots.FAINT], [plots.FAINT, plots.WRONG]]
+    assert colours == [[plot_style.RIGHT, plot_style.FAINT], [plot_style.FAINT, plot_style.WRONG]]
     assert len(figure.axes) == 6
 
 
@@ -438,9 +450,9 @@ def test_every_classified_image_has_a_row_and_an_unsure_answer_is_red():
 TWO_FIGURES = """
 import io
 import numpy as np
-from experiments import plots
+from experiments import galleries, plots
 for name in ("猫", "犬 $x"):
-    plots.samples(np.zeros((1, 4, 4, 1)), [name]).savefig(io.BytesIO())
+    galleries.samples(np.zeros((1, 4, 4, 1)), [name]).savefig(io.BytesIO())
     plots.confusion_matrix(np.eye(2, dtype=int), [name, "b"]).savefig(io.BytesIO())
 """
 
@@ -481,7 +493,7 @@ def font(tmp_path):
 
 def test_a_name_is_drawn_in_a_font_that_has_its_characters(font, caplog):
     name = "\U00020bb7ab"
-    figure = plots.samples(np.zeros((1, 4, 4, 1)), [name])
+    figure = galleries.samples(np.zeros((1, 4, 4, 1)), [name])
     figure.savefig(io.BytesIO())
     (text,) = [text for text in figure.findobj(Text) if text.get_text() == name]
     assert text.get_fontfamily()[-1] == font and len(text.get_fontfamily()) == len(FontProperties().get_family()) + 1

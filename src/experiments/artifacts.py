@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from experiments import plots
+from experiments import galleries, plots
 from experiments.dataset import Dataset
 from experiments.tracking.run import Run
 from experiments.tracking.scores import image_scores
@@ -105,8 +105,8 @@ def draw(record: Run, outcome: Outcome) -> None:
     of_images = data.test_images, test.labels, test.probabilities, data.class_names
     _save(record, "curves.png", plots.curves(result.history, result.best_epoch, outcome.objective))
     _save(record, "confusion_matrix.png", plots.confusion_matrix(test.confusion_matrix(), data.class_names))
-    _save(record, "predictions.png", plots.predictions(*of_images))
-    _save(record, "mistakes.png", plots.mistakes(*of_images))
+    _save(record, "predictions.png", galleries.predictions(*of_images))
+    _save(record, "mistakes.png", galleries.mistakes(*of_images))
     if bins := test.calibration:
         figure = plots.reliability(bins.counts, bins.confidences, bins.accuracies, bins.intervals)
         _save(record, "reliability.png", figure)
@@ -119,7 +119,7 @@ def draw_samples(record: Run, data: Dataset, batches: tf.data.Dataset, scaling: 
     # A mixed image has several labels.
     shares = np.asarray(labels[:_SAMPLES])
     captions = [" + ".join(data.class_names[label] for label in np.flatnonzero(row > 0.05)) for row in shares]
-    _save(record, "samples.png", plots.samples(scaled, captions))
+    _save(record, "samples.png", galleries.samples(scaled, captions))
 
 
 def _save(record: Run, name: str, figure: Any) -> None:

@@ -13,8 +13,8 @@ from experiments.sweeps.gate import status
 from experiments.sweeps.race import Result
 
 TINY = ["data.limit=300", "tracking.model=false", "model.filters=[8,8]", "model.dense_units=[32]", "epochs=4"]
-RATES = "optimizer.learning_rate=0.003,1e-8,1e-9"
-SIX = [*TINY, "model.batch_norm=true,false", RATES, "max_seeds=5", "hydra.launcher.n_jobs=2"]
+RATES = "optimizer.learning_rate=0.003,1e-8"
+FOUR = [*TINY, "model.batch_norm=true,false", RATES, "max_seeds=5", "hydra.launcher.n_jobs=2"]
 
 
 @pytest.fixture(autouse=True)
@@ -42,14 +42,14 @@ def told(result):
 
 @pytest.mark.slow
 def test_a_killed_race_takes_the_decisions_of_an_uninterrupted_one(store, race, tmp_path, monkeypatch):
-    status, whole, log = race(*SIX)
+    status, whole, log = race(*FOUR)
     assert status == 0, log
     standings = [entry["standing"] for entry in whole["variants"]]
-    assert standings[0] == "best" and standings.count("worse") >= 4
+    assert standings[0] == "best" and standings.count("worse") >= 2
     seeds = {entry["variant"]: entry["seeds"] for entry in whole["variants"]}
     assert all(len(entry["run_ids"]) == entry["seeds"] for entry in whole["variants"])
-    assert 18 <= sum(seeds.values()) < 30
-    assert f"Decided with {sum(seeds.values())} of 30 jobs\n" in log
+    assert 12 <= sum(seeds.values()) < 20
+    assert f"Decided with {sum(seeds.values())} of 20 jobs\n" in log
     in_first = runs(store)
     (first_parent,) = [run for run in in_first if "sweep.name" in run.data.tags]
     table = Path(store.download_artifacts(first_parent.info.run_id, "leaderboard.csv"))
@@ -62,13 +62,13 @@ def test_a_killed_race_takes_the_decisions_of_an_uninterrupted_one(store, race, 
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/second.db")
     second = type(store)(f"sqlite:///{tmp_path}/second.db")
-    killed = Command("race", *SIX, stdout=tmp_path / "killed.txt")
+    killed = Command("race", *FOUR, stdout=tmp_path / "killed.txt")
     deadline = time.monotonic() + 240
     while not (tmp_path / "second.db").exists() or sum(r.info.status == "FINISHED" for r in runs(second)) < 7:
         assert killed.poll() is None and time.monotonic() < deadline, (tmp_path / "killed.txt").read_text()
         time.sleep(0.2)
     killed.kill_group()
-    status, again, log = race(*SIX)
+    status, again, log = race(*FOUR)
     assert status == 0, log
     assert told(again) == told(whole)
     children = [run for run in runs(second) if run.data.params]

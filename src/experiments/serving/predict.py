@@ -140,11 +140,11 @@ def draw(predictions: Sequence[Prediction], prepare: Callable[[Image.Image], np.
     Raises:
         ExperimentError: the file cannot be written.
     """
-    from experiments import plots  # imports matplotlib, which nothing else here needs
+    from experiments import galleries  # imports matplotlib, which nothing else here needs
 
     shown = predictions[:_MOST_DRAWN]
     given = [images.read(Path(prediction.file)) for prediction in shown]
-    figure = plots.classified(
+    figure = galleries.classified(
         [_thumbnail(image) for image in given],
         [prepare(image) for image in given],
         np.stack([prediction.probabilities for prediction in shown]),
