@@ -19,8 +19,9 @@ from experiments.tracking.store import jobs_folder
 
 EXPERIMENTS = str(Path(sys.executable).parent / "experiments")
 COMMANDS = [
-    "train", "race", "list", "ui", "reproduce", "compare", "runs", "sweeps", "predict", "draw", "register", "export",
-    "sync",
+    "train", "race", "list", "ui", "reproduce",
+    "compare", "runs", "sweeps", "diff",
+    "predict", "draw", "register", "export", "sync",
 ]  # fmt: skip
 HEAVY = ["keras", "matplotlib", "mlflow", "sklearn", "tensorflow"]
 

@@ -54,3 +54,22 @@ def _show(entries: list["listing.Entry"], more: bool, kind: str, as_json: bool) 
         if more
         else f"{len(entries):,} {kind if len(entries) != 1 else kind[:-1]}."
     )
+
+
+@click.command()
+@click.argument("first", metavar="RUN")
+@click.argument("second", metavar="RUN")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def diff(first: str, second: str, as_json: bool) -> None:
+    """Show all that differs between two runs.
+
+    Configuration, data, code, versions, machine, metrics, and answers for test images.
+    """
+    from experiments.compare import difference
+    from experiments.sweeps.display import Display
+
+    found = difference.difference(first, second)
+    if as_json:
+        print(json.dumps(difference.as_json(found), indent=1))
+    else:
+        difference.print_difference(found, Display().console)

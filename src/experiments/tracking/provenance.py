@@ -95,6 +95,15 @@ def uncommitted(limit: int = 1_000_000) -> str:
     return diff.decode(errors="replace") + note
 
 
+def diff_of_commits(before: str, after: str) -> str | None:
+    """What has changed between two commits, as a diff; None if the checkout does not have both."""
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        commits = (f"{before}^{{commit}}", f"{after}^{{commit}}")
+        options = ("--no-color", "--no-ext-diff", "--no-textconv", "--end-of-options")
+        return _git("diff", *options, *commits, "--", ".").decode(errors="replace")
+    return None
+
+
 def _diff(used_index: Path, limit: int) -> tuple[bytes, list[str]]:
     """The diff of the checkout, and the untracked files that are not in it, the largest last."""
     with TemporaryDirectory() as folder:
