@@ -41,7 +41,7 @@ ALLOWED = {
     "starting_point": {"config", "tracking", "training"},
     "train": {"artifacts", "config", "dataset", "starting_point", "tracking", "training"},
     "reproduce": {"config", "tracking", "train"},
-    "compare": {"config", "images", "plots", "tracking"},
+    "compare": {"config", "galleries", "images", "plots", "tracking"},
     "serving": {"compare", "config", "dataset", "galleries", "images", "tracking"},
     "sweeps": {"compare", "config", "library_internals", "tracking"},
     "commands": {"compare", "config", "images", "reproduce", "serving", "sweeps", "tracking", "__init__"},

@@ -71,6 +71,32 @@ def mistakes(images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, 
     return _gallery(f"{title}; the most confident first", note, images[shown], captions, [WRONG] * len(shown))
 
 
+def disagreements(
+    images: np.ndarray,
+    labels: np.ndarray,
+    guesses: tuple[np.ndarray, np.ndarray],
+    class_names: Sequence[str],
+    number: int,
+) -> Figure:
+    """Test images on which two models answer differently, with the true class and both answers.
+
+    Args:
+        images: (images, height, width, channels).
+        labels: (images,) true classes, as positions in `class_names`.
+        guesses: the classes that the first and the second model predict, (images,) each.
+        class_names: (classes,) names.
+        number: of all such images, of which the first may be shown.
+    """
+    captions = [
+        "\n".join(_wrap(text) for text in (class_names[label], f"1: {class_names[one]}", f"2: {class_names[other]}"))
+        for label, one, other in zip(labels, *guesses, strict=True)
+    ]
+    note = "true class; below: what the first and the second model answer"
+    if len(images) < number:
+        note += f"; {len(images)} are shown"
+    return _gallery(f"{number:,} test images on which the two models answer differently", note, images, captions)
+
+
 def _captions(labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]) -> list[str]:
     """The caption of each image: `class` or `true → predicted`, and the probability below."""
     captions = []

@@ -10,9 +10,10 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from experiments import cli
-from experiments.compare.difference import difference, print_difference
+from experiments import cli, galleries
+from experiments.compare.difference import difference, draw, print_difference
 from experiments.errors import ExperimentError
+from experiments.galleries import disagreements
 from experiments.tracking import provenance
 from records import record
 
@@ -116,6 +117,25 @@ def test_answers_that_differ_are_counted(store):
     answers = difference(first, second).answers
     assert (answers.number, answers.rows) == (20, (3, 4, 5))
     assert (answers.first_right, answers.second_right, answers.both_wrong) == (1, 1, 1)
+
+
+def test_the_picture_has_each_image_with_both_answers(store, tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        galleries, "disagreements", lambda *arguments: drawn.update(arguments=arguments) or disagreements(*arguments)
+    )
+    found = difference(run(store, files=said({3: 1, 4: 2, 6: 1})), run(store, files=said({5: 0, 4: 0, 6: 1})))
+    draw(found, tmp_path / "differences.png")
+    images, labels, (first, second), names, number = drawn["arguments"]
+    assert [image.flat[0] for image in images] == [3, 4, 5]
+    assert (labels.tolist(), first.tolist(), second.tolist()) == ([0, 1, 2], [1, 2, 2], [0, 0, 0])
+    assert (names, number) == (["0", "1", "2"], 3)
+    assert (tmp_path / "differences.png").read_bytes().startswith(b"\x89PNG")
+    same = difference(run(store), run(store))
+    with pytest.raises(ExperimentError, match="There is no test image to draw"):
+        draw(same, tmp_path / "same.png")
+    with pytest.raises(ExperimentError, match=r"none/x\.png cannot be written"):
+        draw(found, tmp_path / "none" / "x.png")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The subcommands that list what was recorded, compare two runs, and delete what is no longer needed."""
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -60,7 +61,8 @@ def _show(entries: list["listing.Entry"], more: bool, kind: str, as_json: bool) 
 @click.argument("first", metavar="RUN")
 @click.argument("second", metavar="RUN")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-def diff(first: str, second: str, as_json: bool) -> None:
+@click.option("--picture", default="", metavar="FILE", help="Draw test images on which the two answer differently.")
+def diff(first: str, second: str, as_json: bool, picture: str) -> None:
     """Show all that differs between two runs.
 
     Configuration, data, code, versions, machine, metrics, and answers for test images.
@@ -73,3 +75,5 @@ def diff(first: str, second: str, as_json: bool) -> None:
         print(json.dumps(difference.as_json(found), indent=1))
     else:
         difference.print_difference(found, Display().console)
+    if picture:
+        difference.draw(found, Path(picture))

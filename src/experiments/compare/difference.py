@@ -17,7 +17,15 @@ from experiments.compare.names import find_run
 from experiments.compare.variants import DIGESTS
 from experiments.errors import ExperimentError
 from experiments.tracking.provenance import diff_of_commits
-from experiments.tracking.runs import StoredRun, artifact, full_parameters, predictions
+from experiments.tracking.runs import (
+    Predictions,
+    StoredRun,
+    artifact,
+    class_names,
+    full_parameters,
+    mistakes,
+    predictions,
+)
 from experiments.tracking.store import shown_uri
 
 _VERSIONS = ("python", "tensorflow", "keras", "mlflow")
@@ -25,6 +33,7 @@ _MACHINE = {"host": "host", "platform": "platform", "mlflow.user": "user"}
 _CODE = ("code.sha256", "git.commit", "git.dirty")
 _ENDING = ("reason", "failure", "diverged", "pruned")
 _SHOWN_OF_A_DIGEST = 12  # characters
+_MOST_DRAWN = 40
 _LINES_OF_A_DIFF = 200  # on the console
 
 
@@ -204,6 +213,43 @@ def _answers(first: StoredRun, second: StoredRun) -> Answers | None:
         both_wrong=int((differ & ~right[0] & ~right[1]).sum()),
         rows=tuple(map(int, np.flatnonzero(differ))),
     )
+
+
+def draw(found: Difference, file: Path) -> None:
+    """Draws the test images on which the two models answer differently, at most 40 of those that were recorded.
+
+    Of two different answers one is wrong, so the image is among the mistakes of a run, of which 500 are recorded.
+
+    Raises:
+        ExperimentError: there is none, or the file cannot be written.
+    """
+    said = predictions(found.first, "test"), predictions(found.second, "test")
+    if not found.answers or not found.answers.rows or said[0] is None or said[1] is None:
+        raise ExperimentError("There is no test image to draw on which the two are known to answer differently.")
+    images = {**_images(found.first, said[0]), **_images(found.second, said[1])}
+    rows = [row for row in found.answers.rows if row in images][:_MOST_DRAWN]
+    if not rows:
+        raise ExperimentError("The images on which the two answer differently are not among the recorded mistakes.")
+    from experiments import galleries  # imports matplotlib, which nothing else here needs
+
+    first, second = (each.probabilities[rows].argmax(axis=1) for each in said if each)
+    names = class_names(found.first) or [str(label) for label in range(said[0].probabilities.shape[1])]
+    pictures = np.stack([images[row] for row in rows])
+    figure = galleries.disagreements(pictures, said[0].labels[rows], (first, second), names, found.answers.different)
+    try:
+        figure.savefig(file)
+    except (OSError, ValueError) as error:
+        raise ExperimentError(f"{file} cannot be written: {error}.") from error
+
+
+def _images(run: StoredRun, said: Predictions) -> dict[int, np.ndarray]:
+    """Position among the test images -> image, of the recorded mistakes of a run, the most confident first."""
+    recorded = mistakes(run)
+    if recorded is None:
+        return {}
+    wrong = np.flatnonzero(said.probabilities.argmax(axis=1) != said.labels)
+    order = wrong[np.argsort(-said.probabilities[wrong].max(axis=1), kind="stable")]
+    return dict(zip(map(int, order), recorded.image, strict=False))
 
 
 def as_json(found: Difference) -> dict[str, Any]:
