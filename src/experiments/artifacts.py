@@ -89,7 +89,7 @@ def write_tables(record: Run, outcome: Outcome) -> None:
             np.save(file, image_scores(said.labels, said.probabilities))
     most = min(_MOST_MISTAKES, max(1, _BYTES_OF_MISTAKES // data.test_images[0].nbytes))
     worst, names = test.wrong[:most], np.array(data.class_names)
-    mistakes = {"index": data.test_index, "image": data.test_images}
+    mistakes: Any = {"index": data.test_index, "image": data.test_images}
     mistakes |= {"label": names[test.labels], "predicted": names[test.predicted]}
     with record.file("mistakes.npz") as file:
         np.savez_compressed(file, **{name: values[worst] for name, values in mistakes.items()})

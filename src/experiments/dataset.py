@@ -11,6 +11,7 @@ import numpy as np
 from experiments.duplicates import describe_duplicates, image_numbers, without_duplicates
 from experiments.errors import ExperimentError
 from experiments.splits import fold_of, hold_out, limited
+from experiments.stored_images import Images, StoredImages, pieces, select
 
 #: What to do with images that occur more than once: say so, keep one of each, or refuse the data set.
 Duplicates = Literal["warn", "drop", "refuse"]
@@ -28,16 +29,17 @@ _TEST_SEED = 0  # fixed: if it followed split_seed, test images of one run would
 class Dataset:
     """The images and labels of one run, and the hashes that identify them.
 
-    Images are uint8 of shape (n, height, width, channels); labels are int64 of shape (n,), from 0 to classes - 1.
+    Images are uint8 of shape (n, height, width, channels), in memory or in a file; labels are int64 of shape (n,), from
+    0 to classes - 1.
     """
 
     name: str  # of the option, or of the user's file or folder
     class_names: tuple[str, ...]
-    train_images: np.ndarray
+    train_images: Images
     train_labels: np.ndarray
-    validation_images: np.ndarray
+    validation_images: Images
     validation_labels: np.ndarray
-    test_images: np.ndarray
+    test_images: Images
     test_labels: np.ndarray
     test_index: np.ndarray  # int64 (n,), position of each test image in the whole test set, before `limit`
     sha256: str  # of all arrays as loaded, before splits and limit
@@ -48,12 +50,12 @@ class Dataset:
     @classmethod
     def from_arrays(
         cls,
-        train_images: np.ndarray,
+        train_images: Images,
         train_labels: np.ndarray,
-        test_images: np.ndarray | None = None,
+        test_images: Images | None = None,
         test_labels: np.ndarray | None = None,
         *,
-        validation_images: np.ndarray | None = None,
+        validation_images: Images | None = None,
         validation_labels: np.ndarray | None = None,
         name: str,
         class_names: Sequence[str] | None = None,
@@ -193,7 +195,7 @@ class Dataset:
 class LabelledImages(NamedTuple):
     """Images, uint8 of shape (n, height, width, channels), and their labels, int64 of shape (n,)."""
 
-    images: np.ndarray
+    images: Images
     labels: np.ndarray
 
 
@@ -206,9 +208,9 @@ class _Selection:
     positions: np.ndarray  # in the part
 
     @property
-    def images(self) -> np.ndarray:
+    def images(self) -> Images:
         # All of them need no copy.
-        return self.part.images if self.is_whole else self.part.images[self.positions]
+        return self.part.images if self.is_whole else select(self.part.images, self.positions)
 
     @property
     def is_whole(self) -> bool:
@@ -252,7 +254,7 @@ def _fold(
     return fold_of(sets["train"].labels, names, folds, fold, seed)
 
 
-def _loaded(given: Mapping[str, tuple[np.ndarray | None, np.ndarray | None]]) -> dict[str, LabelledImages]:
+def _loaded(given: Mapping[str, tuple[Images | None, np.ndarray | None]]) -> dict[str, LabelledImages]:
     """The parts that are given, checked and in one form."""
     loaded: dict[str, LabelledImages] = {}
     for key, (images, labels) in given.items():
@@ -269,13 +271,13 @@ def _loaded(given: Mapping[str, tuple[np.ndarray | None, np.ndarray | None]]) ->
     return loaded
 
 
-def check_arrays(images: np.ndarray, labels: np.ndarray, images_name: str, labels_name: str) -> LabelledImages:
+def check_arrays(images: Images, labels: np.ndarray, images_name: str, labels_name: str) -> LabelledImages:
     """Checks arrays and converts them to `LabelledImages`; the names are used in error messages.
 
     Raises:
         ExperimentError: the shape, type or range of an array is wrong.
     """
-    pixels = _pixels(np.asarray(images), images_name)
+    pixels = images if isinstance(images, StoredImages) else _pixels(np.asarray(images), images_name)
     return LabelledImages(pixels, _classes(np.asarray(labels), labels_name, len(pixels)))
 
 
@@ -364,13 +366,13 @@ def _class_names(class_names: Sequence[str], loaded: Mapping[str, LabelledImages
     return names
 
 
-def arrays_sha256(*arrays: np.ndarray) -> str:
+def arrays_sha256(*arrays: Images) -> str:
     """SHA-256 of the types, shapes and bytes of arrays, the same on every platform."""
     digest = hashlib.sha256()
     for array in arrays:
-        little_endian = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
         digest.update(f"{array.dtype.name}{array.shape}".encode())
-        digest.update(little_endian.data)
+        for piece in pieces(array):
+            digest.update(np.ascontiguousarray(piece, piece.dtype.newbyteorder("<")).data)
     return digest.hexdigest()
 
 

@@ -4,19 +4,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from experiments.stored_images import Images, pieces
+
 _MOST_NAMED = 3
 
 
-def image_numbers(parts: Sequence[np.ndarray]) -> list[np.ndarray]:
+def image_numbers(parts: Sequence[Images]) -> list[np.ndarray]:
     """Numbers images so that equal ones have the same number.
 
     Args:
-        parts: arrays of shape (images, height, width, channels).
+        parts: images of shape (images, height, width, channels).
 
     Returns:
         For each part an int64 array of shape (images,): the position, among all, of the first image that is equal.
     """
-    hashes = np.array([hash(image.tobytes()) for part in parts for image in part])
+    hashes = np.array([hash(image.tobytes()) for part in parts for piece in pieces(part) for image in piece])
     _, first, group = np.unique(hashes, return_index=True, return_inverse=True)
     return np.split(first[group], np.cumsum([len(part) for part in parts])[:-1])
 

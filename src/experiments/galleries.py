@@ -20,6 +20,7 @@ from experiments.plot_style import (
     WRONG,
     new_figure,
 )
+from experiments.stored_images import Images
 
 TILE, TILE_GAP, LINE = 1.0, 0.14, 0.145
 COLUMNS, CAPTION_CHARACTERS = 8, 17
@@ -38,9 +39,7 @@ def samples(images: np.ndarray, labels: Sequence[str]) -> Figure:
     return _gallery("Training images as the model sees them", note, images, [_wrap(label) for label in labels])
 
 
-def predictions(
-    images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]
-) -> Figure:
+def predictions(images: Images, labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]) -> Figure:
     """The first test images with the predicted class and its probability, correct ones in green and wrong ones in red.
 
     Args:
@@ -57,7 +56,7 @@ def predictions(
     return _gallery(title, note, images[first], captions, np.where(right, RIGHT, WRONG).tolist())
 
 
-def mistakes(images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]) -> Figure:
+def mistakes(images: Images, labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]) -> Figure:
     """The wrongly predicted test images, the most confident first, at most 40; arguments as for `predictions`."""
     wrong = np.flatnonzero(labels != probabilities.argmax(axis=1))
     title = f"{len(wrong):,} of {len(labels):,} test images predicted wrongly"

@@ -1,18 +1,26 @@
 """Reads image files and converts them to the raw pixels that a model takes."""
 
 import base64
+import hashlib
 import io
+import json
 import logging
+import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from glob import escape, glob
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import PIL
+import psutil
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from experiments.errors import ExperimentError
+from experiments.stored_images import Images, stored
 
 _log = logging.getLogger("experiments")
 
@@ -214,26 +222,71 @@ def as_it_is(
 
 
 def read_all(
-    files: Sequence[Path], shape: tuple[int, ...], *, invert: bool, background: str, resize: str
-) -> np.ndarray:
+    files: Sequence[Path],
+    shape: tuple[int, ...],
+    *,
+    invert: bool,
+    background: str,
+    resize: str,
+    memory_mb: float | None = None,
+) -> Images:
     """Reads image files and converts them as `resized` does.
+
+    Args:
+        files: in the order of the images.
+        shape: height, width and channels.
+        invert: as for `resized`.
+        background: as for `resized`.
+        resize: as for `resized`.
+        memory_mb: megabytes; images that take more are not held in memory, but decoded once into a file of the cache
+            folder. None means half of the free memory.
 
     Returns:
         uint8 of shape (files, height, width, channels).
 
     Raises:
-        ExperimentError: names the files that cannot be used, and why.
+        ExperimentError: names the files that cannot be used, and why; or the images cannot be stored.
     """
+    how: Any = {"shape": shape, "invert": invert, "background": background, "resize": resize}
+    size = len(files) * math.prod(shape)
+    allowed = psutil.virtual_memory().available / 2 if memory_mb is None else memory_mb * 1e6
+    if size > allowed:
+        limit = "half of the free memory" if memory_mb is None else f"data.memory_mb={memory_mb:g}"
+        return stored(
+            f"images-{_digest(files, how)}.uint8",
+            (len(files), *shape),
+            lambda done: _decoded(files[done:], **how),
+            f"{len(files):,} images take {size / 1e6:,.0f} MB, more than {limit}",
+        )
     pixels = np.empty((len(files), *shape), np.uint8)
+    for position, image in enumerate(_decoded(files, **how)):
+        pixels[position] = image
+    return pixels
+
+
+def _digest(files: Sequence[Path], how: Mapping[str, Any]) -> str:
+    """Hash of the contents of files, and of all that decides which pixels are made of them."""
+    digest = hashlib.sha256(json.dumps([how, PIL.__version__]).encode() + Path(__file__).read_bytes())
+    for file in files:
+        with suppress(OSError), file.open("rb") as stream:  # what cannot be read is named when it is decoded
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def _decoded(
+    files: Sequence[Path], shape: tuple[int, ...], *, invert: bool, background: str, resize: str
+) -> Iterator[np.ndarray]:
+    """The pixels of one file after another; in the end names all that cannot be used."""
     unreadable, invisible = [], 0
-    for position, file in enumerate(files):
+    for file in files:
         try:
             image = read(file)
-            pixels[position] = resized(image, shape, invert=invert, background=background, resize=resize)
+            pixels = resized(image, shape, invert=invert, background=background, resize=resize)
         except NotAnImage as error:
             unreadable.append(f"{shown(file)} {error}")
             continue
-        invisible += image.has_transparency_data and int(np.ptp(pixels[position])) < FAINTEST
+        invisible += image.has_transparency_data and int(np.ptp(pixels)) < FAINTEST
+        yield pixels
     if unreadable:
         more = len(unreadable) - _MOST_NAMED
         first = "; ".join(unreadable[:_MOST_NAMED]) + (f"; and {more} more" if more > 0 else "")
@@ -247,7 +300,6 @@ def read_all(
             "%d of %d images are a single color once they are composited onto %s. Try data.background=%s.",
             invisible, len(files), background, other,
         )  # fmt: skip
-    return pixels
 
 
 def data_uri(pixels: np.ndarray) -> str:

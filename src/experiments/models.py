@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from experiments.errors import ExperimentError, reason_of
+from experiments.stored_images import Images, pieces
 
 _Size = Annotated[int, Field(ge=1)]
 _DropoutRate = Annotated[float, Field(ge=0, lt=1)]
@@ -204,7 +205,7 @@ def _preprocessed(pixels: keras.KerasTensor, builder: Callable[..., keras.Model]
     return keras.layers.Rescaling(scale.tolist(), black.tolist(), name="preprocessing")(pixels)
 
 
-def rescaling(*, train_images: np.ndarray) -> keras.layers.Rescaling:
+def rescaling(*, train_images: Images) -> keras.layers.Rescaling:
     """Builds the layer that scales the training pixels to mean 0 and standard deviation 1, over all pixels together.
 
     Args:
@@ -214,7 +215,7 @@ def rescaling(*, train_images: np.ndarray) -> keras.layers.Rescaling:
         ExperimentError: all pixels are equal.
     """
     # From the histogram: exact integers, and no float copy of the images.
-    counts = np.bincount(train_images.ravel(), minlength=256)
+    counts = np.sum([np.bincount(piece.ravel(), minlength=256) for piece in pieces(train_images)], axis=0)
     pixels = np.arange(len(counts))
     mean = np.average(pixels, weights=counts)
     deviation = np.sqrt(np.average((pixels - mean) ** 2, weights=counts))

@@ -24,6 +24,8 @@ SELECTABLE = (*GROUPS, "experiment", "sweep")
 REPLICATE_KEYS = ("seed", "data.split_seed", "data.fold")
 #: Root keys that cannot change a result.
 NO_IDENTITY = ("tracking", "force", "resume", "dry_run")
+#: Key of the data that cannot change a result, as their paths cannot.
+_MEMORY = "memory_mb"
 #: Arguments of Keras's classes that the run gives itself, and why.
 _OF_RUN = {
     "mode": "It follows from monitor.",
@@ -56,8 +58,8 @@ class Configuration:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """All values that can change a result, including the seed, without tracking and paths of data."""
-        data = {key: value for key, value in self._values["data"].items() if key not in self.paths}
+        """All values that can change a result, including the seed, without tracking, paths and memory of data."""
+        data = {key: value for key, value in self._values["data"].items() if key not in (*self.paths, _MEMORY)}
         return {key: value for key, value in {**self._values, "data": data}.items() if key not in NO_IDENTITY}
 
     @property
@@ -143,7 +145,17 @@ class Configuration:
     @property
     def title(self) -> str:
         """Model, what the user changed, seed: at most 80 characters."""
-        told = ("model=", "seed=", "tracking.", "+tracking.", "hydra.", "sweep=", "force=", "resume=")
+        told = (
+            "model=",
+            "seed=",
+            "tracking.",
+            "+tracking.",
+            "hydra.",
+            "sweep=",
+            "force=",
+            "resume=",
+            "data.memory_mb=",
+        )
         last = {override.partition("=")[0]: override for override in self.overrides}  # of two for a key
         changed = [text for key, text in last.items() if not (text.startswith(told) or is_data_path(key))]
         if self.cfg.tracking.job:

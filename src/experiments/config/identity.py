@@ -19,7 +19,8 @@ PACKAGE = Path(__file__).resolve().parents[1]
 #: Modules of this package that can change a number, as patterns.
 RESULT_MODULES = (
     "train", "artifacts", "augmentations", "data", "dataset", "duplicates", "image_lists", "images",
-    "library_internals", "metrics", "models", "npz_files", "schedules", "splits", "starting_point", "training/*",
+    "library_internals", "metrics", "models", "npz_files", "schedules", "splits", "starting_point", "stored_images",
+    "training/*",
 )  # fmt: skip
 #: Environment variables by which TensorFlow, oneDNN and XLA compute other numbers.
 RESULT_VARIABLES = (

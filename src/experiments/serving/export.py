@@ -103,7 +103,8 @@ def check_images(classifier: Classifier, of_run: Configuration | None, data: Seq
             f"{found.name} has images of shape {found.image_shape} in {found.num_classes} classes, but "
             f"{classifier.name} takes {shape} and has {len(classifier.class_names)} classes."
         )
-    images = np.concatenate([found.test_images, found.validation_images])[:_IMAGES].astype(np.float32)
+    both = [part[:_IMAGES] for part in (found.test_images, found.validation_images)]
+    images = np.concatenate(both)[:_IMAGES].astype(np.float32)
     labels = np.concatenate([found.test_labels, found.validation_labels])[:_IMAGES]
     tests = min(len(found.test_images), len(images))
     source = f"{tests:,} test images of {found.name}"

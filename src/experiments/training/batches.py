@@ -1,11 +1,13 @@
 """Shuffled and augmented batches of training images."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
+
+from experiments.stored_images import Images, StoredImages
 
 _ALIGNMENT = 64  # bytes, of TensorFlow's tensors
 _MOST_PREDICTED = 250  # images
@@ -14,7 +16,7 @@ _DRAWS = 2**20  # more random numbers than any augmentation draws for a batch
 
 
 def training_batches(
-    images: np.ndarray,
+    images: Images,
     labels: np.ndarray,
     num_classes: int,
     *,
@@ -40,7 +42,7 @@ def training_batches(
     """
     total = len(images)
     steps = math.ceil(total / batch_size)
-    all_images, all_labels = _tensor(images), tf.constant(labels)
+    read, all_labels = _reader(images), tf.constant(labels)
     generators = [
         variable for layer in augmentation for variable in layer.variables if variable.name == "seed_generator_state"
     ]
@@ -50,7 +52,7 @@ def training_batches(
         epoch, step = position // steps, position % steps
         places = tf.range(step * batch_size, tf.minimum((step + 1) * batch_size, total))
         shuffled = tf.random.experimental.index_shuffle(places, seed=[seed, epoch], max_index=total - 1)
-        return position, tf.gather(all_images, shuffled), tf.one_hot(tf.gather(all_labels, shuffled), num_classes)
+        return position, read(shuffled), tf.one_hot(tf.gather(all_labels, shuffled), num_classes)
 
     def augment(position: tf.Tensor, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         for generator, layer_seed in zip(generators, seeds, strict=True):
@@ -60,6 +62,24 @@ def training_batches(
         return images, labels
 
     return tf.data.Dataset.range(after_epoch * steps, epochs * steps).map(batch).map(augment).prefetch(2)
+
+
+def validation_batches(images: Images, labels: np.ndarray, num_classes: int, batch_size: int) -> tf.data.Dataset:
+    """Batches of images and one-hot labels, in their order.
+
+    Args:
+        images: raw pixels of shape (images, height, width, channels).
+        labels: classes of shape (images,).
+        num_classes: length of a one-hot label.
+        batch_size: images per batch.
+    """
+    total, read, all_labels = len(images), _reader(images), tf.constant(labels)
+
+    def batch(start: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        positions = tf.range(start, tf.minimum(start + batch_size, total))
+        return read(positions), tf.one_hot(tf.gather(all_labels, positions), num_classes)
+
+    return tf.data.Dataset.range(0, total, batch_size).map(batch).prefetch(2)
 
 
 def augmented(layer: keras.Layer, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -79,6 +99,19 @@ def prediction_batch_size(model: keras.Model) -> int:
         for output in keras.tree.flatten(layer.output)
     ]
     return max(1, min(_MOST_PREDICTED, _PREDICTION_BYTES // (4 * 2 * max(sizes))))  # input and output of a layer
+
+
+def _reader(images: Images) -> Callable[[tf.Tensor], tf.Tensor]:
+    """A TensorFlow function that returns the images at some positions."""
+    if not isinstance(images, StoredImages):
+        tensor = _tensor(images)
+        return lambda positions: tf.gather(tensor, positions)
+
+    def read(positions: tf.Tensor) -> tf.Tensor:
+        pixels = tf.numpy_function(images.__getitem__, [positions], tf.uint8)
+        return tf.ensure_shape(pixels, (None, *images.shape[1:]))
+
+    return read
 
 
 def _tensor(array: np.ndarray) -> tf.Tensor:

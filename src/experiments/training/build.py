@@ -15,6 +15,7 @@ from experiments.config.targets import instantiate
 from experiments.dataset import Dataset, are_probabilities
 from experiments.errors import ExperimentError, reason_of
 from experiments.library_internals import metric_mode
+from experiments.stored_images import Images
 from experiments.training.batches import augmented
 from experiments.training.class_weights import ClassWeightedLoss, class_weights
 from experiments.training.evaluation import values_of
@@ -265,10 +266,10 @@ def _check_probabilities(key: str, part: keras.losses.Loss | keras.Metric) -> No
         )
 
 
-def warn_if_badly_scaled(components: Components, images: np.ndarray) -> None:
+def warn_if_badly_scaled(components: Components, images: Images) -> None:
     """Warns of inputs that the first layers make tiny or leave huge, with which a model learns badly."""
     largest = 0.0
-    for image in images[:_LOOKED_AT, None]:  # one by one, because as floats they take four times the memory
+    for image in images[:_LOOKED_AT][:, None]:  # one by one, because as floats they take four times the memory
         scaled = components.scaling(image.astype("float32"))
         for layer in _first_scalings(components.model):
             scaled = scaled if layer is components.scaling else layer(scaled)

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from sklearn import metrics
 
+from experiments.stored_images import Images
 from experiments.training.batches import prediction_batch_size
 
 _MEASURED_AT_ONCE = 250  # images
@@ -109,7 +110,7 @@ class Evaluation:
         )
 
 
-def evaluate(model: keras.Model, images: np.ndarray, labels: np.ndarray) -> Evaluation:
+def evaluate(model: keras.Model, images: Images, labels: np.ndarray) -> Evaluation:
     """Predicts raw pixels of shape (images, height, width, channels)."""
     batch_size = prediction_batch_size(model)
     # Keras copies what it predicts.

@@ -14,7 +14,8 @@ import tensorflow as tf
 from rich.console import Console
 from rich.live import Live
 
-from experiments.training.batches import prediction_batch_size
+from experiments.stored_images import Images
+from experiments.training.batches import prediction_batch_size, validation_batches
 from experiments.training.callbacks import CheckpointCallback, EpochFunction, HistoryCallback, measured_in
 from experiments.training.checkpoints import Checkpoint
 from experiments.training.freezing import FreezeCallback
@@ -58,7 +59,7 @@ class Recipe:
 def fit(
     model: keras.Model,
     batches: tf.data.Dataset,
-    validation: tuple[np.ndarray, np.ndarray],
+    validation: tuple[Images, np.ndarray],
     recipe: Recipe,
     *,
     num_images: int,
@@ -107,8 +108,7 @@ def fit(
             initial_epoch=recipe.epochs if has_ended else trained_before,
             epochs=recipe.epochs,
             steps_per_epoch=math.ceil(num_images / recipe.batch_size),
-            validation_data=(images, keras.utils.to_categorical(labels, num_classes)),
-            validation_batch_size=prediction_batch_size(model),
+            validation_data=validation_batches(images, labels, num_classes, prediction_batch_size(model)),
             callbacks=[*averaging, *freezing, history, *others, *([ProgressBar(live)] if live else []), checkpoints],
             shuffle=False,  # the batches are
             verbose=0,  # Keras's own progress bar wraps on a narrow terminal
