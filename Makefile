@@ -50,3 +50,4 @@ bench: $(DEVELOPMENT)
 	@$(BIN)/python benchmarks/predict.py
 	@$(BIN)/python benchmarks/memory.py
 	@$(BIN)/python benchmarks/augment.py
+	@$(BIN)/python benchmarks/stored_images.py

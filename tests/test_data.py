@@ -123,6 +123,7 @@ def test_public_functions_are_the_options():
         ("color_mode", "gray"),
         ("invert", 1),
         ("path", ""),
+        ("memory_mb", -1),
     ],
 )
 def test_annotations_refuse_values_out_of_range(name, value):

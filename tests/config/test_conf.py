@@ -129,7 +129,7 @@ def test_every_knob_of_our_builders_stands_in_the_file(built, option):
         assert all(p.kind is p.KEYWORD_ONLY for p in parameters.values())
         # A default stands for a key that recorded configurations of earlier versions lack.
         has_default = {name for name, parameter in parameters.items() if parameter.default is not parameter.empty}
-        assert has_default <= {"duplicates", "background", "resize", "test_fraction", "folds", "fold"}
+        assert has_default <= {"duplicates", "background", "resize", "test_fraction", "folds", "fold", "memory_mb"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONF_DIR)))
