@@ -38,7 +38,7 @@ def make_files(folder: Path, number: int) -> None:
 
 
 def train(folder: Path, home: Path, words: Sequence[str]) -> tuple[float, float]:
-    """Trains once; the highest sum of the resident sets of the process and its children in MB, and its seconds."""
+    """Trains once; the largest resident set of any of its processes in MB, and its seconds."""
     environment = os.environ | {"EXPERIMENTS_HOME": str(home), "KERAS_HOME": str(home)}
     environment.pop("MLFLOW_TRACKING_URI", None)
     command = [COMMAND, "train", "data=folder", f"data.path={folder}", "data.color_mode=rgb", *words]
@@ -47,7 +47,7 @@ def train(folder: Path, home: Path, words: Sequence[str]) -> tuple[float, float]
     watched, highest = psutil.Process(process.pid), 0
     while process.poll() is None:
         try:
-            highest = max(highest, sum(each.memory_info().rss for each in [watched, *watched.children(recursive=True)]))
+            highest = max([highest, *(each.memory_info().rss for each in [watched, *watched.children(recursive=True)])])
         except psutil.NoSuchProcess:
             continue
         time.sleep(0.02)
