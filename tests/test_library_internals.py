@@ -11,6 +11,7 @@ from mlflow.store.db.utils import create_sqlalchemy_engine
 
 import experiments
 from experiments import library_internals
+from records import add_model, record
 
 PACKAGE = Path(experiments.__file__).parent
 #: Private by their spelling only.
@@ -44,6 +45,19 @@ def test_the_tables_of_mlflow_are_created(tmp_path):
     (experiment,) = mlflow.MlflowClient(uri).search_experiments()  # refused if a table were missing or an old one
     assert (experiment.experiment_id, experiment.name, experiment.lifecycle_stage) == ("0", "Default", "active")
     assert experiment.artifact_location == "file:///some/folder" and experiment.creation_time > 0
+
+
+def test_runs_and_models_are_deleted_from_a_database_and_not_on_a_server(store):
+    run_id = record(store, status="FAILED", metrics={"loss": 1.0})
+    model_id = add_model(store, run_id)
+    other = record(store)
+    assert library_internals.delete_for_good(store, model_id=model_id)
+    assert library_internals.delete_for_good(store, run_id=run_id)
+    for ask in (lambda: store.get_run(run_id), lambda: store.get_logged_model(model_id)):
+        with pytest.raises(mlflow.MlflowException, match="not found"):
+            ask()
+    assert store.get_run(other).info.status == "FINISHED"
+    assert not library_internals.delete_for_good(mlflow.MlflowClient("http://127.0.0.1:1"), run_id=other)
 
 
 def test_keras_says_what_is_better():

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser
 
     from hydra.core.utils import JobReturn
+    from mlflow import MlflowClient
     from sqlalchemy import Engine
 
 
@@ -43,6 +44,29 @@ def create_mlflow_tables(engine: "Engine", artifacts: str) -> None:
     with Session(engine) as session:
         session.add(SqlExperiment(experiment_id=0, name="Default", artifact_location=artifacts))
         session.commit()
+
+
+def delete_for_good(client: "MlflowClient", *, run_id: str = "", model_id: str = "") -> bool:
+    """Deletes a run or a logged model from the database, as `mlflow gc` does.
+
+    `mlflow gc` itself would also delete every experiment that somebody has marked as deleted.
+
+    Args:
+        client: of the store.
+        run_id: of the run; its models must have been deleted before.
+        model_id: of the model.
+
+    Returns:
+        Whether the store is a database; a server cannot be asked for it, and nothing is done.
+    """
+    store = client._tracking_client.store
+    if not hasattr(store, "_hard_delete_run"):
+        return False
+    if run_id:
+        store._hard_delete_run(run_id)
+    if model_id:
+        store._hard_delete_logged_model(model_id)
+    return True
 
 
 def metric_mode(metric: Any) -> str | None:

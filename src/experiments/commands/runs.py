@@ -77,3 +77,36 @@ def diff(first: str, second: str, as_json: bool, picture: str) -> None:
         difference.print_difference(found, Display().console)
     if picture:
         difference.draw(found, Path(picture))
+
+
+@click.command()
+@click.option(
+    "--keep-models",
+    type=click.IntRange(min=1),
+    metavar="K",
+    help="Also delete the models of all but the best K seeds of every variant.",
+)
+@click.option("--yes", is_flag=True, help="Delete; without it, only say what would be deleted.")
+def clean(keep_models: int | None, yes: bool) -> None:
+    """Delete failed, killed, superseded and deleted runs.
+
+    What is registered stays, and so does the best run of a sweep, what another run reproduces or has started from, and
+    what is running or can be resumed.
+    """
+    from experiments.compare import cleaning
+    from experiments.sweeps.display import Display
+    from experiments.tracking.deletion import is_server
+
+    plan, display = cleaning.find(keep_models), Display()
+    if plan.items:
+        display.console.print(cleaning.table(plan))
+    if plan.resumable:
+        display.print(f"Not deleted because they can be resumed, or sent with experiments sync: {plan.resumable:,}.")
+    if not plan.items:
+        display.print("There is nothing to delete.")
+    elif not yes:
+        display.print(f"This would delete {cleaning.counted(plan.items)}. To delete them, add --yes.")
+    else:
+        display.print(f"Deleted {cleaning.counted(list(cleaning.delete(plan)))}.")
+        if is_server():
+            display.print("Their parameters and metrics stay in the server's database until mlflow gc is run there.")

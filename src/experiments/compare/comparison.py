@@ -14,7 +14,7 @@ from experiments.compare.ranking import BEST, COSTS, EQUAL, NO_DIFFERENCE, NO_VE
 from experiments.compare.samples import samples_of
 from experiments.compare.sequential import AT_EVERY_LOOK, Decision, Race, Standing
 from experiments.compare.statistics import Estimate, Sample
-from experiments.compare.variants import DIGESTS, Variant, beside_others, split, variants_of
+from experiments.compare.variants import DIGESTS, Variant, beside_others, split, swept_keys, variants_of
 from experiments.errors import ExperimentError
 from experiments.tracking import runs
 from experiments.tracking.runs import StoredRun, runs_of, search_runs
@@ -55,7 +55,7 @@ def find_runs(sweeps: Sequence[str], query: str) -> Selection:
     parents = find_sweeps(sweeps)
     names = " + ".join(parent.tags["sweep.name"] for parent in parents)
     found = [run for parent in parents for run in runs_of(parent, query)]
-    swept = {key for parent in parents for key in runs.swept_keys(runs.job_list(parent))}
+    swept = {key for parent in parents for key in swept_keys(runs.job_list(parent))}
     title = f"{names}, {query}" if query else names
     if len(parents) > 1 or query:
         return Selection(title, found, swept)
@@ -99,7 +99,7 @@ def compare_runs(
     metric = _metric(finished, metric)
     measured = [run for run in ended if metric in run.metrics or run.diverged]
     other_data = _other_data(measured, across_data=across_data)
-    mode = _mode(metric, measured)
+    mode = mode_of(metric, measured)
     sign = -1 if mode == "max" else 1
     found = variants_of(measured, selection.swept)
     ranked, diverged = ([each for each in found if bool(each.diverged) is has] for has in (False, True))
@@ -184,7 +184,7 @@ def _metric(runs: Sequence[StoredRun], given: str) -> str:
     return found
 
 
-def _mode(metric: str, runs: Sequence[StoredRun]) -> str:
+def mode_of(metric: str, runs: Sequence[StoredRun]) -> str:
     """`max` if a higher metric is better, else `min`."""
     name = metric.rpartition("/")[2].removeprefix("val_")
     modes = {json.loads(run.tags.get("metric_modes", "{}")).get(name) for run in runs} - {None}

@@ -11,7 +11,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from experiments.compare.names import find_sweeps
-from experiments.compare.variants import differences
+from experiments.compare.variants import differences, swept_keys
 from experiments.errors import ExperimentError
 from experiments.tracking import runs, sizes
 from experiments.tracking.runs import StoredRun
@@ -104,7 +104,7 @@ def list_sweeps(last: int | None = None) -> tuple[list[Entry], bool]:
 def _sweep(parent: StoredRun, best: StoredRun | None) -> Entry:
     jobs = runs.job_list(parent)
     size = sum(sizes.sizes([parent, *runs.own_runs(parent)]))
-    return Entry(parent, dict.fromkeys(runs.swept_keys(jobs), ""), best, size, len(jobs))
+    return Entry(parent, dict.fromkeys(swept_keys(jobs), ""), best, size, len(jobs))
 
 
 def _check_recorded() -> None:

@@ -60,6 +60,16 @@ def variants_of(runs: Iterable[StoredRun], swept: Collection[str] = ()) -> list[
     return [Variant(*parts) for parts in zip(labels, shown, seeds, strict=True)]
 
 
+def swept_keys(jobs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The keys whose values differ between the jobs of a sweep."""
+    values: dict[str, set[str]] = {}
+    for job in jobs:
+        for word in job["overrides"]:
+            key, _, value = word.lstrip("+").partition("=")
+            values.setdefault(key, set()).add(value)
+    return [key for key, found in values.items() if len(found) > 1]
+
+
 def differences(runs: Sequence[StoredRun]) -> list[dict[str, str]]:
     """For each run, the values that tell it from others among `runs` beside seed and split."""
     values = _distinguishing_values(_normalized([_all_values(run) for run in runs]), ())

@@ -92,6 +92,11 @@ def unlock(name: str) -> None:
             file.unlink(missing_ok=True)
 
 
+def is_locked(name: str) -> bool:
+    """Whether a process holds a lock."""
+    return _held(_lock_file(name))
+
+
 def _lock_file(name: str) -> Path:
     store = sha256(store_uri().encode()).hexdigest()[:8]
     return jobs_folder() / f"{store}-{name}.lock"

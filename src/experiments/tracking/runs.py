@@ -1,10 +1,11 @@
 """Reads runs from the store: parameters, metrics, predictions, models."""
 
+import contextlib
 import itertools
 import json
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,7 +16,7 @@ import mlflow
 import numpy as np
 import yaml
 from mlflow.artifacts import download_artifacts, list_artifacts
-from mlflow.entities import Metric
+from mlflow.entities import Metric, ViewType
 from mlflow.entities import Run as MlflowRun
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.uri import append_to_uri_path
@@ -91,17 +92,24 @@ def _stored_run(run: MlflowRun) -> StoredRun:
 
 
 def search(
-    client: mlflow.MlflowClient, query: str, experiments: list[str] | None = None, page_size: int = _A_PAGE
+    client: mlflow.MlflowClient,
+    query: str,
+    experiments: list[str] | None = None,
+    page_size: int = _A_PAGE,
+    *,
+    deleted: bool = False,
 ) -> Iterator[StoredRun]:
-    """The runs that `query` finds, the newest first, by default in all active experiments."""
+    """The runs that `query` finds, the newest first, by default in all active experiments; or only deleted ones."""
     if experiments is None:
-        experiments = [found.experiment_id for found in call_store(client.search_experiments)]
+        view = ViewType.ALL if deleted else ViewType.ACTIVE_ONLY
+        experiments = [found.experiment_id for found in call_store(client.search_experiments, view_type=view)]
     token = None
     while experiments:
         page = call_store(
             client.search_runs,
             experiments,
             query,
+            ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY,
             max_results=page_size,
             order_by=["attributes.start_time DESC"],
             page_token=token,
@@ -157,16 +165,6 @@ def runs_of(parent: StoredRun, query: str = "") -> list[StoredRun]:
         names = ", ".join(f"'{run_id}'" for run_id in elsewhere[start : start + _MOST_IN_A_QUERY])
         own |= {run.run_id: run for run in find(client, f"attributes.run_id IN ({names}){tail}")}
     return [own[run_id] for run_id in ids if run_id in own]
-
-
-def swept_keys(jobs: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The keys whose values differ between the jobs of a sweep."""
-    values: dict[str, set[str]] = {}
-    for job in jobs:
-        for word in job["overrides"]:
-            key, _, value = word.lstrip("+").partition("=")
-            values.setdefault(key, set()).add(value)
-    return [key for key, found in values.items() if len(found) > 1]
 
 
 def importance(parent: StoredRun) -> dict[str, float]:
@@ -361,9 +359,13 @@ def class_names(run: StoredRun) -> tuple[str, ...]:
 
 
 def model_id(run: StoredRun) -> str | None:
-    """The id of the model that a run has logged, or None."""
-    outputs = call_store(open_store().get_run, run.run_id).outputs
-    return outputs.model_outputs[-1].model_id if outputs and outputs.model_outputs else None
+    """The id of the model that a run has logged, None if there is none any more."""
+    client = open_store()
+    outputs = call_store(client.get_run, run.run_id).outputs
+    logged = outputs.model_outputs[-1].model_id if outputs and outputs.model_outputs else None
+    with contextlib.suppress(StoreRefused):  # it was deleted
+        return call_store(client.get_logged_model, logged).model_id if logged else None
+    return None
 
 
 def model_file(run: StoredRun, folder: Path) -> Path | None:
@@ -390,5 +392,5 @@ def no_model(run: StoredRun) -> ExperimentError:
     elif run.status != "FINISHED":
         reason = f"it did not finish: {run.tags.get('failure', run.status)}"
     else:
-        reason = "it was trained with tracking.model=false"
+        reason = "it was deleted" if run.models else "it was trained with tracking.model=false"
     return ExperimentError(f"{run.run_id} ({run.name}) has no model: {reason}.")
