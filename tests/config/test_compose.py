@@ -21,6 +21,9 @@ ROOT = (
 )
 CONV2 = "activation, batch_norm, conv_dropout, dense_units, dropout, filters, kernel_size, padding, pool_sizes"
 NO_OTHER = "Only free tags are added with +, as in +tracking.tags.idea=x."
+BY_CLASS = "One without a YAML file is added by its class: +{0}.NAME._target_=keras.{0}.CLASS"
+TERMINATE = "+callbacks.nan._target_=keras.callbacks.TerminateOnNaN"
+PLATEAU = "+callbacks.plateau._target_=keras.callbacks.ReduceLROnPlateau"
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +55,11 @@ UNKNOWN = {
     "model=conv3 model.layers=[1]": f"model.layers: model=conv3 has no such key. Did you mean filters? "
     f"Allowed: {CONV2}.",
     "modle.dropout=0.3": "modle.dropout: there is no such key. Did you mean model.dropout?",
+    "+callbacks.nan.patience=3": "callbacks.nan.patience: callbacks=[] has no such key. "
+    f"{BY_CLASS.format('callbacks')}",
+    f"{PLATEAU} callbacks.plateau.patince=3": "callbacks.plateau.patince: callbacks=[plateau] has no such key. "
+    "Did you mean patience? "
+    "Allowed: baseline, cooldown, factor, min_delta, min_lr, monitor, patience, verbose.",
     "data.path=x.npz": "data.path: data=mnist_5k has no such key. "
     "Allowed: duplicates, fold, folds, limit, split_seed, validation_fraction.",
     "schedule.factor=0.5": "schedule.factor: schedule=constant has no such key.",
@@ -112,7 +120,8 @@ UNKNOWN_OPTION = {
 @pytest.mark.parametrize("words", UNKNOWN_OPTION)
 def test_unknown_option(words):
     group, message = UNKNOWN_OPTION[words]
-    assert refusal(words) == f"{message} Allowed: {options(group)}."
+    by_class = f" {BY_CLASS.format(group)}" if group == "callbacks" else ""
+    assert refusal(words) == f"{message} Allowed: {options(group)}.{by_class}"
 
 
 NONE = {
@@ -151,7 +160,8 @@ VALUES = {
     "class_weight=balnced": "class_weight=balnced is refused. Did you mean balanced? Allowed: balanced, none.",
     "class_weight=3": "class_weight=3 is refused: it must be none, balanced, or a mapping of classes to weights.",
     "class_weight={0:-1}": "class_weight.0=-1 is refused: it must be a number of at least 0.",
-    "objective=f1": "objective=f1 is refused. Allowed: val_accuracy, val_loss.",
+    "objective=f1": "objective=f1 is refused. Allowed: val_accuracy, val_loss. Choose others with metrics; "
+    "a number that a callback leaves in the logs cannot choose the best epoch.",
     "objective=accuracy": "objective=accuracy is refused. Did you mean val_accuracy? Allowed: val_accuracy, val_loss.",
     "objective={metrik:val_loss}": 'objective={"metrik": "val_loss"} is refused: it must be a text.',
     "tracking.model=3": "tracking.model=3 is refused: it must be true or false.",
@@ -186,6 +196,21 @@ CALLBACKS = {
 @pytest.mark.parametrize("words", CALLBACKS)
 def test_refused_callback(words):
     assert refusal(words) == CALLBACKS[words]
+
+
+def test_callbacks_and_metrics_are_added_by_their_class():
+    words = [TERMINATE, PLATEAU, "callbacks.plateau.patience=2", "+callbacks.plateau.monitor=val_f1"]
+    words += ["+metrics.f1={_target_:keras.metrics.F1Score,average:macro}", "objective=val_f1"]
+    chosen = composed(words)
+    assert chosen.choices["callbacks"] == "[nan,plateau]" and chosen.choices["metrics"] == "[f1]"
+    assert chosen.cfg.callbacks.plateau == {
+        "_target_": "keras.callbacks.ReduceLROnPlateau", "patience": 2, "monitor": "val_f1"
+    }  # fmt: skip
+    both = composed(["callbacks=[early_stopping]", TERMINATE])
+    assert both.choices["callbacks"] == "[early_stopping,nan]"
+    assert refusal("+callbacks.log._target_=keras.callbacks.CSVLogger").startswith(
+        "callbacks.log._target_=keras.callbacks.CSVLogger is refused: a configuration may not call it."
+    )
 
 
 NOT_OVERRIDES = "Write key=value; quote a value with special characters."

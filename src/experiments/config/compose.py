@@ -217,6 +217,7 @@ def checked(configuration: Configuration) -> Configuration:
 
 def _check_overrides(overrides: Sequence[str], config_dir: str | None) -> None:
     """Rejects overrides that Hydra would accept, such as a misspelled key after `+`, or would not explain."""
+    new_parts = _new_parts(overrides)
     for text, override in pairs(overrides):
         key = override.key_or_group
         if (override.is_delete() and key in GROUPS) or (key in SELECTABLE and not is_choice(override)):
@@ -224,13 +225,33 @@ def _check_overrides(overrides: Sequence[str], config_dir: str | None) -> None:
             if key in LIST_GROUPS:
                 advice = f"For none write {key}=[]."
             raise ExperimentError(f"{text}: {key} needs an option.", allowed=_options(key, config_dir), advice=advice)
-        if not (override.is_add() or override.is_force_add()) or f"{key}.".startswith((CUSTOM_TAGS, "hydra.")):
+        allowed = (CUSTOM_TAGS, "hydra.", *new_parts)
+        if not (override.is_add() or override.is_force_add()) or f"{key}.".startswith(allowed):
             continue
         known = _known(overrides, config_dir)
         if key not in known_keys(known):
-            raise unknown_key(key, known, f"Only free tags are added with +, as in +{CUSTOM_TAGS}idea=x.")
+            raise unknown_key(key, known, _what_is_added(key.partition(".")[0]))
         if override.is_add() or key in SELECTABLE:
             raise ExperimentError(f"{text}: {key} is there already.", advice=f"Write it without +: {text.lstrip('+')}")
+
+
+def _new_parts(overrides: Sequence[str]) -> set[str]:
+    """The callbacks and metrics, as `callbacks.name.`, that are added by their class and not by a YAML file."""
+    added = [override for override in parse(overrides) if override.is_add() or override.is_force_add()]
+    values = [(override.key_or_group.split("."), override.value()) for override in added]
+    return {
+        f"{key[0]}.{key[1]}."
+        for key, value in values
+        if key[0] in LIST_GROUPS
+        and (key[2:] == ["_target_"] or (len(key) == 2 and isinstance(value, dict) and "_target_" in value))
+    }
+
+
+def _what_is_added(group: str) -> str:
+    """A sentence about what + is for."""
+    if group in LIST_GROUPS:
+        return f"One without a YAML file is added by its class: +{group}.NAME._target_=keras.{group}.CLASS"
+    return f"Only free tags are added with +, as in +{CUSTOM_TAGS}idea=x."
 
 
 def _options(group: str, config_dir: str | None) -> set[str]:
@@ -238,11 +259,13 @@ def _options(group: str, config_dir: str | None) -> set[str]:
 
 
 def _known(overrides: Sequence[str], config_dir: str | None) -> Configuration:
-    """The keys that exist with the options chosen by `overrides`."""
+    """The keys that exist with the options chosen, and the parts added, by `overrides`."""
+    new_parts = tuple(_new_parts(overrides))
     chosen = [
         text
         for text, override in pairs(overrides)
-        if text.partition("=")[0] in SELECTABLE and not isinstance(override.value(), dict)
+        if (text.partition("=")[0] in SELECTABLE and not isinstance(override.value(), dict))
+        or (text.startswith("+") and f"{override.key_or_group}.".startswith(new_parts))
     ]
     cfg = _composed(chosen, config_dir)
     return _configuration(cfg, cfg.hydra.runtime.choices, chosen, config_dir)
@@ -257,7 +280,10 @@ def _explain(error: Exception, overrides: Sequence[str], config_dir: str | None)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         names = error.options or _options(group, config_dir)
-        return ExperimentError(f"{group}={option}: there is no such option.", given=option, allowed=names)
+        advice = _what_is_added(group) if group in LIST_GROUPS else ""
+        return ExperimentError(
+            f"{group}={option}: there is no such option.", given=option, allowed=names, advice=advice
+        )
     if unknown := re.match(r"Could not (?:override|delete|delete from config\.) '(.+?)'", problem):
         known = _known(overrides, config_dir)
         return _unknown_inside(unknown[1], overrides, known)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from experiments.errors import ExperimentError
+from experiments.errors import ExperimentError, did_you_mean
 
 #: Groups of which a run takes any number of options.
 LIST_GROUPS = ("callbacks", "metrics")
@@ -100,9 +100,20 @@ def check_run(values: Mapping[str, Any], options: Mapping[str, str]) -> None:
     _check_numbers(values)
     measured = epoch_metrics(values)
     validated = tuple(name for name in measured if name.startswith("val_"))
-    if not _is_of_class(values["objective"], validated):
-        check_value("objective", values["objective"], Literal[validated])
+    _check_objective(values["objective"], validated)
     _check_callbacks(values, measured, options["schedule"])
+
+
+def _check_objective(objective: str, validated: Sequence[str]) -> None:
+    if objective in validated or _is_of_class(objective, validated):
+        return
+    unknown = "Choose others with metrics; a number that a callback leaves in the logs cannot choose the best epoch."
+    raise ExperimentError(
+        f"objective={objective} is refused.",
+        given=objective,
+        allowed=validated,
+        advice="" if did_you_mean(objective, validated) else unknown,
+    )
 
 
 def _check_names(values: Mapping[str, Any]) -> None:
