@@ -21,7 +21,7 @@ EXPERIMENTS = str(Path(sys.executable).parent / "experiments")
 COMMANDS = [
     "train", "race", "list", "ui", "reproduce",
     "compare", "runs", "sweeps", "diff",
-    "predict", "draw", "register", "export", "sync", "clean",
+    "predict", "draw", "register", "export", "ensemble", "robustness", "sync", "clean",
 ]  # fmt: skip
 HEAVY = ["keras", "matplotlib", "mlflow", "sklearn", "tensorflow"]
 

@@ -82,21 +82,26 @@ def digests(outcome: Outcome) -> dict[str, str]:
 def write_tables(record: Run, outcome: Outcome) -> None:
     """Writes predictions, mistakes and the classification report."""
     data, test = outcome.data, outcome.test
-    for part, said in (("validation", outcome.validation), ("test", test)):
-        with record.file(f"{part}_predictions.npz") as file:
-            np.savez(file, labels=said.labels, probabilities=said.probabilities)
-        with record.file(f"{part}_scores.npy") as file:  # all that a comparison of thousands of runs has time to read
-            np.save(file, image_scores(said.labels, said.probabilities))
+    write_predictions(record, outcome.validation, test, data.class_names)
     most = min(_MOST_MISTAKES, max(1, _BYTES_OF_MISTAKES // data.test_images[0].nbytes))
     worst, names = test.wrong[:most], np.array(data.class_names)
     mistakes: Any = {"index": data.test_index, "image": data.test_images}
     mistakes |= {"label": names[test.labels], "predicted": names[test.predicted]}
     with record.file("mistakes.npz") as file:
         np.savez_compressed(file, **{name: values[worst] for name, values in mistakes.items()})
+
+
+def write_predictions(record: Run, validation: Evaluation, test: Evaluation, class_names: Sequence[str]) -> None:
+    """Writes the predictions, what they score on every image, and the classification report of the test images."""
+    for part, said in (("validation", validation), ("test", test)):
+        with record.file(f"{part}_predictions.npz") as file:
+            np.savez(file, labels=said.labels, probabilities=said.probabilities)
+        with record.file(f"{part}_scores.npy") as file:  # all that a comparison of thousands of runs has time to read
+            np.save(file, image_scores(said.labels, said.probabilities))
     with record.file("classification_report.txt") as file:
-        file.write_text(test.report(data.class_names), encoding="utf-8")
+        file.write_text(test.report(class_names), encoding="utf-8")
     with record.file("classification_report.json") as file:
-        file.write_text(json.dumps(test.report_values(data.class_names), indent=2), encoding="utf-8")
+        file.write_text(json.dumps(test.report_values(class_names), indent=2), encoding="utf-8")
 
 
 def draw(record: Run, outcome: Outcome) -> None:

@@ -13,7 +13,7 @@ import click
 
 from experiments import quiet_import
 from experiments.commands.compare import compare
-from experiments.commands.models import PORT, draw, export, predict, register
+from experiments.commands.models import PORT, draw, ensemble, export, predict, register, robustness
 from experiments.commands.runs import clean, diff, runs, sweeps
 from experiments.errors import ExperimentError
 
@@ -195,7 +195,8 @@ def sync() -> int:
 
 
 for _command in (
-    train, race, list_options, ui, reproduce, compare, runs, sweeps, diff, predict, draw, register, export, sync, clean,
+    train, race, list_options, ui, reproduce, compare, runs, sweeps, diff, predict, draw, register, export,
+    ensemble, robustness, sync, clean,
 ):  # fmt: skip
     command_line.add_command(_command)
 

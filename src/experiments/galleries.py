@@ -96,6 +96,29 @@ def disagreements(
     return _gallery(f"{number:,} test images on which the two models answer differently", note, images, captions)
 
 
+def corrupted_image(
+    images: np.ndarray, names: Sequence[str], label: int, probabilities: np.ndarray, class_names: Sequence[str]
+) -> Figure:
+    """One test image, clean and with every corruption, and what the model predicts for each.
+
+    Args:
+        images: (images, height, width, channels).
+        names: (images,) of the corruptions.
+        label: its true class, as a position in `class_names`.
+        probabilities: (images, classes), 0 to 1.
+        class_names: (classes,) names.
+    """
+    predicted = probabilities.argmax(axis=1)
+    right = predicted == label
+    title = f"{right.sum()} of {len(right)} versions of one test image predicted correctly: {class_names[label]}"
+    note = "below: corruption, predicted class and its probability; green: correct, red: wrong"
+    captions = [
+        f"{_wrap(name.replace('_', ' '))}\n{_wrap(class_names[guess])} {row.max():.1%}"
+        for name, guess, row in zip(names, predicted, probabilities, strict=True)
+    ]
+    return _gallery(title, note, images, captions, np.where(right, RIGHT, WRONG).tolist())
+
+
 def _captions(labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]) -> list[str]:
     """The caption of each image: `class` or `true → predicted`, and the probability below."""
     captions = []

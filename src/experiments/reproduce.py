@@ -93,6 +93,9 @@ def configuration_of(run: StoredRun) -> Configuration:
     """The recorded configuration of a run, checked like any untrusted input."""
     if "sweep.name" in run.tags:
         raise ExperimentError(f"{run.run_id} is a sweep.", advice="Name one of its runs.")
+    if "members" in run.tags:
+        advice = f"Combine the same runs again with: {run.tags['command']}"
+        raise ExperimentError(f"{run.run_id} ({run.name}) is an ensemble, which was not trained.", advice=advice)
     if run.status == "RUNNING":
         raise ExperimentError(f"{run.run_id} ({run.name}) is still running.")
     with tempfile.TemporaryDirectory() as folder:

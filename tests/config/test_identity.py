@@ -9,7 +9,18 @@ from experiments.config.compose import compose
 from experiments.config.identity import PACKAGE, RESULT_MODULES, RESULT_VARIABLES, code_sha256, read_own_code
 
 #: Every module that a run imports, whose code cannot change a number.
-WITHOUT_EFFECT = ("__init__", "errors", "galleries", "plots", "plot_style", "config/*", "tracking/*")
+WITHOUT_EFFECT = (
+    "corruptions",
+    "ensemble",
+    "robustness",
+    "__init__",
+    "errors",
+    "galleries",
+    "plots",
+    "plot_style",
+    "config/*",
+    "tracking/*",
+)
 BUILDER = '''"""{module}"""
 
 import keras

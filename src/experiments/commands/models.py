@@ -1,10 +1,12 @@
 """The subcommands that use a trained model."""
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
 
+from experiments import quiet_import
 from experiments.errors import ExperimentError
 
 PORT = click.IntRange(1, 65535)
@@ -58,8 +60,6 @@ def draw(model: str, port: int) -> None:
 
     MODEL is what predict takes.
     """
-    from importlib.util import find_spec
-
     from experiments import load
 
     if find_spec("gradio") is None:
@@ -121,3 +121,40 @@ def export(
     if checked.accuracy is not None and checked.accuracy_before is not None:
         print(f"Accuracy {checked.accuracy:.2%}, and {checked.accuracy_before:.2%} before.")
     return 0
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="SWEEP_OR_RUN...")
+@click.option("--size", type=click.IntRange(2), default=5, show_default=True, metavar="N", help="Most members.")
+def ensemble(names: tuple[str, ...], size: int) -> None:
+    """Combine trained runs into one model, without training.
+
+    Members are chosen on the validation images of sweeps or runs; the result is a run whose model predict, export and
+    register take.
+    """
+    with quiet_import():
+        from experiments import ensemble
+
+    ensemble.ensemble(names, size)
+
+
+@click.command()
+@click.argument("model", metavar="MODEL_OR_SWEEP")
+@click.argument("overrides", nargs=-1, metavar="[OVERRIDE]...")
+@click.option("--data", metavar="CHOICE", help="Its test images; OVERRIDEs such as data.path=FILE may follow.")
+def robustness(model: str, overrides: tuple[str, ...], data: str | None) -> None:
+    """Measure the accuracy on corrupted test images.
+
+    The 15 corruptions are those of MNIST-C. MODEL is what predict takes; of a SWEEP all finished runs are measured.
+    The results are added to the records of the runs.
+    """
+    if overrides and not data:
+        raise click.UsageError(f"{' '.join(overrides)}: overrides need --data.")
+    if find_spec("skimage") is None:
+        raise ExperimentError(
+            "robustness needs scikit-image.", advice="Install it with: pip install -e '.[robustness]'"
+        )
+    with quiet_import():
+        from experiments import robustness
+
+    robustness.robustness(model, [data, *overrides] if data else [])

@@ -1,5 +1,6 @@
 """What a user may call a run or a sweep."""
 
+import re
 from collections.abc import Sequence
 
 from experiments.errors import ExperimentError
@@ -20,6 +21,24 @@ def find_run(name: str) -> StoredRun:
     from experiments.compare.comparison import compare_runs, find_runs  # imports SciPy, which only this needs
 
     return compare_runs(find_runs([name.removeprefix(_BEST)], "")).best_run
+
+
+def find_runs_or_run(name: str) -> list[StoredRun]:
+    """The runs of the sweep that a user names, or the single run; `last` is the latest run.
+
+    Raises:
+        ExperimentError: there is neither a sweep nor a run of that name, or there are several.
+    """
+    if name == "last" or name.startswith(_BEST):
+        return [find_run(name)]
+    try:
+        (parent,) = find_sweeps([name])
+        return runs.runs_of(parent)
+    except ExperimentError as no_sweep:
+        try:
+            return [find_run(name)]
+        except ExperimentError as no_run:
+            raise (no_run if re.fullmatch(r"runs:/.*|[0-9a-f]+", name) else no_sweep) from None
 
 
 def find_sweeps(names: Sequence[str]) -> list[StoredRun]:

@@ -90,7 +90,7 @@ def of_diverged(rows: Sequence[Row]) -> str:
 
 
 def _ranking(metric: str) -> str:
-    if metric.startswith("test/"):
+    if metric.startswith(("test/", "robustness/")):
         return f"Ranked by {metric}: the test set was used for selection, so its metrics are no longer unbiased."
     return f"Ranked by {metric}; the test set was not used for selection."
 

@@ -1,9 +1,7 @@
 """Registers models in MLflow; a model becomes champion only if it is better than the present champion."""
 
-import re
-
-from experiments.compare.comparison import Selection, compare_runs, find_runs
-from experiments.compare.names import find_run
+from experiments.compare.comparison import Selection, compare_runs
+from experiments.compare.names import find_runs_or_run
 from experiments.compare.ranking import COSTS, WORSE, Comparison, Row
 from experiments.errors import ExperimentError
 from experiments.tracking import registry
@@ -53,17 +51,11 @@ def register_model(source: str, name: str, *, force: bool = False) -> str:
 
 
 def _find_candidates(source: str) -> list[StoredRun]:
-    """The runs of a sweep, or a single run; `last` is the latest run, as for other commands that take a run."""
-    if source == "last" or source.startswith("best:"):
-        run = find_run(source)
-    else:
-        try:
-            return list(find_runs([source], "").runs)
-        except ExperimentError as no_sweep:
-            try:
-                run = find_run(source)
-            except ExperimentError as no_run:
-                raise (no_run if re.fullmatch(r"runs:/.*|[0-9a-f]+", source) else no_sweep) from None
+    """The runs of a sweep, or a single run that can be registered."""
+    found = find_runs_or_run(source)
+    if len(found) != 1:
+        return found
+    (run,) = found
     if "reproduces" in run.tags:
         advice = f"Register the original run: {run.tags['reproduces']}"
         raise ExperimentError(f"{run.run_id} ({run.name}) reproduces another run.", advice=advice)

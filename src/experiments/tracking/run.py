@@ -49,7 +49,7 @@ TAGS = {
     "variant", "fingerprint", "experiment", "job", "command", "data.sha256", "data.validation_sha256",
     "data.test_sha256", "code.sha256", "git.commit", "git.dirty", "host", "pid", "python", "tensorflow", "keras",
     "mlflow", "failure", "sweep", "sweep.name", "best_run_id", "pruned", "reason", "superseded", "weights.sha256",
-    "predictions.sha256", "metric_modes", "diverged", "diverged_epoch", "reproduces", NOT_RECORDED,
+    "predictions.sha256", "metric_modes", "diverged", "diverged_epoch", "reproduces", "members", NOT_RECORDED,
 }  # fmt: skip
 
 
