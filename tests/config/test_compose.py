@@ -312,7 +312,7 @@ def test_refused_experiment_file(own, text):
 
 def test_experiment_file_without_its_first_line(own):
     assert own_refusal(own, "experiment=mine", experiment__mine="epochs: 3\n") == (
-        f"experiment: there is no such key. Allowed: {ROOT.replace('experiment, ', '').replace('sweep, ', '')}. "
+        f"experiment: there is no such key. Allowed: {ROOT.replace('experiment, ', '')}. "
         "A file in experiment/ begins with the line: # @package _global_"
     )
 

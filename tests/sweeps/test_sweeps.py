@@ -17,7 +17,10 @@ from experiments.config.compose import CONF_DIR, compose
 from experiments.config.identity import PACKAGE
 from experiments.errors import ExperimentError
 from experiments.sweeps import jobs
+from experiments.sweeps.display import Display
 from experiments.sweeps.plan import experiment_of
+from experiments.sweeps.sweep import open_sweep
+from records import record
 
 TINY = [
     "data.limit=40",
@@ -184,6 +187,36 @@ def test_a_sweep_is_named_by_its_file_or_first_swept_key_and_what_is_in_it():
     assert re.fullmatch(r"model=conv2,conv3-[0-9a-f]{6}", name("epochs=2", "model=conv2,conv3"))
     assert re.fullmatch(r"quick-[0-9a-f]{6}", name("model=conv2,conv3", choice="quick"))
     assert name("epochs=2", "model=conv2,conv3") != name("epochs=3", "model=conv2,conv3")
+
+
+def test_a_sweep_has_the_name_that_it_is_given(tmp_path):
+    def named(*arguments):
+        found = list(jobs.compose_jobs(jobs.combinations(arguments, {}, [], None), [], None))
+        return jobs.sweep_name(found, "quick", arguments, 1)
+
+    assert named("seed=1,2").startswith("quick-")
+    assert named("seed=1,2", "sweep.name=depth").startswith("depth-")
+    assert named("seed=1,2", "sweep.name=3").startswith("3-")
+    alone = compose(["sweep.name=depth", "seed=1"])
+    assert alone.command == "experiments train seed=1"
+    assert (alone.variant, alone.parameters) == (compose(["seed=1"]).variant, compose(["seed=1"]).parameters)
+
+
+def test_a_name_that_other_jobs_have_is_refused(store):
+    for name in ("depth-000001", "wide-000002", "depth-er-000003"):
+        record(store, tags={"sweep.name": name})
+    for given in ("depth", "wide"):
+        with (
+            pytest.raises(ExperimentError) as refused,
+            open_sweep([], compose([f"sweep.name={given}"]), "digits", f"{given}-999999", Display()),
+        ):
+            pass
+        assert str(refused.value).startswith(
+            f"sweep.name={given}: a sweep with other jobs has this name, {given}-00000"
+        )
+    with open_sweep([], compose(["sweep.name=depth"]), "digits", "depth-000001", Display()):
+        pass  # the same jobs: it goes on
+    assert len(parents(store)) == 3
 
 
 def test_a_sweep_over_data_is_kept_under_the_names_of_all_of_them():

@@ -73,7 +73,8 @@ def of_continuation(rows: Sequence[Row], command: str) -> str:
     searched = any(word.startswith("hydra/sweeper=") for word in words)
     if words[:1] != ["train"] or searched or all(row.verdict != NO_DIFFERENCE for row in rows):
         return ""
-    kept = [word for word in words[1:] if not word.startswith(("-m", "--multirun", "seed=", "hydra.mode="))]
+    dropped = ("-m", "--multirun", "seed=", "sweep.name=", "hydra.mode=")
+    kept = [word for word in words[1:] if not word.startswith(dropped)]
     race = shlex.join([program, "race", *kept])
     return f"To decide it, let a race add seeds, whose verdicts hold at every look: {race}"
 

@@ -23,7 +23,7 @@ SELECTABLE = (*GROUPS, "experiment", "sweep")
 #: Keys by which a variant is repeated: runs that differ in nothing else are replicates of one variant.
 REPLICATE_KEYS = ("seed", "data.split_seed", "data.fold")
 #: Root keys that cannot change a result.
-NO_IDENTITY = ("tracking", "force", "resume", "dry_run")
+NO_IDENTITY = ("tracking", "sweep", "force", "resume", "dry_run")
 #: Key of the data that cannot change a result, as their paths cannot.
 _MEMORY = "memory_mb"
 #: Arguments of Keras's classes that the run gives itself, and why.
@@ -131,7 +131,8 @@ class Configuration:
         """The command that trains this run, from any folder."""
         where = ["--config-dir", self.config_dir] if self.config_dir else []
         alone = ["hydra.mode=RUN"] if self.cfg.tracking.job else []
-        return shlex.join(["experiments", "train", *absolute_paths([*where, *self.overrides, *alone])])
+        words = [word for word in self.overrides if not word.startswith("sweep.")]
+        return shlex.join(["experiments", "train", *absolute_paths([*where, *words, *alone])])
 
     @property
     def as_yaml(self) -> str:
@@ -152,6 +153,7 @@ class Configuration:
             "+tracking.",
             "hydra.",
             "sweep=",
+            "sweep.",
             "force=",
             "resume=",
             "data.memory_mb=",

@@ -42,6 +42,7 @@ _ROOT: dict[str, Any] = {
     "tracking.model": bool,
     "tracking.store_timeout": Annotated[float, Field(ge=0)],
     "tracking.job": dict[str, str | int | None] | None,
+    "sweep.name": Annotated[str, Field(min_length=1, max_length=80)] | int | None,
     "force": bool,
     "resume": bool,
     "dry_run": bool,
@@ -123,12 +124,13 @@ def _check_names(values: Mapping[str, Any]) -> None:
             unpacked = key == "experiment"
             advice = "A file in experiment/ begins with the line: # @package _global_" if unpacked else ""
             raise ExperimentError(f"{key}: there is no such key.", given=key, allowed=root, advice=advice)
-    known = [key.partition(".")[2] for key in _ROOT if key.startswith("tracking.")]
-    allowed = [name for name in known if f"tracking.{name}" != JOB_KEY]
-    found = values.get("tracking")
-    for key in found if isinstance(found, dict) else ():
-        if key not in known:
-            raise ExperimentError(f"tracking.{key}: there is no such key.", given=key, allowed=allowed)
+    for section in ("tracking", "sweep"):
+        known = [key.partition(".")[2] for key in _ROOT if key.startswith(f"{section}.")]
+        allowed = [name for name in known if f"{section}.{name}" != JOB_KEY]
+        found = values.get(section)
+        for key in found if isinstance(found, dict) else ():
+            if key not in known:
+                raise ExperimentError(f"{section}.{key}: there is no such key.", given=key, allowed=allowed)
 
 
 def _check_parts(values: Mapping[str, Any]) -> None:

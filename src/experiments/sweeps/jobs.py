@@ -109,8 +109,8 @@ def combinations(
     fixed = tuple(text for text, part in zip(arguments, parsed, strict=True) if not part.is_sweep_override())
     typed = {part.key_or_group for part in parsed}
     swept = _values([part for part in parsed if part.is_sweep_override()])
-    if "sweep" in swept:
-        raise ExperimentError("sweep= names one sweep, and cannot be swept.", advice="Start them one after another.")
+    if key := next((key for key in ("sweep", "sweep.name") if key in swept), None):
+        raise ExperimentError(f"{key}= names one sweep, and cannot be swept.", advice="Start them one after another.")
     found: list[tuple[tuple[str, ...], dict[str, str]]] = []
     for block in [*([params] if params or not listed else []), *listed]:
         texts = [f"{key}={as_text(value)}" for key, value in block.items() if key not in typed]
@@ -227,9 +227,10 @@ def find_differences(jobs: Sequence[Job]) -> None:
 
 
 def sweep_name(jobs: Sequence[Job], choice: str | None, arguments: Sequence[str], identity: Any) -> str:
-    """The choice of `sweep=` or the first swept override, and six hex digits of what makes this sweep."""
+    """Its `sweep.name`, the choice of `sweep=` or the first swept override; and six hex digits of what makes it."""
+    given = jobs[0].configuration.cfg.sweep.name if jobs else None
     swept = [text for text in arguments if jobs and text.partition("=")[0] in jobs[0].swept_values]
-    head = choice or next(iter([*swept, *arguments]), "sweep")
+    head = str(given or choice or next(iter([*swept, *arguments]), "sweep"))
     # MLflow's filters cannot quote quotes, and take these others for wildcards.
     plain = re.sub(r"""[`%'"\\]""", "", head)
     return f"{plain[:80]}-{digest(identity)[:6]}"

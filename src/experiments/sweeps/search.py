@@ -188,7 +188,7 @@ class _Search:
         best = {str(trial.params): space.overrides(trial.params) for trial in ranked}
         folder = config_dir(self.sweeper)
         where = ["--config-dir", folder] if folder else []
-        kept = [word for word in absolute_paths(self.fixed) if not word.startswith(("seed=", "sweep=", "hydra"))]
+        kept = [word for word in absolute_paths(self.fixed) if not word.startswith(("seed=", "sweep", "hydra"))]
         entries = list(best.values())[:_CONFIRMED]
         seed = f"seed={self.seeds.stop}"
         return shlex.join(["experiments", "race", *where, *kept, seed, job_list.include_override(entries)])

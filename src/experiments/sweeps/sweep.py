@@ -14,7 +14,7 @@ from hydra.plugins.launcher import Launcher
 from experiments.config.configuration import Configuration
 from experiments.config.overrides import absolute_paths, as_typed, for_hydra
 from experiments.config.schema import JOB_KEY
-from experiments.errors import JobsFailed
+from experiments.errors import ExperimentError, JobsFailed
 from experiments.library_internals import job_error
 from experiments.sweeps.display import Display
 from experiments.sweeps.jobs import Job, State, apply_result, counts
@@ -25,7 +25,7 @@ from experiments.tracking.locks import AlreadyRunning, lock, lock_of_sweep, unlo
 from experiments.tracking.parent import Parent, end_run, open_parent
 from experiments.tracking.provenance import environment
 from experiments.tracking.run import open_run
-from experiments.tracking.runs import IMPORTANCE, StoredRun, earlier_runs
+from experiments.tracking.runs import IMPORTANCE, StoredRun, earlier_runs, sweeps
 from experiments.tracking.store import StoreLost, StoreRefused, jobs_folder, set_store_timeout
 
 if TYPE_CHECKING:
@@ -285,10 +285,26 @@ def open_sweep(jobs: list[Job], first: Configuration, experiment: str, name: str
 
     Raises:
         AlreadyRunning: another process runs it.
+        ExperimentError: it has a name that a user has given to other jobs.
         JobsFailed: a job has no result.
     """
+    if first.cfg.sweep.name is not None:
+        _check_free(name)
     with lock(lock_of_sweep(name), "This sweep is being run"):
         yield from _open_sweep(jobs, first, experiment, name, display)
+
+
+def _check_free(name: str) -> None:
+    """Checks that no other list of jobs has the name that a user gives to a sweep.
+
+    Raises:
+        ExperimentError: another one has it.
+    """
+    given = name.rpartition("-")[0]
+    names = {parent.tags["sweep.name"] for parent in sweeps()}
+    if other := next((taken for taken in sorted(names - {name}) if taken.rpartition("-")[0] == given), None):
+        problem = f"sweep.name={given}: a sweep with other jobs has this name, {other}."
+        raise ExperimentError(problem, advice="Choose another name, or leave it out.")
 
 
 def _open_sweep(jobs: list[Job], first: Configuration, experiment: str, name: str, display: Display) -> Iterator[Sweep]:
