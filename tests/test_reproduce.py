@@ -47,7 +47,7 @@ def test_a_run_is_had_again_to_the_last_bit(store, small, capsys):
         assert values["loss.label_smoothing"] == "0.0"
     points = store.get_metric_history(first.info.run_id, "val_accuracy")
     assert all(len(str(point.value)) <= 10 for point in points)  # float32 and not 0.9459999799728394
-    for tag in ("variant", "fingerprint", "weights.sha256", "predictions.sha256"):
+    for tag in ("variant", "variant.id", "fingerprint", "weights.sha256", "predictions.sha256"):
         assert again.data.tags[tag] == first.data.tags[tag]
     assert "reproduces" not in first.data.tags and "superseded" not in first.data.tags
 

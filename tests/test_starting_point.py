@@ -107,10 +107,10 @@ def test_a_run_is_identified_by_the_weights_and_not_by_their_name(first, compose
     plain = plan(compose(*SMALL))
     assert len({each.variant for each in (plans[0], changed, plain)}) == 3
     assert changed.init_from.endswith(weights_sha256(other))
-    assert plain.variant == first.run.tags["variant"] and plain.init_from is None
+    assert plain.variant == first.run.tags["variant.id"] and plain.init_from is None
 
     result = get_run(run([*SMALL, f"init_from={first.file}"]).run_id)
-    assert (result.tags["variant"], result.tags["fingerprint"]) == (plans[0].variant, plans[0].fingerprint)
+    assert (result.tags["variant.id"], result.tags["fingerprint"]) == (plans[0].variant, plans[0].fingerprint)
     assert result.params["init_from"] == f"{first.file}{PIN}{sha256}"
     assert result.tags["weights.sha256"] != first.run.tags["weights.sha256"]
     assert reproduce(result.run_id)

@@ -56,8 +56,8 @@ def test_a_run_leaves_a_complete_record(store, digits, tmp_path):
 
     assert record.info.status == "FINISHED" and result.status == "FINISHED"
     assert record.info.run_name == result.name
-    assert result.name.startswith("conv3 data=mnist epochs=5 callbacks=early_stopping")
-    assert result.name.endswith(" seed=0") and len(result.name) <= 80
+    assert result.name == "conv3 data=mnist callbacks=[early_stopping] patience=9 seed=0"
+    assert record.data.tags["variant"] == "conv3 data=mnist callbacks=[early_stopping] patience=9"
     experiment = store.get_experiment(record.info.experiment_id)
     assert experiment.name == "mnist"
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
@@ -129,9 +129,10 @@ def test_a_run_leaves_a_complete_record(store, digits, tmp_path):
     assert best == 1 + np.argmax(result.history["val_accuracy"])
     assert record.data.metrics["cost/parameters"] == 241546
 
+    assert record.data.tags["mlflow.source.name"] == "experiments train"
     own = {tag: value for tag, value in record.data.tags.items() if not tag.startswith("mlflow.")}
     assert set(own) - {"git.commit", "git.dirty"} == {
-        "metric_modes",
+        "metric_modes", "variant.id",
         "variant", "fingerprint", "command", "data.sha256", "data.validation_sha256", "data.test_sha256", "code.sha256",
         "host", "pid", "python", "tensorflow", "keras", "mlflow", "idea", "weights.sha256", "predictions.sha256",
     }  # fmt: skip
@@ -266,7 +267,8 @@ def test_seed_note_tags_and_paths_are_no_part_of_a_variant(store, digits, tmp_pa
     same = run(small(other, *quick, "+tracking.tags.idea=x", "tracking.note=why"))
     seeded = run(small(digits, *quick, "seed=1"))
     a, b, c = (store.get_run(result.run_id).data.tags for result in (plain, same, seeded))
-    assert a["variant"] == b["variant"] == c["variant"]
+    assert a["variant"] == b["variant"] == c["variant"] == "conv2 data=mnist limit=20"
+    assert a["variant.id"] == b["variant.id"] == c["variant.id"]
     assert a["fingerprint"] == b["fingerprint"] != c["fingerprint"]
     assert plain.history["loss"] == same.history["loss"]
 
@@ -532,7 +534,9 @@ def test_averaged_weights_must_be_the_ones_that_are_kept(compose):
 
 
 def test_a_job_whose_data_or_code_has_changed_since_it_was_checked_fails(store, digits):
-    result = run([*small(digits), "tracking.job={sweep:null,number:0,fingerprint:'0123456789abcdef',trial:null}"])
+    result = run(
+        [*small(digits), "tracking.job={sweep:null,number:0,fingerprint:'0123456789abcdef',trial:null,swept:[]}"]
+    )
     assert (result.status, result.objective, result.history) == ("FAILED", None, {})
     found = store.get_run(result.run_id)
     assert (found.info.status, found.data.tags["reason"]) == ("FAILED", "changed")

@@ -15,6 +15,7 @@ from experiments.artifacts import Outcome
 from experiments.config.compose import CHECKOUT
 from experiments.config.configuration import Configuration, Plan
 from experiments.config.identity import code_sha256, read_own_code
+from experiments.config.names import run_name, variant_name
 from experiments.config.schema import epoch_metrics
 from experiments.config.targets import typed
 from experiments.dataset import Dataset
@@ -155,7 +156,7 @@ def plan(configuration: Configuration) -> Plan:
     if start:
         start.load_into(components.model)
     return Plan(
-        variant=tags["variant"],
+        variant=tags["variant.id"],
         fingerprint=tags["fingerprint"],
         data_sha256=tags["data.sha256"],
         code_sha256=tags["code.sha256"],
@@ -284,7 +285,7 @@ def _identify(configuration: Configuration, data: Dataset) -> dict[str, str]:
     """The tags that identify a run: hashes of its values, data and code."""
     code = code_sha256(_OWN_CODE, configuration.cfg)
     return {
-        "variant": configuration.variant,
+        "variant.id": configuration.variant,
         "fingerprint": configuration.fingerprint(data.sha256, code),
         "data.sha256": data.sha256,
         "data.validation_sha256": data.validation_sha256,
@@ -349,7 +350,7 @@ def _opened(
 ) -> contextlib.AbstractContextManager[Run]:
     cfg = configuration.cfg
     job = cfg.tracking.job
-    own: dict[str, object] = {"command": configuration.command}
+    own: dict[str, object] = {"command": configuration.command, "variant": variant_name(configuration)}
     if "reproduces" in tags:
         own["command"] = f"experiments reproduce {tags['reproduces']}"
     if configuration.experiment:
@@ -361,7 +362,7 @@ def _opened(
         files["git.diff"] = diff
     return open_run(
         experiment=str(cfg.tracking.experiment or configuration.choices["data"]),
-        name=configuration.title,
+        name=run_name(configuration, job.swept if job else ()),
         params=configuration.parameters,
         tags={**dict(cfg.tracking.tags), **own, **tags},
         files=files,

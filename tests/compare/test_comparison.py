@@ -27,7 +27,7 @@ def recorded(number, dropout, seed, accuracy, **tags):
         artifact_uri="",
         experiment_id="1",
         params={"model": "conv2", "model.dropout": dropout, "seed": str(seed), "objective": "val_accuracy"},
-        tags={"variant": dropout, **digests, **tags},
+        tags={"variant.id": dropout, **digests, **tags},
         metrics={"best/val_accuracy": accuracy, "val_accuracy": accuracy, "cost/parameters": 10.0},
         seconds=1.0,
     )

@@ -34,7 +34,7 @@ VARIANTS = {
 def record(client, folder, experiment, model, dropout, seed, accuracy, parameters, wrong):
     """A finished run as training would leave it."""
     tags = {
-        "variant": f"{model}{dropout}",
+        "variant.id": f"{model}{dropout}",
         "data.sha256": "d",
         "data.validation_sha256": "d",
         "data.test_sha256": "d",

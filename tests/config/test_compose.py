@@ -9,6 +9,7 @@ import pytest
 from experiments.config.compose import CONF_DIR
 from experiments.config.compose import compose as composed
 from experiments.config.configuration import digest
+from experiments.config.names import run_name, variant_name
 from experiments.config.overrides import quoted
 from experiments.config.schema import GROUPS
 from experiments.config.targets import typed
@@ -274,7 +275,7 @@ def test_own_options_stand_beside_ours(own):
     mine = own("model=mine epochs=2", model__mine="defaults: [conv3, _self_]\nfilters: [4, 8, 16]\n")
     assert mine.cfg.model.filters == [4, 8, 16]
     assert mine.cfg.model.pool_sizes == [2, 2, 1]
-    assert mine.title == "mine epochs=2 seed=0"
+    assert (variant_name(mine), run_name(mine)) == ("mine epochs=2", "mine epochs=2 seed=0")
     assert mine.config_dir == str(own.folder)
 
 
@@ -564,32 +565,6 @@ def test_fingerprint_is_of_variant_seed_data_and_code():
     assert len(set(fingerprints)) == 5
     assert composed(["tracking.note=x", "+tracking.tags.a=b"]).fingerprint("data", "code") == fingerprints[0]
     assert all(len(text) == 16 and int(text, 16) >= 0 for text in [base.variant, *fingerprints])
-
-
-# The name of a run
-
-TITLES = {
-    "": "conv2 seed=0",
-    "model=conv3 epochs=3 seed=4": "conv3 epochs=3 seed=4",
-    "experiment=two_conv": "conv2 experiment=two_conv seed=0",
-    "optimizer=sgd optimizer.learning_rate=0.1": "conv2 optimizer=sgd optimizer.learning_rate=0.1 seed=0",
-    "callbacks=[early_stopping] epochs=9": "conv2 callbacks=[early_stopping] epochs=9 seed=0",
-    "data=npz data.path=/home/me/digits.npz": "conv2 data=npz seed=0",
-    "tracking.note=x +tracking.tags.idea=y hydra.job.name=z": "conv2 seed=0",
-}
-
-
-@pytest.mark.parametrize("words", TITLES)
-def test_title(words):
-    assert composed(shlex.split(words)).title == TITLES[words]
-
-
-def test_title_has_at_most_80_characters():
-    longest = composed(["model.filters=[16,32,64]", "model.kernel_size=5", "loss.label_smoothing=0.1", "epochs=12"])
-    words = "conv2 model.filters=[16,32,64] model.kernel_size=5 loss.label_smoothing=0.1 epochs=12"
-    assert longest.title == f"{words[:72]}… seed=0"
-    assert len(longest.title) == 80
-    assert len(composed(["model.filters=[16,32,64]", "model.kernel_size=5", "batch_size=1234"]).title) < 80
 
 
 def test_options_of_the_checkout_are_used():

@@ -11,6 +11,7 @@ from PIL import Image
 
 from experiments import quiet_import
 from experiments.config.compose import CONF_DIR, compose
+from experiments.config.names import run_name
 from experiments.config.schema import GROUPS
 from experiments.config.targets import instantiate
 
@@ -148,7 +149,7 @@ def test_head_holds_the_command(option):
     found = commands(CONF_DIR / f"{option}.yaml")
     assert f"{group}={name}" in found[0]
     for words in found:
-        assert compose(words).title
+        assert run_name(compose(words))
 
 
 @pytest.mark.parametrize("option", [option for option in OPTIONS if option.startswith("sweep/")])

@@ -505,7 +505,7 @@ def test_jobs_on_other_data_are_others(store, digits, tmp_path):
     done = experiments("-m", *words)
     assert done.returncode == 0, done.stdout
     assert "2 jobs: 2 finished\n" in done.stdout
-    assert len({run.data.tags["variant"] for run in children(store)}) == 1
+    assert len({run.data.tags["variant.id"] for run in children(store)}) == 1
     assert len({run.data.tags["fingerprint"] for run in children(store)}) == 2
     assert not [run for run in runs(store) if "superseded" in run.data.tags]
     folder = Path(parents(store)[0].info.artifact_uri.removeprefix("file://"))
@@ -613,7 +613,7 @@ def test_every_image_is_validated_once_and_a_fold_can_be_reproduced(store, digit
     for run in jobs:
         fold, model = run.data.params["data.fold"], run.data.params["model"]
         digests.setdefault(fold, set()).add(run.data.tags["data.validation_sha256"])
-        variants.setdefault(model, set()).add(run.data.tags["variant"])
+        variants.setdefault(model, set()).add(run.data.tags["variant.id"])
         with np.load(store.download_artifacts(run.info.run_id, "validation_predictions.npz")) as predictions:
             sizes[fold] = len(predictions["labels"])
     assert [len(found) for found in digests.values()] == [1, 1]  # the same images whatever the model

@@ -78,7 +78,7 @@ def test_a_server_that_never_comes_back_leaves_the_run_to_sync(server, tmp_path,
     said = finished(process)
     (folder,) = (tmp_path / "home" / "mlruns" / "jobs").iterdir()
     assert f"Everything not yet sent is kept in {folder}." in said
-    last = f"conv2 data.limit=2000 batch_size=32 epochs=4 seed=0 ({folder.name}) is not fully recorded yet."
+    last = f"conv2 limit=2000 epochs=4 seed=0 ({folder.name}) is not fully recorded yet."
     assert said.splitlines()[-1] == f"{last} Send the rest with: experiments sync"
     assert "Recorded as" not in said
     other = Server(server.folder)  # at another address, with the same database

@@ -1,5 +1,6 @@
 """What a run records of its code and packages, with real repositories; and texts whose secrets are hidden."""
 
+import getpass
 import json
 import logging
 import os
@@ -277,7 +278,9 @@ def test_a_git_that_fails_is_told_of(checkout, caplog):
 
 def test_the_tags_of_a_checkout(checkout):
     tags = provenance()
-    assert list(tags) == ["host", "pid", "python", "tensorflow", "keras", "mlflow", "git.commit", "git.dirty"]
+    named = ["host", "pid", "python", "tensorflow", "keras", "mlflow", "mlflow.user", "git.commit", "git.dirty"]
+    assert list(tags) == named
+    assert tags["mlflow.user"] == getpass.getuser()
     assert tags["git.commit"] == git(checkout, "rev-parse", "HEAD").strip()
     assert (tags["pid"], tags["keras"], tags["git.dirty"]) == (os.getpid(), version("keras"), "false")
     write(checkout, {"new.py": b"new\n"})

@@ -3,9 +3,11 @@
 import json
 
 import pytest
+from mlflow.entities import Param
 
+from experiments.config.compose import compose
 from experiments.errors import ExperimentError
-from experiments.tracking.runs import class_names, find_run
+from experiments.tracking.runs import class_names, earlier_runs, find_run
 from experiments.training.evaluation import Evaluation
 
 
@@ -43,3 +45,22 @@ def test_a_class_may_be_called_accuracy(store, tmp_path, names):
     run_id = store.create_run(store.create_experiment("mine")).info.run_id
     store.log_artifact(run_id, str(tmp_path / "classification_report.json"))
     assert class_names(find_run(run_id)) == names
+
+
+def test_runs_are_found_by_the_hash_of_their_variant_whichever_version_has_recorded_them(store):
+    configuration = compose(["model=conv3", "seed=4"])
+    experiment = store.create_experiment("mnist_5k")
+    names = {"variant": "conv3", "variant.id": configuration.variant}
+    made = []
+    for tags, seed in (
+        ({"variant": configuration.variant}, "4"),  # until version 0.1 the hash had this name
+        (names, "4"),
+        (names, "5"),
+        ({"variant": "conv3", "variant.id": "0123456789abcdef"}, "4"),
+    ):
+        run_id = store.create_run(experiment, tags=tags, start_time=len(made) + 1).info.run_id
+        store.log_batch(run_id, params=[Param("seed", seed), Param("data.split_seed", "0"), Param("data.fold", "null")])
+        made.append(run_id)
+    found = earlier_runs(configuration)
+    assert [run.run_id for run in found] == [made[1], made[0]]
+    assert {run.tags["variant.id"] for run in found} == {configuration.variant}

@@ -152,7 +152,7 @@ def _ended(runs: Iterable[StoredRun]) -> tuple[list[StoredRun], str]:
     """The runs that have finished or diverged, each once, and a sentence that counts the others."""
     kept, kinds = [], Counter[str]()
     for run in {run.run_id: run for run in runs}.values():
-        if not {"variant", *DIGESTS} <= set(run.tags) or "seed" not in run.params:
+        if not {"variant.id", *DIGESTS} <= set(run.tags) or "seed" not in run.params:
             if "sweep.name" not in run.tags:  # the run of a sweep is not counted at all
                 kinds["without a variant"] += 1
         elif run.status != "FINISHED" and not run.diverged:
@@ -219,7 +219,7 @@ def _same_splits(runs: Sequence[StoredRun]) -> bool:
     by_split, by_variant = defaultdict[tuple[int, int], set[str]](set), defaultdict[str, set[str]](set)
     for run in runs:
         by_split[split(run)].add(run.tags["data.validation_sha256"])
-        by_variant[run.tags["variant"]].add(run.tags["data.validation_sha256"])
+        by_variant[run.tags["variant.id"]].add(run.tags["data.validation_sha256"])
     return all(len(digests) == 1 for digests in by_split.values()) and bool(set.intersection(*by_variant.values()))
 
 

@@ -46,7 +46,7 @@ def variants_of(runs: Iterable[StoredRun], swept: Collection[str] = ()) -> list[
     groups: dict[tuple[object, ...], dict[tuple[int, ...], StoredRun]] = {}
     validated: dict[tuple[object, ...], list[str]] = {}
     for run in runs:
-        data = (run.tags["variant"], *(run.tags.get(name, "") for name in DIGESTS if name != _VALIDATION))
+        data = (run.tags["variant.id"], *(run.tags.get(name, "") for name in DIGESTS if name != _VALIDATION))
         # Other splits are replicates; other validation images of one split are other data.
         digests = validated.setdefault((data, split(run)), [])
         if (digest := run.tags.get(_VALIDATION, "")) not in digests:
@@ -186,7 +186,7 @@ def _labels(variants: Sequence[Mapping[str, str]], seeds: Sequence[Sequence[Stor
     labels = [label or runs[0].params.get("model", runs[0].name) for label, runs in zip(labels, seeds, strict=True)]
     counts = Counter(labels)
     return [
-        f"{label} [{runs[0].tags['variant'][:6]}]" if counts[label] > 1 else label
+        f"{label} [{runs[0].tags['variant.id'][:6]}]" if counts[label] > 1 else label
         for label, runs in zip(labels, seeds, strict=True)
     ]
 

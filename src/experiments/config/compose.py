@@ -75,6 +75,24 @@ def compose_unchecked(overrides: Sequence[str], config_dir: str | None = None) -
     return _configuration(cfg, cfg.hydra.runtime.choices, overrides, config_dir)
 
 
+def chosen_options(configuration: Configuration) -> Configuration:
+    """The options that a configuration has chosen, with all values as their files have them; not checked.
+
+    Raises:
+        ExperimentError: an option that is not there any more.
+    """
+    words = [f"{group}={choice}" for group, choice in configuration.choices.items()]
+    cfg = _composed(words, configuration.config_dir)
+    return _configuration(cfg, cfg.hydra.runtime.choices, words, configuration.config_dir)
+
+
+def default_choices() -> dict[str, str]:
+    """The choice of every group in config.yaml."""
+    entries = yaml.safe_load((CONF_DIR / "config.yaml").read_text(encoding="utf-8"))["defaults"]
+    chosen = {group: choice for entry in entries if isinstance(entry, dict) for group, choice in entry.items()}
+    return {group: f"[{','.join(choice)}]" if group in LIST_GROUPS else choice for group, choice in chosen.items()}
+
+
 def check_command(overrides: Sequence[str], config_dir: str | None, *, multirun: bool) -> None:
     """Checks a command line before Hydra acts on it, except for swept values.
 

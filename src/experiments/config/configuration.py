@@ -143,30 +143,6 @@ class Configuration:
             model["weights"] = absolute(str(weights))
         return OmegaConf.to_yaml(OmegaConf.create({**self._values, "data": data, "model": model}))
 
-    @property
-    def title(self) -> str:
-        """Model, what the user changed, seed: at most 80 characters."""
-        told = (
-            "model=",
-            "seed=",
-            "tracking.",
-            "+tracking.",
-            "hydra.",
-            "sweep=",
-            "sweep.",
-            "force=",
-            "resume=",
-            "data.memory_mb=",
-        )
-        last = {override.partition("=")[0]: override for override in self.overrides}  # of two for a key
-        changed = [text for key, text in last.items() if not (text.startswith(told) or is_data_path(key))]
-        if self.cfg.tracking.job:
-            changed.reverse()  # what a sweep varies stands last, and must not be cut
-        seed = f" seed={self.cfg.seed}"
-        head = " ".join([self.choices["model"], *changed])
-        room = 80 - len(seed)
-        return (head if len(head) <= room else head[: room - 1] + "…") + seed
-
 
 @dataclass(frozen=True)
 class Plan:

@@ -57,6 +57,11 @@ def current_parameters(parameters: Mapping[str, str]) -> dict[str, str]:
     return added | (_IMPLIED if "label_smoothing" in parameters else {}) | current_keys(parameters)
 
 
+def current_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """Translates the tags of a recorded run: `variant` was the hash that is `variant.id` today."""
+    return {"variant.id": tags["variant"], **tags} if "variant" in tags else dict(tags)
+
+
 def current_values(values: Any, overridden: Collection[str] = ()) -> Any:
     """Translates the unresolved values of a configuration to the current keys.
 

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.config.configuration import Configuration
+from experiments.config.names import run_name
 from experiments.sweeps import worker
 from experiments.sweeps.jobs import Job, State
 
@@ -173,6 +174,7 @@ def epoch_reporter(configuration: Configuration, console: TextIO) -> Callable[[i
     def report_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
         message = {"epoch": epoch, "epochs": cfg.epochs, metric: metrics[metric]}
         if not worker.report(message):
-            print(f"[{cfg.tracking.job.number}] {configuration.title}: {epoch_line(message)}", file=console, flush=True)
+            name = run_name(configuration, cfg.tracking.job.swept)
+            print(f"[{cfg.tracking.job.number}] {name}: {epoch_line(message)}", file=console, flush=True)
 
     return report_epoch

@@ -42,7 +42,7 @@ def words_of(run: str, change: Sequence[str]) -> list[str]:
     folder = command[command.index("--config-dir") + 1] if "--config-dir" in command else None
     words = [word for word in command[2:] if "=" in word and not word.startswith(("hydra", "tracking.", "sweep="))]
     before = dict(word.split("=", 1) for word in words if word != folder)
-    if compose([f"{key}={value}" for key, value in before.items()], folder).variant != recorded.tags.get("variant"):
+    if compose([f"{key}={value}" for key, value in before.items()], folder).variant != recorded.tags.get("variant.id"):
         raise ExperimentError(f"{recorded.name}: its command has another configuration today, so it cannot be raced.")
     unchanged = [f"{key}={value}" for key, value in before.items() if key not in changed]
     entries = [{key: before[key] for key in changed if key in before}, changed]

@@ -12,6 +12,7 @@ from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 
 from experiments.config.configuration import Configuration
+from experiments.config.names import run_name, variant_name
 from experiments.config.overrides import absolute_paths, as_typed, for_hydra
 from experiments.config.schema import JOB_KEY
 from experiments.errors import ExperimentError, JobsFailed
@@ -60,6 +61,7 @@ class Sweep:
             "number": job.number,
             "fingerprint": f"'{job.fingerprint}'",
             "trial": "null" if job.trial is None else job.trial,
+            "swept": f"[{','.join(repr(key.lstrip('+')) for key in job.distinguishing_values)}]",
         }
         return [
             *for_hydra(job.overrides),
@@ -169,7 +171,8 @@ class Sweep:
         assert job.plan  # noqa: S101 - all have been planned
         tags = {
             **dict(configuration.cfg.tracking.tags),
-            "variant": configuration.variant,
+            "variant": variant_name(configuration),
+            "variant.id": configuration.variant,
             "fingerprint": job.fingerprint,
             "data.sha256": job.plan.data_sha256,
             "code.sha256": job.plan.code_sha256,
@@ -178,7 +181,7 @@ class Sweep:
         }
         with open_run(
             experiment="",
-            name=configuration.title,
+            name=run_name(configuration, job.distinguishing_values),
             params=job.plan.parameters,
             tags=tags,
             files={"config.yaml": configuration.as_yaml, "environment.txt": environment()},

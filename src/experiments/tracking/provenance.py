@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import getpass
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ import re
 import shutil
 import socket
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, distribution, distributions, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,11 +28,19 @@ def provenance() -> dict[str, object]:
     """The machine and the code, as tags."""
     tags: dict[str, object] = {"host": socket.gethostname(), "pid": os.getpid(), "python": platform.python_version()}
     tags |= {name: version(name) for name in ("tensorflow", "keras", "mlflow")}
+    with contextlib.suppress(OSError, KeyError):  # in a container the user may have no name
+        tags["mlflow.user"] = getpass.getuser()
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         commit = _git("rev-parse", "--verify", "HEAD").decode().strip()
         changed = _git("status", "--porcelain", "--untracked-files=normal", "--", ".")
         tags |= {"git.commit": commit, "git.dirty": str(bool(changed)).lower()}
     return tags
+
+
+def source(tags: Mapping[str, object]) -> dict[str, object]:
+    """What the MLflow UI shows as the source of a run: the first two words of its command, if that is known."""
+    words = str(tags.get("command", "")).split()[:2]
+    return {"mlflow.source.name": " ".join(words), "mlflow.source.type": "LOCAL"} if words else {}
 
 
 @functools.cache

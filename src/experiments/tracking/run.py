@@ -24,7 +24,7 @@ from experiments.tracking.delivery import MODEL, NOT_RECORDED, REMEMBERED, is_wa
 from experiments.tracking.endings import Ending
 from experiments.tracking.outbox import Outbox, full_disk_is_a_warning
 from experiments.tracking.output import job_log
-from experiments.tracking.provenance import environment, provenance
+from experiments.tracking.provenance import environment, provenance, source
 from experiments.tracking.runs import CUT
 from experiments.tracking.secrets import without_secrets
 from experiments.tracking.store import (
@@ -46,7 +46,7 @@ _LONGEST_DIGEST = 36  # MLflow's limit, too
 
 #: Tags that the record itself sets; a user's free tags may not take their names.
 TAGS = {
-    "variant", "fingerprint", "experiment", "job", "command", "data.sha256", "data.validation_sha256",
+    "variant", "variant.id", "fingerprint", "experiment", "job", "command", "data.sha256", "data.validation_sha256",
     "data.test_sha256", "code.sha256", "git.commit", "git.dirty", "host", "pid", "python", "tensorflow", "keras",
     "mlflow", "failure", "sweep", "sweep.name", "best_run_id", "pruned", "reason", "superseded", "weights.sha256",
     "predictions.sha256", "metric_modes", "diverged", "diverged_epoch", "reproduces", "members", NOT_RECORDED,
@@ -224,7 +224,7 @@ def open_run(
         ExperimentError: the store refuses it, the experiment was deleted, or the run's folder cannot be made.
     """
     client = open_store()
-    tags = provenance() | dict(tags)
+    tags = provenance() | source(tags) | dict(tags)
     fingerprint = str(tags.get("fingerprint", ""))
     if attempt:
         info = call_store(_reopened, client, attempt, fingerprint)

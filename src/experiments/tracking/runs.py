@@ -22,7 +22,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.uri import append_to_uri_path
 
 from experiments.config.configuration import Configuration
-from experiments.config.earlier import current_parameters
+from experiments.config.earlier import current_parameters, current_tags
 from experiments.errors import ExperimentError
 from experiments.tracking import filters
 from experiments.tracking.store import StoreRefused, call_store, nothing_recorded, open_store, shown_uri, store_uri
@@ -83,7 +83,7 @@ def _stored_run(run: MlflowRun) -> StoredRun:
         artifact_uri=info.artifact_uri,
         experiment_id=info.experiment_id,
         params=current_parameters(run.data.params),
-        tags=run.data.tags,
+        tags=current_tags(run.data.tags),
         metrics=run.data.metrics,
         seconds=seconds,
         started=info.start_time / 1000,
@@ -122,8 +122,12 @@ def search(
 
 def earlier_runs(configuration: Configuration) -> list[StoredRun]:
     """Every run of a configuration, the newest first, with whatever data and code."""
-    parts = [f"params.`{key}` = '{configuration.parameters[key]}'" for key in configuration.replicate]
-    return list(search(open_store(), " and ".join([f"tags.variant = '{configuration.variant}'", *parts])))
+    client = open_store()
+    parts = [f" and params.`{key}` = '{configuration.parameters[key]}'" for key in configuration.replicate]
+    # The second tag is that of earlier versions; MLflow's filters have no "or".
+    queries = [f"tags.`{tag}` = '{configuration.variant}'{''.join(parts)}" for tag in ("variant.id", "variant")]
+    found = [run for query in queries for run in search(client, query)]
+    return sorted(found, key=lambda run: run.started, reverse=True)
 
 
 def parents(name: str) -> list[StoredRun]:
