@@ -25,11 +25,11 @@ RUN_METRICS = {
     *(f"test/{name}" for name in ("accuracy", "loss", "macro_f1", "weighted_f1", "calibration_error")),
     *(f"cost/{name}" for name in ("train_seconds", "images_per_second", "parameters", "macs")),
 }
+FIGURES = {"samples.png", "curves.png", "confusion_matrix.png", "predictions.png", "mistakes.png", "reliability.png"}
 ARTIFACTS = {
-    "config.yaml", "environment.txt", "samples.png", "curves.png", "confusion_matrix.png", "predictions.png",
-    "mistakes.png", "reliability.png", "classification_report.txt", "classification_report.json",
-    "validation_predictions.npz", "test_predictions.npz", "validation_scores.npy", "test_scores.npy", "mistakes.npz",
-    "job.log",
+    "config.yaml", "environment.txt", "provenance.json", *(f"figures/{name}" for name in FIGURES),
+    "classification_report.txt", "classification_report.json", "validation_predictions.npz", "test_predictions.npz",
+    "validation_scores.npy", "test_scores.npy", "mistakes.npz", "job.log",
 }  # fmt: skip
 CALLBACKS = sorted(file.stem for file in (CONF_DIR / "callbacks").glob("*.yaml"))
 EXPERIMENTS = sorted(file.stem for file in (CONF_DIR / "experiment").glob("*.yaml"))
@@ -41,6 +41,12 @@ def small(digits, *more):
 
 def text(client, run_id, name):
     return Path(client.download_artifacts(run_id, name)).read_text()
+
+
+def artifacts(client, run_id):
+    """The paths of a run's artifacts, without the diff of code that the tests run on and that is not committed."""
+    found = [*client.list_artifacts(run_id), *client.list_artifacts(run_id, "figures")]
+    return {file.path for file in found} - {"git.diff", "figures"}
 
 
 def arrays(client, run_id, name):
@@ -134,7 +140,7 @@ def test_a_run_leaves_a_complete_record(store, digits, tmp_path):
     assert set(own) - {"git.commit", "git.dirty"} == {
         "metric_modes", "variant.id",
         "variant", "fingerprint", "command", "data.sha256", "data.validation_sha256", "data.test_sha256", "code.sha256",
-        "host", "pid", "python", "tensorflow", "keras", "mlflow", "idea", "weights.sha256", "predictions.sha256",
+        "host", "pid", "idea", "weights.sha256", "predictions.sha256",
     }  # fmt: skip
     assert own["idea"] == "deeper"
     assert own["command"].startswith("experiments train data=mnist data.path=")
@@ -144,8 +150,9 @@ def test_a_run_leaves_a_complete_record(store, digits, tmp_path):
     assert record.data.metrics["cost/macs"] == 3237248
     assert note.endswith("; digits: 360 / 40 / 100 images to train, validate and test".replace("digits", "mnist"))
 
-    # A diff is there when the tests run on code that is not committed.
-    assert {file.path for file in store.list_artifacts(result.run_id)} - {"git.diff"} == ARTIFACTS
+    assert artifacts(store, result.run_id) == ARTIFACTS
+    provenance = json.loads(text(store, result.run_id, "provenance.json"))
+    assert set(provenance) >= {"host", "pid", "platform", "python", "tensorflow", "keras", "mlflow"}
     config = OmegaConf.load(store.download_artifacts(result.run_id, "config.yaml"))
     assert config.model.filters == [32, 64, 128]
     log = text(store, result.run_id, "job.log")
@@ -419,8 +426,8 @@ def test_a_crash_is_failed_and_keeps_its_traceback(store, digits, tmp_path, monk
     assert record.info.status == "FAILED" and record.info.end_time is not None
     assert record.data.tags["reason"] == "error"
     assert record.data.tags["failure"] == "RuntimeError: cannot be saved"
-    names = {file.path for file in store.list_artifacts(record.info.run_id)}
-    assert names - {"git.diff"} == ARTIFACTS - {"reliability.png"} | {"traceback.txt"}
+    expected = ARTIFACTS - {"figures/reliability.png"} | {"traceback.txt"}
+    assert artifacts(store, record.info.run_id) == expected
     assert "in get_config" in text(store, record.info.run_id, "traceback.txt")
     assert "FAILED: RuntimeError: cannot be saved" in text(store, record.info.run_id, "job.log")
 
@@ -523,7 +530,7 @@ def test_few_images_and_one_answer_for_all_are_no_good_result(store, digits, cap
     printed = capsys.readouterr().out
     assert f"Test accuracy {5 * right:.2f} % {doubts}, best epoch 1 of 1" in printed and f"\n{line}\n" in printed
     assert "test/calibration_error" not in result.metrics
-    assert "reliability.png" not in {file.path for file in store.list_artifacts(result.run_id)}
+    assert artifacts(store, result.run_id) == ARTIFACTS - {"figures/reliability.png"}
 
 
 def test_averaged_weights_must_be_the_ones_that_are_kept(compose):

@@ -15,7 +15,7 @@ from experiments import train
 from experiments.config import compose
 from experiments.config.configuration import Configuration
 from experiments.errors import ExperimentError
-from experiments.tracking.provenance import provenance
+from experiments.tracking.provenance import provenance, provenance_of, versions
 from experiments.tracking.runs import (
     StoredRun,
     artifact,
@@ -70,7 +70,7 @@ def reproduce(run: str, tolerance: float = 0.0) -> bool:
     check_store()
     original = find_run(run)
     configuration = configuration_of(original)
-    _print_conditions(console, original, {**provenance(), **train.identify(configuration)})
+    _print_conditions(console, original, {**provenance(), **versions(), **train.identify(configuration)})
     epochs = len(history(original).get("loss", ()))
     unfinished = not original.finished and not original.diverged
     result = train.run(
@@ -120,8 +120,9 @@ def configuration_of(run: StoredRun) -> Configuration:
 
 def _print_conditions(console: Console, original: StoredRun, now: Mapping[str, object]) -> None:
     table = Table("condition", "then", "now", box=None, pad_edge=False)
+    then = provenance_of(original)
     for name in _CONDITIONS:
-        before, today = original.tags.get(name, "not recorded"), str(now.get(name, "not known"))
+        before, today = then.get(name, "not recorded"), str(now.get(name, "not known"))
         shown = _SHOWN_OF_A_DIGEST if name.endswith(("sha256", "commit")) else None
         if before != today:
             table.add_row(name, before[:shown], today[:shown])

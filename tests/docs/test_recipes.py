@@ -66,7 +66,7 @@ def test_own_files(recipe, compose, tmp_path):
 def test_own_figure(recipe, store):
     recipe("own-figure.md")
     made = runpy.run_path("my_figure.py")
-    assert Path(made["result"].artifacts, "recall.png").stat().st_size > 1000
+    assert Path(made["result"].artifacts, "figures", "recall.png").stat().st_size > 1000
     bars = made["figure"].axes[0].patches
     labels, probabilities = np.array([0, 0, 1]), np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]])
     assert len(bars) == 10

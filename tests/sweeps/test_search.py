@@ -173,7 +173,7 @@ def test_a_study_is_continued_by_the_same_command(store, launcher):
         == (best.data.metrics["best/val_accuracy"])
     )
     kept = {artifact.path for artifact in store.list_artifacts(parent.info.run_id)}
-    assert kept == {"jobs.json", "leaderboard.csv", "leaderboard.md", "report.html", "history.png"}
+    assert kept == {"jobs.json", "leaderboard.csv", "leaderboard.md", "report.html", "provenance.json", "figures"}
 
 
 @pytest.mark.slow

@@ -364,7 +364,7 @@ def test_the_parent_keeps_the_jobs_and_the_table(swept, tmp_path):
     store, _, _, output = swept
     (parent,) = parents(store)
     kept = [artifact.path for artifact in store.list_artifacts(parent.info.run_id)]
-    assert kept == ["jobs.json", "leaderboard.csv", "leaderboard.md", "report.html"]
+    assert kept == ["jobs.json", "leaderboard.csv", "leaderboard.md", "provenance.json", "report.html"]
     folder = Path(parent.info.artifact_uri.removeprefix("file://"))
     listed = json.loads((folder / "jobs.json").read_text())
     by_job = {int(run.data.tags["job"]): run for run in children(store)}

@@ -95,8 +95,9 @@ def test_a_server_that_never_comes_back_leaves_the_run_to_sync(server, tmp_path,
         assert {"weights.sha256", "predictions.sha256", "mlflow.note.content"} <= set(run.data.tags)
         assert "test/accuracy" in run.data.metrics
         assert [used.dataset.name for used in run.inputs.dataset_inputs] == ["mnist_5k"]
-        files = {file.path for file in mlflow.MlflowClient(other.uri).list_artifacts(run.info.run_id)}
-        assert {"config.yaml", "curves.png", "test_predictions.npz", "job.log"} <= files
+        reader = mlflow.MlflowClient(other.uri)
+        files = {file.path for place in ("", "figures") for file in reader.list_artifacts(run.info.run_id, place)}
+        assert {"config.yaml", "figures/curves.png", "test_predictions.npz", "job.log"} <= files
         model = model_of(store, run)
         assert model.status == "READY"
         assert {metric.key for metric in model.metrics} >= {"val_accuracy", "test/accuracy"}
@@ -143,7 +144,7 @@ def test_artifacts_that_cannot_be_written_are_sent_later(store, tmp_path):
     sent = subprocess.run([EXPERIMENTS, "sync"], capture_output=True, text=True, check=True).stdout
     assert sent == f"Sent {run.info.run_name} ({run.info.run_id}): FINISHED\n"
     (run,) = runs(store)
-    assert "curves.png" in {file.path for file in store.list_artifacts(run.info.run_id)}
+    assert "figures/curves.png" in {file.path for file in store.list_artifacts(run.info.run_id, "figures")}
     assert model_of(store, run).status == "READY"
 
 

@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from experiments.tracking import provenance as module
-from experiments.tracking.provenance import environment, provenance, uncommitted
+from experiments.tracking.provenance import as_file, environment, provenance, uncommitted
 from experiments.tracking.secrets import WithoutSecrets, without_secrets
 
 
@@ -278,11 +278,13 @@ def test_a_git_that_fails_is_told_of(checkout, caplog):
 
 def test_the_tags_of_a_checkout(checkout):
     tags = provenance()
-    named = ["host", "pid", "python", "tensorflow", "keras", "mlflow", "mlflow.user", "git.commit", "git.dirty"]
-    assert list(tags) == named
+    assert list(tags) == ["host", "pid", "mlflow.user", "git.commit", "git.dirty"]
     assert tags["mlflow.user"] == getpass.getuser()
     assert tags["git.commit"] == git(checkout, "rev-parse", "HEAD").strip()
-    assert (tags["pid"], tags["keras"], tags["git.dirty"]) == (os.getpid(), version("keras"), "false")
+    assert (tags["pid"], tags["git.dirty"]) == (os.getpid(), "false")
+    file = json.loads(as_file(tags))
+    assert list(file) == [*tags, "platform", "python", "tensorflow", "keras", "mlflow"]
+    assert (file["keras"], file["git.commit"]) == (version("keras"), tags["git.commit"])
     write(checkout, {"new.py": b"new\n"})
     assert provenance()["git.dirty"] == "true"
 

@@ -135,7 +135,7 @@ def test_the_page_of_a_job_has_its_summary_its_data_and_its_model(swept, page):
 
 
 def test_pictures_are_shown(swept, page):
-    shown(page, f"{swept.runs}/{swept.children[0].run_id}/artifacts/reliability.png")
+    shown(page, f"{swept.runs}/{swept.children[0].run_id}/artifacts/figures/reliability.png")
     picture = page.locator("img[src^='blob:'], img[src*='reliability']").first
     expect(picture).to_be_visible(timeout=_LOADS)
     picture.evaluate("image => image.decode()")  # waits until it is loaded

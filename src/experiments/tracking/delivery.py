@@ -38,6 +38,7 @@ MODEL = "model"
 NOT_RECORDED = "not_recorded"  # the tag that names what the store has refused for good
 JOURNAL = "history.jsonl"
 _OURS = (REMEMBERED, JOURNAL, "checkpoint-")  # what names of files in a folder begin with that are no artifacts
+_FIGURES = "figures"  # the folder of the pictures among the artifacts
 _PARAMS_A_BATCH = 100  # MLflow's limit
 _LONGEST_TAG = 5000  # characters, MLflow's limit
 _NAMED = ("metrics", "params", "tags")  # kinds of entries with a value for each name
@@ -226,7 +227,7 @@ class Delivery:
             if (clean := without_secrets(text)) != text:
                 file.write_text(clean, encoding="utf-8")  # later lines are appended to it
         written = file.stat().st_mtime_ns
-        self.client.log_artifact(self.run_id, str(file))
+        self.client.log_artifact(self.run_id, str(file), _FIGURES if file.suffix == ".png" else None)
         self._files[file.name] = written
 
     def _logged_model(self) -> LoggedModel:

@@ -15,7 +15,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from experiments.tracking.delivery import send_before_reopening, send_missing
 from experiments.tracking.outbox import Outbox
-from experiments.tracking.provenance import provenance, source
+from experiments.tracking.provenance import PROVENANCE, as_file, provenance, source
 from experiments.tracking.run import release_owner, write_owner
 from experiments.tracking.runs import StoredRun, search
 from experiments.tracking.secrets import without_secrets
@@ -113,7 +113,8 @@ def open_parent(experiment: str, name: str, tags: Mapping[str, object], patience
     """
     client = open_store()
     place = experiment_id(client, experiment)
-    own = {key: without_secrets(str(value)) for key, value in (provenance() | source(tags) | dict(tags)).items()}
+    machine = provenance()
+    own = {key: without_secrets(str(value)) for key, value in (machine | source(tags) | dict(tags)).items()}
     older = next(search(client, f"tags.`sweep.name` = '{name}'", [place]), None)
     if older is None:
         run_id = call_store(client.create_run, place, tags=own | {"sweep.name": name}, run_name=name).info.run_id
@@ -131,6 +132,7 @@ def open_parent(experiment: str, name: str, tags: Mapping[str, object], patience
         call_store(client.update_run, run_id, status=RunStatus.to_string(RunStatus.RUNNING))
     set_store_timeout(patience)
     outbox = Outbox(client, run_id, folder, unsure=older is not None)
+    outbox.put_file(PROVENANCE, as_file(machine))
     parent = Parent(client, run_id, place, name, folder, outbox)
     if older:
         parent.set_tags(own)

@@ -18,16 +18,18 @@ from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
 from experiments.config.compose import CHECKOUT
+from experiments.tracking.runs import StoredRun, artifact
 
 _log = logging.getLogger(__name__)
+
+PROVENANCE = "provenance.json"
 #: Untracked files of other kinds may be data, or a key that somebody has left there.
 _OF_A_PROJECT = (b".py", b".yaml", b".yml", b".toml", b".cfg", b".sh")
 
 
 def provenance() -> dict[str, object]:
-    """The machine and the code, as tags."""
-    tags: dict[str, object] = {"host": socket.gethostname(), "pid": os.getpid(), "python": platform.python_version()}
-    tags |= {name: version(name) for name in ("tensorflow", "keras", "mlflow")}
+    """The machine, the user and the code, as tags."""
+    tags: dict[str, object] = {"host": socket.gethostname(), "pid": os.getpid()}
     with contextlib.suppress(OSError, KeyError):  # in a container the user may have no name
         tags["mlflow.user"] = getpass.getuser()
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
@@ -35,6 +37,25 @@ def provenance() -> dict[str, object]:
         changed = _git("status", "--porcelain", "--untracked-files=normal", "--", ".")
         tags |= {"git.commit": commit, "git.dirty": str(bool(changed)).lower()}
     return tags
+
+
+def versions() -> dict[str, str]:
+    """The versions of the system, of Python and of the libraries that a result depends on most."""
+    found = {"platform": platform.platform(), "python": platform.python_version()}
+    return found | {name: version(name) for name in ("tensorflow", "keras", "mlflow")}
+
+
+def as_file(tags: Mapping[str, object]) -> str:
+    """The content of `provenance.json`: what `provenance` has found, and the versions."""
+    return json.dumps({**tags, **versions()}, indent=1)
+
+
+def provenance_of(run: StoredRun) -> dict[str, str]:
+    """Machine, commit and versions of a run; earlier versions have recorded all of them as tags."""
+    with TemporaryDirectory() as folder:
+        file = artifact(run, PROVENANCE, Path(folder))
+        written = json.loads(file.read_text(encoding="utf-8")) if file else {}
+    return {name: str(value) for name, value in {**written, **run.tags}.items()}
 
 
 def source(tags: Mapping[str, object]) -> dict[str, object]:

@@ -24,7 +24,7 @@ from experiments.tracking.delivery import MODEL, NOT_RECORDED, REMEMBERED, is_wa
 from experiments.tracking.endings import Ending
 from experiments.tracking.outbox import Outbox, full_disk_is_a_warning
 from experiments.tracking.output import job_log
-from experiments.tracking.provenance import environment, provenance, source
+from experiments.tracking.provenance import PROVENANCE, as_file, environment, provenance, source
 from experiments.tracking.runs import CUT
 from experiments.tracking.secrets import without_secrets
 from experiments.tracking.store import (
@@ -224,7 +224,8 @@ def open_run(
         ExperimentError: the store refuses it, the experiment was deleted, or the run's folder cannot be made.
     """
     client = open_store()
-    tags = provenance() | source(tags) | dict(tags)
+    machine = provenance()
+    tags, files = machine | source(tags) | dict(tags), {**files, PROVENANCE: as_file(machine)}
     fingerprint = str(tags.get("fingerprint", ""))
     if attempt:
         info = call_store(_reopened, client, attempt, fingerprint)
