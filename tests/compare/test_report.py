@@ -179,7 +179,7 @@ def test_a_tracking_server_is_read_likewise_and_linked_to(server, tmp_path):
     found = comparison.compare_runs(comparison.Selection("mine", search_runs("params.seed = '1'")))
     assert [row.label for row in found.rows] == ["model=conv2", "model=conv3"]
     text = report.page(found)
-    assert f'href="{server.uri}/#/experiments/{experiment}/runs/{ids[0]}"' in text
+    assert f'href="{server.uri}/#/experiments/{experiment}/runs/{ids[0]}?workflowType=machine_learning"' in text
     assert "1 image that all 2 variants get wrong" in text
 
 
@@ -265,7 +265,7 @@ def test_every_run_has_its_link_and_the_command_to_reproduce_it(opened, compared
     run_id = compared.ids["conv3", "0.3", 0]
     row = rows.filter(has_text=run_id)
     assert row.locator("code").inner_text() == f"experiments reproduce {run_id}"
-    link = f"http://127.0.0.1:5000/#/experiments/{compared.experiment}/runs/{run_id}"
+    link = f"http://127.0.0.1:5000/#/experiments/{compared.experiment}/runs/{run_id}?workflowType=machine_learning"
     assert row.get_by_role("link").get_attribute("href") == link
 
 

@@ -77,37 +77,46 @@ def test_it_listens_to_this_machine_alone(swept):
 
 def test_names_of_jobs_differ_only_in_what_is_varied(swept):
     names = [child.run_name for child in swept.children]
-    assert names == [
-        f"conv2 model.dropout={dropout} epochs=2 data.limit=100 seed={seed}" for dropout in (0, 0.3) for seed in (0, 1)
-    ]
+    assert names == [f"dropout={dropout} seed={seed}" for dropout in (0, 0.3) for seed in (0, 1)]
 
 
-def test_the_printed_link_opens_on_all_jobs_with_charts_in_sections(swept, page):
+def test_links_lead_to_the_view_of_the_newest_sweep_where_the_ui_runs(swept):
+    assert swept.link == swept.sweep  # that of the sweep's end, too
+    assert len(swept.link) < 130
+
+
+def test_the_view_of_a_sweep_has_its_charts_first_grouped_by_variants_with_names(swept, page):
     shown(page, swept.sweep)
     expect(page.get_by_text("4 matching runs")).to_be_visible(timeout=_LOADS)
     expect(page.get_by_text("Sort: best/val_accuracy")).to_be_visible()
-    for section, charts in (("best", 3), ("cost", 4), ("test", 5)):
+    expect(page.get_by_text("Group by: variant")).to_be_visible()
+    own = page.get_by_role("figure").first  # a section of charts
+    expect(own).to_contain_text(re.compile(r"^(First|Best|First, not significantly): dropout=0(\.3)?.*\(4\)"))
+    titles = ("val_accuracy", "val_loss", "best/val_accuracy", "test/accuracy")
+    for title in titles:
+        expect(own.get_by_text(title, exact=True).first).to_be_attached()
+    for section, charts in (("best", 2), ("cost", 4), ("test", 4)):
         expect(page.get_by_role("figure").filter(has_text=re.compile(rf"^{section}\s*\({charts}\)"))).to_be_attached()
-    for child in swept.children:
-        expect(page.get_by_role("link", name=child.run_name).first).to_be_attached()
-
-
-def test_jobs_can_be_grouped_by_variant(swept, page):
-    shown(page, swept.sweep)
-    expect(page.get_by_text("4 matching runs")).to_be_visible(timeout=_LOADS)
-    page.get_by_role("button", name="Group by").click()
-    page.get_by_placeholder("Search").last.fill("variant")
-    page.get_by_role("menuitemcheckbox", name="variant", exact=True).click()
-    page.keyboard.press("Escape")
+    assert swept.variants == {"conv2 limit=100 epochs=2", "conv2 dropout=0.3 limit=100 epochs=2"}
     for variant in swept.variants:
-        expect(page.get_by_text(variant, exact=True).first).to_be_visible()
+        expect(page.get_by_text(f"{variant} (val_accuracy)", exact=True).first).to_be_attached()  # in the legend
+
+
+def test_the_table_of_a_sweep_has_what_was_swept_and_the_results(swept, page):
+    shown(page, swept.sweep.replace("&compareRunsMode=CHART", "&compareRunsMode="))
+    expect(page.get_by_text("4 matching runs")).to_be_visible(timeout=_LOADS)
+    headers = page.get_by_role("columnheader")
+    for column in ("best/val_accuracy", "test/accuracy", "cost/train_seconds", "model.dropout"):
+        expect(headers.filter(has_text=re.compile(rf"^{re.escape(column)}$"))).to_have_count(1)
+    expect(page.get_by_role("row").filter(has_text="Group: ")).to_have_count(2)
+    expect(page.get_by_role("link", name=re.compile("^dropout="))).to_have_count(0)  # folded
 
 
 def test_the_sweep_stands_in_the_table_and_opens_on_its_jobs(swept, page):
     shown(page, f"{swept.runs}?workflowType=machine_learning&searchFilter=&compareRunsMode=")
     parent = page.get_by_role("row").filter(has_text=swept.parent.run_name)
     expect(parent).to_be_visible(timeout=_LOADS)
-    names = page.get_by_role("link", name=re.compile("^conv2 model.dropout="))
+    names = page.get_by_role("link", name=re.compile("^dropout="))
     expect(names).to_have_count(0)
     parent.get_by_role("button").first.click()
     expect(names).to_have_count(4)
@@ -116,6 +125,11 @@ def test_the_sweep_stands_in_the_table_and_opens_on_its_jobs(swept, page):
 def test_the_page_of_a_sweep_has_the_result_the_table_and_the_report(swept, page):
     shown(page, f"{swept.runs}/{swept.parent.run_id}")
     expect(page.get_by_text("4 jobs: 4 finished")).to_be_visible(timeout=_LOADS)
+    assert (
+        page.get_by_role("link", name="Runs and charts").get_attribute("href") == "#/" + swept.sweep.partition("/#/")[2]
+    )
+    for metric in ("sweep/jobs", "sweep/finished", "sweep/best_val_accuracy", "sweep/best_test_accuracy"):
+        expect(page.get_by_text(metric, exact=True)).to_be_visible()
     expect(page.locator("strong", has_text=re.compile(r" (ranks first|is better)"))).to_be_visible()
     table = page.get_by_role("table").filter(has_text="variant")
     expect(table.locator("tbody tr")).to_have_count(2)
@@ -145,8 +159,3 @@ def test_pictures_are_shown(swept, page):
 def test_a_diverged_run_says_so(swept, page):
     shown(page, f"{swept.runs}/{swept.diverged.run_id}")
     expect(page.get_by_text("diverged_epoch").first).to_be_visible(timeout=_LOADS)
-
-
-def test_without_a_sweep_it_opens_on_the_latest_runs(swept, page):
-    shown(page, swept.link)
-    expect(page.get_by_text(swept.children[0].run_name).first).to_be_attached(timeout=_LOADS)

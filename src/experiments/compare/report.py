@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 from experiments import images
 from experiments.compare import charts, tables
 from experiments.compare.ranking import Comparison, Row
-from experiments.tracking import runs, ui
+from experiments.tracking import runs, ui, views
 from experiments.tracking.runs import history
 
 _MOST_VARIANTS, _MOST_SEEDS = 20, 10  # whose histories and mistakes are read, in about 5 s
@@ -61,7 +61,7 @@ def page(comparison: Comparison) -> str:
         counts={"everywhere": len(everywhere), "divided": len(divided), "variants": compared},
         cut=len(read) < len(comparison.rows) or any(len(row.runs) > _MOST_SEEDS for row in comparison.rows),
         limits={"variants": _MOST_VARIANTS, "seeds": _MOST_SEEDS, "charted": charts.MOST_VARIANTS},
-        run_page=lambda run: ui.page(f"#/experiments/{run.experiment_id}/runs/{run.run_id}"),
+        run_page=lambda run: ui.page(views.run_link(run)),
         plotly=get_plotlyjs(),
         datatables=base64.b64encode((files("itables") / "html" / "dt_bundle.js").read_bytes()).decode(),
         datatables_style=(files("itables") / "html" / "dt_bundle.css").read_text(encoding="utf-8"),

@@ -17,6 +17,7 @@ from experiments.config.overrides import absolute_paths, as_typed, for_hydra
 from experiments.config.schema import JOB_KEY
 from experiments.errors import ExperimentError, JobsFailed
 from experiments.library_internals import job_error
+from experiments.sweeps import summary
 from experiments.sweeps.display import Display
 from experiments.sweeps.jobs import Job, State, apply_result, counts
 from experiments.sweeps.launcher import Ended, Progress, Started, failed, ignore_signals
@@ -233,7 +234,7 @@ class Sweep:
         from experiments.compare import tables
 
         found = self.comparison()
-        note = [str(self.cfg.tracking.note or ""), counts(self.jobs)]
+        note = [str(self.cfg.tracking.note or ""), f"{counts(self.jobs)}. [Runs and charts]({self.parent.link})"]
         if found:
             self.parent.outbox.put_file("leaderboard.csv", tables.as_csv(found))
             self.parent.outbox.put_file("leaderboard.md", tables.as_markdown(found))
@@ -243,6 +244,9 @@ class Sweep:
                 self._write_page(found)
         tags = {**tags, "mlflow.note.content": "\n\n".join(part for part in note if part)}
         self.write_jobs()
+        self.show(found)
+        measured = summary.metrics(self.jobs, found, self.cfg.objective)
+        self.parent.log_metrics(measured, step=int(measured["sweep/finished"]))
         self.parent.set_tags(tags)
         self.parent.close(status, patience)
         if found:
@@ -253,7 +257,7 @@ class Sweep:
         self.display.print(counts(self.jobs))
         if found:
             self.display.print(f"Best run: {found.best_run.run_id}")
-        self.display.print(f"Look at them with experiments ui: {ui.page(self._link(found.mode if found else 'max'))}")
+        self.display.print(f"Look at them with experiments ui: {ui.page(self.parent.link)}")
 
     def _write_page(self, comparison: "Comparison") -> None:
         from experiments.compare import report
@@ -264,10 +268,12 @@ class Sweep:
             problem = f"Without report.html: {type(error).__name__}: {error}"
             self.display.print(f"{problem} Later: experiments compare {self.parent.name} --html FILE")
 
-    def _link(self, mode: str) -> str:
-        ids = {job.run.run_id for job in self.jobs if job.run}
-        elsewhere = any(job.run and job.run.parent != self.parent.run_id for job in self.jobs)
-        return self.parent.link(self.cfg.objective, mode, sorted(ids) if elsewhere else ())
+    def show(self, found: "Comparison | None" = None) -> None:
+        """Sets what the MLflow UI shows of the jobs, once there are some."""
+        if self.jobs:
+            objective = self.cfg.objective
+            self.parent.show(summary.view(self.parent.name, self.jobs, found, objective, self.parent.run_id))
+            self.parent.log_params(summary.params(self.jobs, objective))
 
 
 def job_output(parent: str, number: int) -> str:
@@ -318,6 +324,7 @@ def _open_sweep(jobs: list[Job], first: Configuration, experiment: str, name: st
     try:
         sweep.states_before = {run.run_id: run.attempt for run in parent.runs()}
         sweep.write_jobs()
+        sweep.show()
         yield sweep
         sweep.finish_lost_jobs()
     except BaseException as error:

@@ -146,6 +146,8 @@ class Delivery:
             case "tags":
                 for name, value in entry["tags"].items():
                     self.client.set_tag(self.run_id, name, value)
+            case "view":
+                self.client.set_experiment_tag(entry["experiment_id"], entry["name"], entry["value"])
             case "superseded":
                 try:
                     self.client.set_tag(entry["run_id"], kind, self.run_id)

@@ -3,16 +3,16 @@
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import mlflow
 from mlflow.entities import RunStatus
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
+from experiments.tracking import views
 from experiments.tracking.delivery import send_before_reopening, send_missing
 from experiments.tracking.outbox import Outbox
 from experiments.tracking.provenance import PROVENANCE, as_file, provenance, source
@@ -23,7 +23,7 @@ from experiments.tracking.store import call_store, experiment_id, open_store, ru
 
 _log = logging.getLogger(__name__)
 
-_MOST_IN_A_LINK = 50
+_LONGEST_PARAM = 500  # characters
 
 
 def end_run(run_id: str, status: str, tags: Mapping[str, object]) -> None:
@@ -52,22 +52,25 @@ class Parent:
     folder: Path
     outbox: Outbox
 
-    def link(self, metric: str, mode: str, run_ids: Sequence[str] = ()) -> str:
-        """A link to its runs, or to `run_ids`, in the MLflow UI: a sorted table with charts; without host and port.
+    @property
+    def link(self) -> str:
+        """A link to its runs in the MLflow UI, as `show` has arranged them; without host and port."""
+        return views.link(self.run_id, self.experiment_id)
 
-        Args:
-            metric: what the best is chosen by.
-            mode: `max` or `min`.
-            run_ids: when some are not its own; more than 50 would be too long a link.
-        """
-        query = f"tags.sweep = '{self.name}' and tags.superseded IS NULL"
-        if 0 < len(run_ids) <= _MOST_IN_A_LINK:
-            query = f"attributes.run_id IN ({', '.join(repr(run_id) for run_id in run_ids)})"
-        return (
-            f"#/experiments/{self.experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
-            f"&searchFilter={quote(query, safe='')}"
-            f"&orderByKey=metrics.%60best%2F{metric}%60&orderByAsc={str(mode == 'min').lower()}"
+    def show(self, view: views.View) -> None:
+        """Sets what the MLflow UI shows of its runs."""
+        tag = {"name": views.tag_name(self.run_id), "value": without_secrets(view.tag_value())}
+        self.outbox.put("view", experiment_id=self.experiment_id, **tag)
+
+    def log_params(self, params: Mapping[str, str]) -> None:
+        """Records parameters of the parent, which never change."""
+        self.outbox.put(
+            "params", params={key: without_secrets(value)[:_LONGEST_PARAM] for key, value in params.items()}
         )
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Records metrics of the parent."""
+        self.outbox.put("metrics", step=step, metrics=dict(metrics), of_model=False)
 
     def runs(self, job: int | None = None) -> list[StoredRun]:
         """The runs of its jobs, or of one of them, the newest first."""

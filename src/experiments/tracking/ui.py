@@ -1,6 +1,7 @@
 """The MLflow UI on the right store."""
 
 import contextlib
+import json
 import os
 import shlex
 import shutil
@@ -13,10 +14,12 @@ from pathlib import Path
 from time import sleep
 from urllib.parse import urlparse
 
-import mlflow
+import psutil
 
 from experiments.errors import ExperimentError
-from experiments.tracking.store import check_store, sqlite_file, store_uri
+from experiments.tracking import views
+from experiments.tracking.runs import search
+from experiments.tracking.store import check_store, home, open_store, shown_uri, sqlite_file, store_uri
 
 DEFAULT_PORT = 5000
 
@@ -40,7 +43,7 @@ def serve_ui(host: str, port: int) -> int:
     if file and not file.exists():
         raise ExperimentError(f"Nothing is recorded in {uri} yet.", advice="Start with: experiments train")
     if urlparse(uri).scheme in ("http", "https"):
-        url = page(_training_runs_page(uri))
+        url = page(_start_page())
         print(f"The store is a server with a UI of its own: {url}")
         webbrowser.open(url)
         return 0
@@ -58,17 +61,23 @@ def serve_ui(host: str, port: int) -> int:
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
     # No shell reads the words.
     server = subprocess.Popen(words, env=os.environ | stores | quiet, start_new_session=True)  # noqa: S603
-    url = f"http://{host}:{port}/{_training_runs_page(uri)}"
+    url = f"http://{host}:{port}"
+    running = json.dumps({"url": url, "pid": os.getpid(), "store": shown_uri()})
     try:
+        start = _start_page()
         while server.poll() is None and not _answers(host, port):
             sleep(0.2)
         if server.poll() is not None:
             return 1
-        print(f"\nThe runs: {url}\nStop with Ctrl-C.", flush=True)
+        with contextlib.suppress(OSError):
+            _running_file().parent.mkdir(parents=True, exist_ok=True)
+            _running_file().write_text(running, encoding="utf-8")
+        print(f"\nThe runs: {url}/{start}\nStop with Ctrl-C.", flush=True)
         if sys.stdout.isatty():
-            webbrowser.open(url)
+            webbrowser.open(f"{url}/{start}")
         return server.wait()
     finally:
+        _running_file().unlink(missing_ok=True)
         # The whole group: the server has workers of its own.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGTERM)
@@ -76,11 +85,20 @@ def serve_ui(host: str, port: int) -> int:
 
 
 def page(link: str) -> str:
-    """Where a link into the UI opens: on the server that is the store, or as soon as `experiments ui` runs."""
+    """Where a link into the UI opens: on the server that is the store, or where `experiments ui` runs or will run."""
     address = urlparse(store_uri())
     if address.scheme in ("http", "https"):
         return f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}/{link}"
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        written = json.loads(_running_file().read_text(encoding="utf-8"))
+        if written["store"] == shown_uri() and psutil.pid_exists(written["pid"]):
+            return f"{written['url']}/{link}"
     return f"http://127.0.0.1:{DEFAULT_PORT}/{link}"
+
+
+def _running_file() -> Path:
+    """The file that says where the UI is running."""
+    return home() / "mlruns" / "ui.json"
 
 
 def ui_command() -> str:
@@ -98,14 +116,11 @@ def _answers(host: str, port: int) -> bool:
     return False
 
 
-def _training_runs_page(uri: str) -> str:
-    """The latest run's experiment, on its runs and charts, the best run first; without host and port."""
-    client = mlflow.MlflowClient(uri)
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    latest = client.search_runs(experiments, order_by=["attributes.start_time DESC"], max_results=1)
-    if not latest:
-        return ""
-    return (
-        f"#/experiments/{latest[0].info.experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
-        "&orderByKey=metrics.%60best%2Fval_accuracy%60&orderByAsc=false"
-    )
+def _start_page() -> str:
+    """The view of the newest sweep, or else the experiment of the latest run; without host and port."""
+    client = open_store()
+    newest = next(search(client, "tags.`sweep.name` LIKE '%'"), None)
+    if newest:
+        return views.link_to(newest)
+    latest = next(search(client, ""), None)
+    return views.sorted_link(latest.experiment_id) if latest else ""
