@@ -106,7 +106,8 @@ def _interval_chart(
         traces.append(go.Scatter(**point, mode="markers", marker_size=9, **_style(row)))
     chart = _chart(title, caption, traces, x_title)
     layout = chart.figure["layout"]
-    layout |= {"height": 44 * len(estimates) + 80, "showlegend": False}
+    # The page leaves out the rows of variants that its filter does not select.
+    layout |= {"height": 44 * len(estimates) + 80, "showlegend": False, "meta": "rows"}
     layout["yaxis"] |= {
         "tickvals": list(range(len(estimates))),
         "showticklabels": False,

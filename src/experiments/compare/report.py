@@ -1,6 +1,7 @@
 """Writes a comparison as an HTML page that needs no network, with Plotly for charts and DataTables for tables."""
 
 import base64
+import gzip
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader
 from plotly.offline import get_plotlyjs
 
 from experiments import images
-from experiments.compare import charts, tables
+from experiments.compare import charts, setting, tables
 from experiments.compare.ranking import Comparison, Row
 from experiments.tracking import runs, ui, views
 from experiments.tracking.runs import history
@@ -62,7 +63,10 @@ def page(comparison: Comparison) -> str:
         cut=len(read) < len(comparison.rows) or any(len(row.runs) > _MOST_SEEDS for row in comparison.rows),
         limits={"variants": _MOST_VARIANTS, "seeds": _MOST_SEEDS, "charted": charts.MOST_VARIANTS},
         run_page=lambda run: ui.page(views.run_link(run)),
-        plotly=get_plotlyjs(),
+        facts=[(name, text) for name, text in setting.facts(comparison) if text],
+        settings=setting.shared_settings(comparison),
+        sweeps={name: ui.page(link) for name, link in setting.sweep_links(comparison).items()},
+        plotly=base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode(),  # a quarter of its size
         datatables=base64.b64encode((files("itables") / "html" / "dt_bundle.js").read_bytes()).decode(),
         datatables_style=(files("itables") / "html" / "dt_bundle.css").read_text(encoding="utf-8"),
     )

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from experiments.config.compose import CHECKOUT
 from experiments.tracking.runs import StoredRun, artifact
+from experiments.tracking.store import call_store, open_store
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +57,18 @@ def provenance_of(run: StoredRun) -> dict[str, str]:
         file = artifact(run, PROVENANCE, Path(folder))
         written = json.loads(file.read_text(encoding="utf-8")) if file else {}
     return {name: str(value) for name, value in {**written, **run.tags}.items()}
+
+
+def images_of(run: StoredRun) -> str:
+    """How many images of which size a run was trained on, in words; empty if that was not recorded."""
+    inputs = call_store(open_store().get_run, run.run_id).inputs
+    if not inputs or not inputs.dataset_inputs:
+        return ""
+    used = inputs.dataset_inputs[0]
+    profile, sizes = json.loads(used.dataset.profile), {tag.key: tag.value for tag in used.tags}
+    parts = [f"{int(sizes[f'{part}_images']):,} for {part}" for part in ("training", "validation", "test")]
+    shape, classes = profile["image_shape"], profile["classes"]
+    return f"{profile['images']:,} images of {shape} in {classes} classes, of which {', '.join(parts)}"
 
 
 def source(tags: Mapping[str, object]) -> dict[str, object]:
