@@ -1,17 +1,19 @@
 """The page of a comparison: its numbers, and how it behaves in a real browser."""
 
 import io
+import json
 import os
 import re
 import stat
 from dataclasses import replace
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import mlflow
 import numpy as np
 import pytest
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from playwright.sync_api import expect
 from rich.console import Console
 
@@ -19,7 +21,8 @@ from browser import opened_browser
 from experiments.compare import charts, comparison, report, tables
 from experiments.errors import ExperimentError
 from experiments.sweeps.sweep import Sweep
-from experiments.tracking.runs import history, search_runs
+from experiments.tracking.runs import get_run, history, search_runs
+from experiments.tracking.views import link_to
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 #: Model, dropout -> validation accuracy of the seeds 0, 1, 2, number of parameters, test images that each gets wrong.
@@ -31,7 +34,7 @@ VARIANTS = {
 }
 
 
-def record(client, folder, experiment, model, dropout, seed, accuracy, parameters, wrong):
+def record(client, folder, experiment, model, dropout, seed, accuracy, parameters, wrong, parent=""):
     """A finished run as training would leave it."""
     tags = {
         "variant.id": f"{model}{dropout}",
@@ -40,9 +43,15 @@ def record(client, folder, experiment, model, dropout, seed, accuracy, parameter
         "data.test_sha256": "d",
         "code.sha256": "c",
         "sweep": "mine-000000",
+        "variant": f"{model} dropout={dropout} epochs=2",
+        "git.commit": "0123456789abcdef",
+        "git.dirty": "true" if seed else "false",
+        "host": "here",
+        **({"mlflow.parentRunId": parent} if parent else {}),
     }
     run_id = client.create_run(experiment, run_name=f"{model} {dropout} seed={seed}").info.run_id
     params = {"model": model, "model.dropout": dropout, "seed": str(seed), "objective": "val_accuracy"}
+    params["data"] = "mnist_5k"
     epochs = [
         Metric(name, value, 0, epoch)
         for epoch in (1, 2)
@@ -60,6 +69,13 @@ def record(client, folder, experiment, model, dropout, seed, accuracy, parameter
     names = {"label": np.array(["7"] * len(wrong)), "predicted": np.array(["1"] * len(wrong))}
     np.savez(file, index=np.array(wrong), image=images, **names)
     client.log_artifact(run_id, str(file))
+    (folder / "provenance.json").write_text('{"keras": "3.15.1"}')
+    client.log_artifact(run_id, str(folder / "provenance.json"))
+    profile = json.dumps({"images": 5000, "image_shape": "28 x 28 x 1", "classes": 10})
+    sizes = {"training": 400, "validation": 40, "test": 100}
+    tags = [InputTag(f"{part}_images", str(size)) for part, size in sizes.items()]
+    used = Dataset("mnist_5k", "d", "code", "{}", "{}", profile)
+    client.log_inputs(run_id, [DatasetInput(used, tags)])
     client.set_terminated(run_id)
     return run_id
 
@@ -69,15 +85,16 @@ def compared(shared_store, tmp_path_factory):
     """Four variants of three seeds, compared, and their page."""
     folder = tmp_path_factory.mktemp("compared")
     experiment = shared_store.create_experiment("digits", artifact_location=str(folder / "artifacts"))
+    parent = shared_store.create_run(experiment, run_name="mine", tags={"sweep.name": "mine-000000"}).info.run_id
     ids = {}
     for (model, dropout), (accuracies, parameters, wrong) in VARIANTS.items():
         for seed, (accuracy, mistakes) in enumerate(zip(accuracies, wrong, strict=True)):
             key = model, dropout, seed
-            ids[key] = record(shared_store, folder, experiment, *key, accuracy, parameters, mistakes)
+            ids[key] = record(shared_store, folder, experiment, *key, accuracy, parameters, mistakes, parent)
     found = comparison.compare_runs(comparison.Selection(HOSTILE, search_runs("")))
     file = folder / "page.html"
     tables.write_file(report.page(found), str(file))
-    return SimpleNamespace(comparison=found, file=file, ids=ids, experiment=experiment)
+    return SimpleNamespace(comparison=found, file=file, ids=ids, experiment=experiment, parent=parent)
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +185,25 @@ def test_many_variants_are_cut_in_charts_and_not_in_the_table(compared):
     assert "Learning curves and mistakes are shown for the first 20 variants, 10 seeds each;" in text
 
 
+def test_it_says_what_it_speaks_of(compared):
+    text = compared.file.read_text()
+    assert len(text) < 4_000_000
+    view = link_to(get_run(compared.parent)).replace("&", "&amp;")
+    facts = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", text.partition("<details>")[0], re.DOTALL))
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    assert facts.pop("Trained").startswith(today) and facts.pop("Versions") == "Keras 3.15.1"
+    assert facts == {
+        "Data": "mnist_5k: 5,000 images of 28 x 28 x 1 in 10 classes, of which 400 for training, 40 for validation, "
+        "100 for test",
+        "Fixed": "epochs=2",
+        "Commit": "0123456789, with changes that were not committed",
+        "Machine": "here",
+        "In MLflow": f'<a href="http://127.0.0.1:5000/{view}">mine</a>',
+    }
+    settings = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", text.partition("<details>")[2].partition("</details>")[0])
+    assert settings == [("data", "mnist_5k"), ("objective", "val_accuracy")]
+
+
 @pytest.mark.slow
 def test_a_tracking_server_is_read_likewise_and_linked_to(server, tmp_path):
     client = mlflow.MlflowClient(server.uri)
@@ -213,6 +249,11 @@ def test_the_filter_chooses_in_the_table_and_in_the_charts(opened):
     )
     # Means, differences, and curves with their bands.
     page.wait_for_function(f"String({visible}.slice(0, 4)) === '2,1,4,4'")
+    # The rows of the others are gone, with their names.
+    rows = "(d => [d.data.filter(t => t.visible).map(t => t.y[0]), d.layout.annotations.length, d.layout.height])"
+    page.wait_for_function(f"String({rows}(document.querySelector('.chart'))) === '0,1,2,168'")
+    page.get_by_role("searchbox").first.fill("")
+    page.wait_for_function(f"String({rows}(document.querySelector('.chart'))) === '0,1,2,3,4,256'")
     page.get_by_role("searchbox").first.fill("nothing")
     expect(page.locator("#variants tbody")).to_have_text("No match")
 
@@ -237,6 +278,8 @@ def test_nothing_is_wider_than_the_window(opened, width, theme):
     page = opened(width, theme)
     assert page.evaluate("document.documentElement.scrollWidth") == width
     widths = page.evaluate("[...document.querySelectorAll('.chart svg.main-svg')].map(s => s.getBoundingClientRect())")
+    hint = page.get_by_text("Scroll the table sideways for more columns.")
+    expect(hint).to_be_visible(visible=width == 400)
     assert len(widths) >= 7 and all(box["right"] <= width and box["width"] > 300 for box in widths)
 
 

@@ -94,7 +94,7 @@ def test_the_view_of_a_sweep_has_its_charts_first_grouped_by_variants_with_names
     expect(own).to_contain_text(re.compile(r"^(First|Best|First, not significantly): dropout=0(\.3)?.*\(4\)"))
     titles = ("val_accuracy", "val_loss", "best/val_accuracy", "test/accuracy")
     for title in titles:
-        expect(own.get_by_text(title, exact=True).first).to_be_attached()
+        expect(page.get_by_text(title, exact=True).first).to_be_attached()
     for section, charts in (("best", 2), ("cost", 4), ("test", 4)):
         expect(page.get_by_role("figure").filter(has_text=re.compile(rf"^{section}\s*\({charts}\)"))).to_be_attached()
     assert swept.variants == {"conv2 limit=100 epochs=2", "conv2 dropout=0.3 limit=100 epochs=2"}

@@ -17,9 +17,8 @@ from urllib.parse import urlparse
 import psutil
 
 from experiments.errors import ExperimentError
-from experiments.tracking import views
-from experiments.tracking.runs import search
-from experiments.tracking.store import check_store, home, open_store, shown_uri, sqlite_file, store_uri
+from experiments.tracking import runs, views
+from experiments.tracking.store import check_store, home, shown_uri, sqlite_file, store_uri
 
 DEFAULT_PORT = 5000
 
@@ -118,9 +117,7 @@ def _answers(host: str, port: int) -> bool:
 
 def _start_page() -> str:
     """The view of the newest sweep, or else the experiment of the latest run; without host and port."""
-    client = open_store()
-    newest = next(search(client, "tags.`sweep.name` LIKE '%'"), None)
-    if newest:
-        return views.link_to(newest)
-    latest = next(search(client, ""), None)
-    return views.sorted_link(latest.experiment_id) if latest else ""
+    if newest := runs.sweeps(1):
+        return views.link_to(newest[0])
+    latest = runs.search_runs("", 1)
+    return views.sorted_link(latest[0].experiment_id) if latest else ""
