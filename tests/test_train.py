@@ -274,7 +274,7 @@ def test_seed_note_tags_and_paths_are_no_part_of_a_variant(store, digits, tmp_pa
     same = run(small(other, *quick, "+tracking.tags.idea=x", "tracking.note=why"))
     seeded = run(small(digits, *quick, "seed=1"))
     a, b, c = (store.get_run(result.run_id).data.tags for result in (plain, same, seeded))
-    assert a["variant"] == b["variant"] == c["variant"] == "conv2 data=mnist limit=20"
+    assert a["variant"] == b["variant"] == c["variant"] == "conv2 data=mnist limit=20 epochs=1"
     assert a["variant.id"] == b["variant.id"] == c["variant.id"]
     assert a["fingerprint"] == b["fingerprint"] != c["fingerprint"]
     assert plain.history["loss"] == same.history["loss"]

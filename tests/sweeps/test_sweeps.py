@@ -391,11 +391,24 @@ def test_the_parent_keeps_the_jobs_and_the_table(swept, tmp_path):
     assert f"Best run: {best}\n" in output
     note = parent.data.tags["mlflow.note.content"]
     result = output[output.index("\nmodel.dropout=") + 1 :].partition("\n")[0]
-    assert note.startswith(f"why\n\n6 jobs: 6 finished\n\n**{result}**\n\n| rank | variant |")
+    run_id, place = parent.info.run_id, parent.info.experiment_id
+    page = f"#/experiments/{place}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+    link = f"{page}&viewStateShareKey={run_id[:8]}"
+    beginning = f"why\n\n6 jobs: 6 finished. [Runs and charts]({link})\n\n**{result}**\n\n| rank | variant |"
+    assert note.startswith(beginning)
     assert note.count(result) == 1
     assert (folder / "leaderboard.md").read_text() in note
-    page = "runs?workflowType=machine_learning&compareRunsMode=CHART&searchFilter="
-    assert f"#/experiments/{parent.info.experiment_id}/{page}" in output
+    assert output.endswith(f"Look at them with experiments ui: http://127.0.0.1:5000/{link}\n")
+    view = json.loads(store.get_experiment(place).tags[f"mlflow.sharedViewState.{run_id[:8]}"])
+    assert view["searchFilter"] == f"tags.sweep = '{parent.info.run_name}' and tags.superseded IS NULL"
+    assert view["selectedColumns"][0] == "params.`model.dropout`"
+    assert len(view["groupsExpanded"]) == 2
+    assert parent.data.params == {"swept": "model.dropout", "objective": "val_accuracy"}
+    assert parent.data.metrics == {
+        "sweep/jobs": 6, "sweep/finished": 6, "sweep/failed": 0, "sweep/variants": 2,
+        "sweep/best_val_accuracy": pytest.approx(max(means.values())),
+        "sweep/best_test_accuracy": pytest.approx(float(rows[0]["test/accuracy"])),
+    }  # fmt: skip
 
 
 @pytest.mark.slow
@@ -481,8 +494,10 @@ def test_another_sweep_takes_what_is_finished_already(swept):
     assert "2 jobs: 1 finished, 1 to run\n" in done.stdout
     new = [run for run in children(store) if run.data.params["model.dropout"] == "0.5"]
     assert len(new) == 1
-    # Its runs lie under two parents, so the link names them one by one.
-    assert "searchFilter=attributes.run_id%20IN%20" in done.stdout
+    # Its runs lie under two parents, so its view names them one by one.
+    place, key = re.search(r"#/experiments/(\d+)/runs\?.*viewStateShareKey=(\w+)", done.stdout).groups()
+    view = json.loads(store.get_experiment(place).tags[f"mlflow.sharedViewState.{key}"])
+    assert view["searchFilter"].startswith("attributes.run_id IN ('") and new[0].info.run_id in view["searchFilter"]
 
 
 @pytest.mark.slow
