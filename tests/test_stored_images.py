@@ -12,6 +12,7 @@ from PIL import Image
 
 from commands import finished, forked, killed_after, runs
 from experiments import data
+from experiments.config.names import run_name
 from experiments.dataset import Dataset
 from experiments.errors import ExperimentError
 from experiments.models import rescaling
