@@ -407,7 +407,7 @@ def test_the_parent_keeps_the_jobs_and_the_table(swept, tmp_path):
     assert parent.data.metrics == {
         "sweep/jobs": 6, "sweep/finished": 6, "sweep/failed": 0, "sweep/variants": 2,
         "sweep/best_val_accuracy": pytest.approx(max(means.values())),
-        "sweep/best_test_accuracy": pytest.approx(float(rows[0]["test/accuracy"])),
+        "sweep/best_test_accuracy": pytest.approx(float(rows[0]["test_accuracy"])),
     }  # fmt: skip
 
 

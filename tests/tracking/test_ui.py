@@ -13,6 +13,7 @@ from playwright.sync_api import expect
 from browser import opened_browser
 from commands import EXPERIMENTS, experiments, free_port
 from experiments import run
+from experiments.tracking.ui import page as page_of
 
 pytestmark = pytest.mark.slow
 SWEEP = ["-m", "model.dropout=0,0.3", "seed=0,1", "data.limit=100", "epochs=2", "hydra.launcher.n_jobs=2"]
@@ -54,6 +55,7 @@ def swept(shared_store):
         assert alive == []
         said = ui.stderr.read()
         assert said.endswith("experiments: interrupted\n") and "Traceback" not in said
+        assert ":5000/" in page_of("#/")
 
 
 @pytest.fixture
@@ -83,6 +85,7 @@ def test_names_of_jobs_differ_only_in_what_is_varied(swept):
 def test_links_lead_to_the_view_of_the_newest_sweep_where_the_ui_runs(swept):
     assert swept.link == swept.sweep  # that of the sweep's end, too
     assert len(swept.link) < 130
+    assert swept.link == page_of(f"#/{swept.link.partition('/#/')[2]}")  # and that of a sweep that ends now
 
 
 def test_the_view_of_a_sweep_has_its_charts_first_grouped_by_variants_with_names(swept, page):
