@@ -37,6 +37,7 @@ def main(cfg):
     log.info("x is %s", cfg.x)
     Path("here.txt").write_text(str(cfg.x))
     facts = {"number": number, "pid": os.getpid(), "x": cfg.x, "keras": os.environ.get("KERAS_BACKEND")}
+    facts |= {"gpu": os.environ.get("CUDA_VISIBLE_DEVICES"), "start": time.monotonic()}
     try:
         (seen / f"{number}.json").write_text(json.dumps(facts))
         if cfg.do == "fail" and cfg.x == 2:
@@ -45,7 +46,7 @@ def main(cfg):
             sys.exit(3)
         time.sleep(cfg.seconds)
     finally:
-        (seen / f"{number}.closed").touch()
+        (seen / f"{number}.closed").write_text(str(time.monotonic()))
 
 
 if __name__ == "__main__":
@@ -544,6 +545,21 @@ def only_folder(folder):
     (moment,) = day.iterdir()
     assert re.fullmatch(r"\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d", str(moment.relative_to(folder)))
     return moment
+
+
+@pytest.mark.slow
+def test_each_job_sees_one_gpu(tmp_path):
+    here = written(tmp_path / "here", app=APP)
+    program = here / "nvidia-smi"
+    program.write_text("#!/bin/sh\nprintf '0\\n1\\n'\n")
+    program.chmod(0o755)
+    path = f"{here}{os.pathsep}{os.environ['PATH']}"
+    done = app(here, *PROCESS, "x=1,2,3,4", "seconds=2", PATH=path)
+    assert done.returncode == 0, done.stderr
+    jobs = facts(here)
+    assert sorted(job["gpu"] for job in jobs) == ["0", "0", "1", "1"]
+    spans = [(job["start"], float((here / "seen" / f"{job['number']}.closed").read_text())) for job in jobs]
+    assert max(sum(start <= moment < end for start, end in spans) for moment, _ in spans) == 2
 
 
 @pytest.mark.slow

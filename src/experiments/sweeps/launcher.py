@@ -21,6 +21,7 @@ import psutil
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, setup_globals
 from omegaconf import DictConfig
 
+from experiments.sweeps.gpus import least_used
 from experiments.sweeps.worker import GRACE, SweepTask, WorkerEnvironment, run_job, run_planner
 from experiments.tracking.endings import Ending, JobDied
 
@@ -63,15 +64,20 @@ class _Job:
     process: BaseProcess
     connection: Connection
     deadline: float
+    gpu: str | None
     result: JobReturn | None = None
     timed_out: bool = False
 
 
-def usable_slots() -> int:
-    """How many jobs can run at a time: one per core that this process may use, if there is memory for them."""
+def usable_slots(on_gpus: int = 0) -> int:
+    """How many jobs can run at a time, if there is memory for them: one per core, or as many as GPUs take.
+
+    Args:
+        on_gpus: how many jobs the GPUs take; 0 if there are none.
+    """
     this = psutil.Process()
     cores = len(this.cpu_affinity()) if hasattr(this, "cpu_affinity") else psutil.cpu_count() or 1
-    return max(1, min(cores, int(psutil.virtual_memory().available / _GIGABYTE / _A_JOB_NEEDS)))
+    return max(1, min(on_gpus or cores, int(psutil.virtual_memory().available / _GIGABYTE / _A_JOB_NEEDS)))
 
 
 @contextlib.contextmanager
@@ -135,9 +141,18 @@ class Pool:
         n_jobs: how many at a time.
         timeout: seconds for one job; None for any time.
         stop_on_error: start no further job after one that failed.
+        gpus: names of the GPUs; each job sees the one that the fewest others use.
     """
 
-    def __init__(self, task: SweepTask, n_jobs: int, timeout: float | None = None, stop_on_error: bool = False) -> None:
+    def __init__(
+        self,
+        task: SweepTask,
+        n_jobs: int,
+        timeout: float | None = None,
+        stop_on_error: bool = False,
+        gpus: Sequence[str] = (),
+    ) -> None:
+        self.gpus = gpus
         self.task = task.pickled()
         self.n_jobs = n_jobs
         self.timeout = timeout or float("inf")
@@ -180,12 +195,13 @@ class Pool:
     def _start(self, number: int, overrides: Sequence[str]) -> None:
         context = _context()
         connection, theirs = context.Pipe()
-        environment = WorkerEnvironment(self.scratch.name, self.ending_signals)
+        gpu = least_used(self.gpus, (job.gpu for job in self.running.values()))
+        environment = WorkerEnvironment(self.scratch.name, self.ending_signals, gpu)
         arguments = (theirs, self.task, number, list(overrides), environment)
         process = context.Process(target=run_job, args=arguments, name=f"job {number}")
         process.start()
         theirs.close()
-        self.running[number] = _Job(number, overrides, process, connection, time.monotonic() + self.timeout)
+        self.running[number] = _Job(number, overrides, process, connection, time.monotonic() + self.timeout, gpu)
 
     def _wait(self) -> Iterator[Progress | Ended]:
         """Waits for the next events and yields them."""
@@ -305,7 +321,11 @@ class Planner:
         context = _context()
         self.connection, theirs = context.Pipe()
         self.scratch = tempfile.TemporaryDirectory(prefix="experiments-", ignore_cleanup_errors=True)
-        arguments = (theirs, self.task.pickled(), WorkerEnvironment(self.scratch.name, []))
+        arguments = (
+            theirs,
+            self.task.pickled(),
+            WorkerEnvironment(self.scratch.name, [], gpu="-1"),
+        )  # it trains nothing
         self.process = context.Process(target=run_planner, args=arguments, name="planner", daemon=True)
         self.process.start()
         theirs.close()

@@ -24,6 +24,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from experiments.library_internals import job_error
+from experiments.sweeps import gpus
 
 GRACE = 6  # seconds that a job has to close its run after a signal
 _shown = reprlib.Repr()  # as repr, and nothing that it may raise
@@ -80,6 +81,7 @@ class WorkerEnvironment:
 
     scratch: str  # folder for what TensorFlow leaves behind when a process ends without Python's tidying up
     ending_signals: list[signal.Signals]  # that end it
+    gpu: str | None  # the only one that it sees, none for -1; None to leave that as it is
 
 
 def report(message: object) -> bool:
@@ -131,6 +133,8 @@ def _prepare(environment: WorkerEnvironment) -> None:
     threading.Thread(target=_end_with_launcher, daemon=True).start()
     for number in environment.ending_signals:
         signal.signal(number, _stop_once)
+    if environment.gpu is not None:
+        gpus.use(environment.gpu)
     tempfile.tempdir = environment.scratch
 
 

@@ -1,6 +1,7 @@
 """TensorFlow's threads, determinism, precision and random seeds."""
 
 import logging
+import os
 
 import keras
 import psutil
@@ -21,6 +22,7 @@ def start_runtime(*, seed: int, threads: int, deterministic: bool, precision: st
     global _runtime
     wanted = (threads, deterministic)
     if _runtime is None:
+        os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # or one process takes all memory of a GPU
         try:
             tf.config.threading.set_intra_op_parallelism_threads(threads)
         except RuntimeError:  # already running: fine if it runs as asked

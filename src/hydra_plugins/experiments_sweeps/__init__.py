@@ -27,19 +27,22 @@ class ProcessLauncher(Launcher):
     """Runs each job in its own process, `n_jobs` at a time; a job that fails or dies never affects the others.
 
     Args:
-        n_jobs: how many at a time; None for as many as cores and memory allow.
+        n_jobs: how many at a time; None for as many as GPUs, or without them cores, and memory allow.
+        jobs_per_gpu: how many at a time share a GPU, if there are any.
         timeout_minutes: for each job; None for no limit.
         on_error: `continue`, or `stop` to start no further job once one has failed.
     """
 
-    def __init__(self, n_jobs: int | None, timeout_minutes: float | None, on_error: str) -> None:
+    def __init__(self, n_jobs: int | None, timeout_minutes: float | None, on_error: str, jobs_per_gpu: int = 1) -> None:
         self.n_jobs = n_jobs
+        self.jobs_per_gpu = jobs_per_gpu
         self.timeout_minutes = timeout_minutes
         self.on_error = on_error
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Takes what the jobs have in common; refuses values that cannot work."""
         check_value("hydra.launcher.n_jobs", self.n_jobs, _Count | None)
+        check_value("hydra.launcher.jobs_per_gpu", self.jobs_per_gpu, _Count)
         check_value("hydra.launcher.timeout_minutes", self.timeout_minutes, Annotated[float, Field(gt=0)] | None)
         check_value("hydra.launcher.on_error", self.on_error, Literal["continue", "stop"])
         self.hydra_context = hydra_context
@@ -55,10 +58,13 @@ class ProcessLauncher(Launcher):
     def pool(self) -> "Pool":
         """The processes, for a sweeper that follows jobs as they run."""
         from experiments.sweeps import launcher
+        from experiments.sweeps.gpus import usable_gpus
 
+        gpus = usable_gpus()
         return launcher.Pool(
             launcher.SweepTask.of(self),
-            n_jobs=self.n_jobs or launcher.usable_slots(),
+            n_jobs=self.n_jobs or launcher.usable_slots(on_gpus=len(gpus) * self.jobs_per_gpu),
+            gpus=gpus,
             timeout=self.timeout_minutes and self.timeout_minutes * 60,
             stop_on_error=self.on_error == "stop",
         )
