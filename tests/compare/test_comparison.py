@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -420,3 +421,58 @@ def test_an_open_comparison_names_the_race_that_decides_it():
     searched = "experiments train -m hydra/sweeper=optuna 'model.dropout=interval(0,1)'"
     for other in (searched, "experiments race model.dropout=0.1,0.2", ""):
         assert not any("race add" in note for note in compared(alike, "mine", command=other).notes)
+
+
+def test_some_rows_alone_keep_their_intervals_and_tests():
+    found = compared(two_variants())
+    assert tables.only(found, "1, 2,1").rows == found.rows
+    worse = tables.only(found, "2")
+    assert (worse.rows, worse.notes) == (found.rows[1:], found.notes)
+    for ranks, wrong in (("1,3", "3"), ("0", "0"), ("x", "x"), ("-1", "-1"), ("1,,2", "an empty rank")):
+        with pytest.raises(ExperimentError) as refused:
+            tables.only(found, ranks)
+        assert str(refused.value) == f"--only {ranks}: {wrong} is no rank; ranks are 1 to 2."
+
+
+def test_the_json_has_all_digits_and_a_fixed_schema():
+    found = compared([*two_variants(), recorded(9, "0.5", 0, 0.9, diverged="true")])
+    shown = json.loads(json.dumps(tables.as_json(found), allow_nan=False))
+    assert set(shown) == {"title", "metric", "mode", "rows", "notes"}
+    assert (shown["title"], shown["metric"], shown["mode"]) == ("mine", "best/val_accuracy", "max")
+    assert shown["notes"] == tables.notes(found)
+    best, worse, diverged = shown["rows"]
+    for row in shown["rows"]:
+        assert set(row) == {
+            "rank", "variant", "values", "seeds", "mean", "difference", "p", "test", "verdict", "test_accuracy",
+            "costs", "pareto", "run_ids",
+        }  # fmt: skip
+    assert best["mean"] == {"value": found.rows[0].mean.value, "low": found.rows[0].mean.low,
+                            "high": found.rows[0].mean.high, "method": found.rows[0].mean.method}  # fmt: skip
+    assert (best["difference"], best["p"], best["verdict"]) == (None, None, "best")
+    assert best["values"] == {"model.dropout": "0.3"}
+    assert best["run_ids"] == ["run-0", "run-1", "run-2"]
+    assert set(worse["difference"]) == {"value", "low", "high", "method"}
+    assert worse["costs"] == {"parameters": 10.0, "macs": None, "train_seconds": None}
+    assert (worse["p"], worse["pareto"]) == (found.rows[1].p, [])
+    assert diverged["verdict"] == "diverged, 1 of 1 seeds"
+
+
+def test_the_table_in_latex():
+    lines = tables.as_latex(compared(two_variants(), "50 % of a_b")).splitlines()
+    begin = lines.index(r"\begin{tabular}{rlrrlrrr}")
+    assert lines[0] == r"% \usepackage{booktabs}" and all(line.startswith("% ") for line in lines[:begin])
+    assert lines[begin + 1 : begin + 4] == [
+        r"\toprule",
+        r"rank & variant & seeds & val\_accuracy & verdict & difference from best & p & parameters \\",
+        r"\midrule",
+    ]
+    assert lines[begin + 4].startswith(r"1 & model.dropout=0.3 & 3 & 0.9510 [")
+    difference = r"\$-\$0\.0499 \[\$-\$0\.\d+, \$-\$0\.\d+\]"
+    assert re.match(rf"2 & model\.dropout=0 & 3 & 0\.90.* & worse & {difference} & ", lines[begin + 5])
+    assert lines[begin + 6 :] == [r"\bottomrule", r"\end{tabular}"]
+
+
+def test_what_is_special_in_latex_is_escaped():
+    runs = [recorded(0, r"50%_{a}&b#c$d~e^f\g<h>", 0, 0.9), recorded(1, "x", 0, 0.8)]
+    (line,) = (line for line in tables.as_latex(compared(runs)).splitlines() if line.startswith("1 & "))
+    assert r"model.dropout=50\%\_\{a\}\&b\#c\$d\textasciitilde{}e\textasciicircum{}f\textbackslash{}g$<$h$>$ & " in line

@@ -246,6 +246,22 @@ def test_json_and_csv_for_other_programs(trained, tmp_path):
     assert row["label"] == "3" and float(row["probability"]) == pytest.approx(said["probability"])
 
 
+def test_the_json_has_a_fixed_schema():
+    stream = io.StringIO()
+    predict.write_json([predict.Prediction("a.png", np.array([0.25, 0.75]), ("cat", "dog"))], stream)
+    assert json.loads(stream.getvalue()) == [
+        {
+            "file": "a.png",
+            "label": "dog",
+            "probability": 0.75,
+            "unsure": True,
+            "second": "cat",
+            "second_probability": 0.25,
+            "probabilities": {"cat": 0.25, "dog": 0.75},
+        }
+    ]
+
+
 def test_a_low_probability_is_shown_as_unsure():
     sure = predict.Prediction("a.png", np.array([0.9, 0.1]), ("cat", "dog"))
     unsure = predict.Prediction("b.png", np.array([0.4, 0.6]), ("cat", "dog"))

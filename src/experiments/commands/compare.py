@@ -1,6 +1,7 @@
 """The subcommand that compares variants."""
 
 import gc
+import json
 from dataclasses import replace
 
 import click
@@ -28,8 +29,11 @@ from experiments.errors import ExperimentError
     help="Also say which variants differ by less than this.",
 )
 @click.option("--across-data", is_flag=True, help="Compare runs on different data, which is refused otherwise.")
+@click.option("--only", default="", metavar="RANKS", help="Show only these rows, as in 1,4; tests stay those of all.")
 @click.option("--csv", default="", metavar="FILE", help="Also write the table to a file.")
+@click.option("--latex", default="", metavar="FILE", help="Also write the table in LaTeX, for the package booktabs.")
 @click.option("--html", default="", metavar="FILE", help="Also write a page with charts, errors and links to the runs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def compare(
     sweeps: tuple[str, ...],
     query: str,
@@ -37,8 +41,11 @@ def compare(
     on: str,
     equal_within: float | None,
     across_data: bool,
+    only: str,
     csv: str,
+    latex: str,
     html: str,
+    as_json: bool,
 ) -> None:
     """Rank variants over their seeds, with intervals and tests.
 
@@ -58,12 +65,18 @@ def compare(
         these_images=on == "these-images",
         equal_within=equal_within,
     )
-    if csv:
-        tables.write_file(tables.as_csv(found), csv)
     if html:
         from experiments.compare import report
 
         tables.write_file(report.page(found), html)
-    tables.print_table(found, Display().console)
+    shown = tables.only(found, only) if only else found
+    if csv:
+        tables.write_file(tables.as_csv(shown), csv)
+    if latex:
+        tables.write_file(tables.as_latex(shown), latex)
+    if as_json:
+        print(json.dumps(tables.as_json(shown), indent=1))
+    else:
+        tables.print_table(shown, Display().console)
     if len(found.rows) == 1:
         raise ExperimentError("One variant alone cannot be compared.", advice="Name more sweeps, or widen --filter.")

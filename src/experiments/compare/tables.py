@@ -3,11 +3,12 @@
 import csv
 import io
 import math
+import re
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -38,6 +39,78 @@ class Column:
     def min_width(self) -> int:
         """Width that it needs on a console, in characters."""
         return min(max(map(len, [self.name, *self.cells])), _MIN_TEXT_WIDTH if self.is_text else sys.maxsize)
+
+
+def only(comparison: Comparison, ranks: str) -> Comparison:
+    """The comparison with some of its rows alone; intervals, tests and notes stay those of all variants.
+
+    Args:
+        comparison: of all variants.
+        ranks: of the rows, separated by commas.
+
+    Raises:
+        ExperimentError: there is no such rank.
+    """
+    rows = {str(row.rank): row for row in comparison.rows}
+    names = [rank.strip() for rank in ranks.split(",")]
+    if (wrong := next((name for name in names if name not in rows), None)) is not None:
+        allowed = "1 is the only rank" if len(rows) == 1 else f"ranks are 1 to {len(rows)}"
+        raise ExperimentError(f"--only {ranks}: {wrong or 'an empty rank'} is no rank; {allowed}.")
+    return replace(comparison, rows=tuple(rows[name] for name in dict.fromkeys(names)))
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """All variants as an object of the JSON output, with all digits."""
+    rows = []
+    for row in comparison.rows:
+        difference = row.difference or Estimate(math.nan)
+        values = {
+            "rank": row.rank,
+            "variant": row.label,
+            "values": dict(row.distinguishing_values),
+            "seeds": len(row.runs),
+            **_as_object("mean", row.mean),
+            **_as_object("difference", difference),
+            "p": row.p,
+            "test": row.test,
+            "verdict": row.verdict,
+            "test_accuracy": row.test_accuracy,
+            "costs": {cost: row.costs.get(cost) for cost in COSTS},
+            "pareto": sorted(row.pareto),
+            "run_ids": [run.run_id for run in row.runs],
+        }
+        rows.append(values)
+    head = {"title": comparison.title, "metric": comparison.metric, "mode": comparison.mode}
+    return {**head, "rows": rows, "notes": list(notes(comparison))}
+
+
+def _as_object(name: str, estimate: Estimate) -> dict[str, Any]:
+    if math.isnan(estimate.value):
+        return {name: None}
+    return {name: {"value": estimate.value, "low": estimate.low, "high": estimate.high, "method": estimate.method}}
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$",
+    "→": r"$\to$", "…": r"\dots{}", **{character: f"\\{character}" for character in "&%$#_{}"},
+}  # fmt: skip
+
+
+def as_latex(comparison: Comparison) -> str:
+    """The table in LaTeX, for the package booktabs; its notes are comments."""
+    shown = columns(comparison, comparison.rows)
+    kept = [column for column in shown if any(cell.strip() for cell in column.cells)]
+    lines = [[column.name for column in kept], *zip(*(column.cells for column in kept), strict=True)]
+    head, *rows = (" & ".join(map(_as_latex, line)) + r" \\" for line in lines)
+    spec = "".join("l" if column.is_text else "r" for column in kept)
+    comments = [f"% {sentence}" for sentence in notes(comparison)]
+    parts = [rf"\begin{{tabular}}{{{spec}}}", r"\toprule", head, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]
+    return "\n".join([r"% \usepackage{booktabs}", *comments, *parts]) + "\n"
+
+
+def _as_latex(cell: str) -> str:
+    escaped = "".join(_LATEX.get(character, character) for character in cell.strip())
+    return re.sub(r"(?<![\w.])-(?=[\d.])", "$-$", escaped)
 
 
 def as_csv(comparison: Comparison) -> str:
