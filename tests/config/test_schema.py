@@ -536,7 +536,7 @@ def command_lines(draw):
 
 
 @pytest.mark.slow
-@settings(max_examples=200, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=120, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(words=command_lines())
 def test_any_command_line_is_built_or_refused_in_one_line(images, words):
     try:

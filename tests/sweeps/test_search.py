@@ -368,15 +368,15 @@ def test_a_pruner_stops_the_later_seeds_of_a_trial(store, tmp_path):
         "epochs=3",
     ]
     words += ["model.dropout=interval(0,0.1)", "data.limit=300", "hydra.launcher.n_jobs=1"]
-    done = experiments(*words, "hydra.sweeper.replicates=3", "hydra.sweeper.n_trials=5")
+    done = experiments(*words, "hydra.sweeper.replicates=2", "hydra.sweeper.n_trials=5")
     assert done.returncode == 0, done.stdout
     parent, children = parent_and_children(store)
     trials = study_of(parent).trials
     rates = [float(trial.params["optimizer.learning_rate"]) for trial in trials]
     assert set(rates) == {1e-9, 0.01}
     assert [trial.state.name for trial in trials] == ["PRUNED" if rate == 1e-9 else "COMPLETE" for rate in rates]
-    trained = [sum(int(run.data.tags["job"]) // 3 == trial.number for run in children) for trial in trials]
-    assert trained == [1 if rate == 1e-9 else 3 for rate in rates]
+    trained = [sum(int(run.data.tags["job"]) // 2 == trial.number for run in children) for trial in trials]
+    assert trained == [1 if rate == 1e-9 else 2 for rate in rates]
     assert {run.info.status for run in children} == {"FINISHED"}
     assert not any("pruned" in run.data.tags for run in children)
 

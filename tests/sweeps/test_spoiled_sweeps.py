@@ -567,8 +567,7 @@ def check_eight_new(place):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("repetition", range(2))
-def test_eight_jobs_at_once_on_a_new_store(tmp_path, digits, repetition):
+def test_eight_jobs_at_once_on_a_new_store(tmp_path, digits):
     with opened_place(tmp_path, digits, None) as place:
         check_eight_new(place)
 
