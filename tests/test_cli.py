@@ -362,3 +362,65 @@ def test_a_terminal_gets_a_progress_bar_and_every_epoch_once(here, tmp_path):
     assert re.search(r"epoch +steps +loss +val_loss +accuracy +val_accuracy +time", re.sub(r"\x1b\[\d*m", "", text))
     assert re.findall(r"(\d/2) +4/4(?: +[\d.]+){5} s\r\n", text) == ["1/2", "2/2"]
     assert "Test accuracy" in text
+
+
+# TAB completion
+
+
+@pytest.fixture
+def bash(here):
+    """Types words and TAB in a real bash and returns the line as it is then."""
+
+    def completed(typed, expected):
+        outer, inner = pty.openpty()
+        environment = os.environ | {
+            "PATH": f"{Path(EXPERIMENTS).parent}:{os.environ['PATH']}",
+            "TERM": "dumb",
+            "PS1": "$ ",
+        }
+        words = ["bash", "--norc", "--noprofile", "-i"]
+        shown = b""
+        with subprocess.Popen(
+            words, cwd=here, stdin=inner, stdout=inner, stderr=inner, env=environment, start_new_session=True
+        ) as shell:
+            os.close(inner)
+            os.write(
+                outer,
+                b'bind "set bell-style none"; eval "$(_EXPERIMENTS_COMPLETE=bash_source experiments)"; echo ready\n',
+            )
+            for wanted, then in ((b"\nready", f"{typed}\t"), (expected.encode(), "\x01echo \nexit\n")):
+                while wanted not in shown.replace(b"\r", b""):
+                    shown += os.read(outer, 65536)
+                os.write(outer, then.encode())
+            with contextlib.suppress(OSError):
+                while read := os.read(outer, 65536):
+                    shown += read
+            shell.wait()
+        os.close(outer)
+        return shown.decode().replace("\r", "").splitlines()
+
+    return completed
+
+
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        ("experiments comp", "experiments compare "),
+        ("experiments compare --equal", "experiments compare --equal-within "),
+        ("experiments train model=conv3_w", "experiments train model=conv3_wide "),
+        ("experiments train model=conv3 model.dr", "experiments train model=conv3 model.dropout="),
+        ("experiments list opt", "experiments list optimizer "),
+    ],
+)
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_tab_completes_in_a_real_bash(bash, typed, line):
+    shown = bash(typed, line)
+    assert line.rstrip() in shown  # what echo prints of the completed line
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_every_shell_gets_a_script(here, shell):
+    done = experiments(cwd=here, _EXPERIMENTS_COMPLETE=f"{shell}_source")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"_EXPERIMENTS_COMPLETE={shell}_complete" in done.stdout
+    assert ("compopt -o nospace" in done.stdout) == (shell == "bash")

@@ -12,6 +12,7 @@ import sys
 import click
 
 from experiments import quiet_import
+from experiments.commands import completion
 from experiments.commands.compare import compare
 from experiments.commands.models import PORT, draw, ensemble, export, predict, register, robustness
 from experiments.commands.runs import clean, diff, runs, sweeps
@@ -32,6 +33,8 @@ def command_line() -> None:
 
 def main() -> None:
     """Runs the command line and exits with 0 (done), 1 (a run failed), 2 (refused), 130 or 143 (stopped)."""
+    if instruction := os.environ.get(completion.VARIABLE):
+        sys.exit(completion.complete(command_line, instruction))
     received_signals: list[int] = []
 
     def stop(number: int, _: object) -> None:
@@ -83,7 +86,7 @@ def _report_errors(received_signals: list[int]) -> int:
 @click.command(
     add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
 )
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, shell_complete=completion.overrides)
 def train(arguments: tuple[str, ...]) -> int:
     """Train one run, or a sweep with -m or sweep=NAME."""
     from experiments import hydra_app
@@ -92,7 +95,7 @@ def train(arguments: tuple[str, ...]) -> int:
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
+@click.argument("overrides", nargs=-1, type=click.UNPROCESSED, shell_complete=completion.overrides)
 @click.option("--config-dir", metavar="DIR", help="A folder with options of your own.")
 @click.option("--equal-within", type=float, metavar="X", help="Differences of the objective that do not matter.")
 @click.option("--against", metavar="RUN", help="Race the configuration of RUN with a change of it, the overrides.")
@@ -128,7 +131,7 @@ def race(
 
 
 @click.command("list")
-@click.argument("group", required=False)
+@click.argument("group", required=False, shell_complete=completion.groups)
 @click.option("--config-dir", metavar="DIR", help="A folder with options of your own.")
 def list_options(group: str | None, config_dir: str | None) -> None:
     """List every group and option, or those of one GROUP with all arguments of Keras's classes."""
