@@ -21,12 +21,13 @@ from records import add_model, record
 SCORE = {"best/val_accuracy": 0.9, "test/accuracy": 0.9}
 GOES = {
     "failed", "killed", "superseded", "finished later", "deleted", "failed job", "sweep without any run", "only job",
+    "failed ensemble",
 }  # fmt: skip
 STAYS = {
     "started by", "best of a sweep", "model of the best seed", "model of a weaker seed", "diverged", "pruned",
     "running", "registered", "reproduced", "reproduction", "origin", "resumable", "of a running sweep", "running sweep",
     "locked", "sweep with a finished run", "its finished run", "of another program", "deleted by another program",
-    "waiting", "killed elsewhere",
+    "waiting", "killed elsewhere", "member", "ensemble",
 }  # fmt: skip
 
 
@@ -83,6 +84,13 @@ def fill(store, home):
     ids["reproduction"] = record(store, tags={"reproduces": ids["reproduced"]})
     ids["origin"], _ = finished(store, params={"seed": "4"})
     ids["started by"] = record(store, params={"init_from": f"runs:/{ids['origin']}@sha256:abc", "seed": "5"})
+    ids["member"], _ = finished(store, params={"seed": "6"})
+    ids["ensemble"], _ = finished(
+        store, tags={"fingerprint": None, "members": f"{ids['member']} other", "variant": "ensemble of 2"}
+    )
+    ids["failed ensemble"] = record(
+        store, status="FAILED", tags={"fingerprint": None, "members": "other"}, files={"x": b"x" * 10}
+    )
     strange = store.create_experiment("strange", artifact_location=(home / "strange").as_uri())
     ids["of another program"] = store.create_run(strange).info.run_id
     store.set_terminated(ids["of another program"], "FAILED")
@@ -112,18 +120,6 @@ def clean(*words):
     return done.output
 
 
-GOES = {
-    "failed",
-    "killed",
-    "superseded",
-    "finished later",
-    "deleted",
-    "failed job",
-    "sweep without any run",
-    "only job",
-}
-
-
 def test_exactly_what_nobody_needs_goes(store, tmp_path):
     ids = fill(store, tmp_path / "home")
     assert set(ids) == GOES | STAYS
@@ -133,11 +129,11 @@ def test_exactly_what_nobody_needs_goes(store, tmp_path):
         names = {run_id: kind for kind, run_id in ids.items()}
         assert {names[item.run.run_id] for item in plan.items} == GOES
         assert plan.resumable == 5
-        assert plan.bytes == 7 * 10 + 5
+        assert plan.bytes == 8 * 10 + 5
         said = clean()
-        assert "This would delete 8 runs and 0 models, 75 bytes (75 bytes). To delete them, add --yes." in said
+        assert "This would delete 9 runs and 0 models, 85 bytes (85 bytes). To delete them, add --yes." in said
         assert num_bytes(*places(tmp_path)) == before
-        assert "Deleted 8 runs and 0 models, 75 bytes (75 bytes)." in clean("--yes")
+        assert "Deleted 9 runs and 0 models, 85 bytes (85 bytes)." in clean("--yes")
         assert {kind for kind, run_id in ids.items() if not is_there(store, run_id)} == GOES
         assert before - num_bytes(*places(tmp_path)) == plan.bytes
         assert "There is nothing to delete." in clean("--yes")
@@ -150,7 +146,7 @@ def test_only_the_models_of_the_best_seeds_are_kept(store, tmp_path):
     weaker = [item for item in plan.items if item.models_only]
     assert [names[item.run.run_id] for item in weaker] == ["model of a weaker seed"]
     assert weaker[0].room.bytes == 1000
-    assert [item for item in cleaning.find(keep_models=5).items if item.models_only] == []
+    assert [item for item in cleaning.find(keep_models=6).items if item.models_only] == []
     clean("--keep-models", "1", "--yes")
     with pytest.raises(ExperimentError, match="has no model: it was deleted"):
         load(ids["model of a weaker seed"])

@@ -52,9 +52,9 @@ class Plan:
 def find(keep_models: int | None = None) -> Plan:
     """Finds failed, killed, superseded and deleted runs, and on request models of weaker seeds.
 
-    Whatever is registered stays, and the best run of a sweep, a run that another one reproduces or has started from,
-    what is running or can be resumed, the runs of a running sweep, and a sweep of which a run stays. So do diverged and
-    pruned runs, which are results.
+    Whatever is registered stays, and the best run of a sweep, a run that another one reproduces, has started from or
+    consists of, what is running or can be resumed, the runs of a running sweep, and a sweep of which a run stays. So do
+    diverged and pruned runs, which are results.
 
     Args:
         keep_models: of how many seeds of a variant, the best ones, the models stay; None for all.
@@ -69,6 +69,7 @@ def find(keep_models: int | None = None) -> Plan:
     started_from = set()
     for run in (*active, *marked):
         needed |= {run.tags.get("best_run_id", ""), run.tags.get("reproduces", "")}
+        needed |= {*run.tags.get("members", "").split()}  # of an ensemble
         started_from.add(re.split("[@/]", run.params.get("init_from", "null").removeprefix("runs:/"))[0])
     beginnings = tuple(started_from - {""})
     needed |= {run.run_id for run in active if run.run_id.startswith(beginnings)}
@@ -103,7 +104,7 @@ def find(keep_models: int | None = None) -> Plan:
 
 def _is_ours(run: StoredRun) -> bool:
     """Whether it is a run or sweep of this project, not of another program that uses the same store."""
-    return bool({"fingerprint", "sweep.name"} & run.tags.keys())
+    return bool({"fingerprint", "members", "sweep.name"} & run.tags.keys())
 
 
 def _why(run: StoredRun) -> str:
@@ -131,8 +132,8 @@ def _weaker(runs: Sequence[StoredRun], keep: int) -> Iterator[StoredRun]:
     groups: dict[tuple[str, ...], list[StoredRun]] = defaultdict(list)
     for run in runs:
         if run.status == "FINISHED" and run.models and "seed" in run.params:
-            variant = run.tags.get("variant.id", run.tags.get("variant", ""))
-            groups[variant, run.tags.get("data.sha256", ""), run.tags.get("data.test_sha256", "")].append(run)
+            names = ("variant.id", "data.sha256", "data.test_sha256")
+            groups[tuple(run.tags.get(name, "") for name in names)].append(run)
     for group in groups.values():
         metric = f"best/{group[0].params.get('objective', 'val_accuracy')}"
         sign = -1 if mode_of(metric, group) == "max" else 1

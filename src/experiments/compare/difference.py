@@ -1,6 +1,5 @@
 """What differs between two runs: configuration, data, code, versions, machine, metrics and predictions."""
 
-import json
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ from rich.table import Table
 from experiments.compare.names import find_run
 from experiments.compare.variants import DIGESTS
 from experiments.errors import ExperimentError
-from experiments.tracking.provenance import diff_of_commits
+from experiments.tracking.provenance import diff_of_commits, provenance_of
 from experiments.tracking.runs import (
     Predictions,
     StoredRun,
@@ -130,7 +129,7 @@ def _values(first: StoredRun, second: StoredRun) -> Iterator[Value]:
         pair = params[0].get(key), params[1].get(key)
         if not _equal_numbers(*pair):  # version 0.1 has recorded 0.0 as 0 in some runs
             yield Value("configuration", key, *pair)
-    tags = _provenance(first), _provenance(second)
+    tags = provenance_of(first), provenance_of(second)
     environments = [_packages(text) for text in _texts(first, second, "environment.txt")]
     for section, names in (("data", DIGESTS), ("code", _CODE)):
         yield from _both_known(section, dict.fromkeys(names), *tags)
@@ -172,12 +171,6 @@ def _ending(first: StoredRun, second: StoredRun) -> Iterator[Value]:
     yield Value("ending", "status", first.status, second.status)
     for name in _ENDING:
         yield Value("ending", name, first.tags.get(name), second.tags.get(name))
-
-
-def _provenance(run: StoredRun) -> dict[str, str]:
-    """Machine, code and versions of a run; earlier versions of this project have recorded all of them as tags."""
-    text = _text(run, "provenance.json")
-    return {key: str(value) for key, value in {**json.loads(text or "{}"), **run.tags}.items()}
 
 
 def _packages(environment: str) -> dict[str, str]:
