@@ -35,7 +35,7 @@ from experiments.training.checkpoints import Checkpoint
 from experiments.training.class_weights import log_class_weights
 from experiments.training.evaluation import evaluate, measure
 from experiments.training.fit import Recipe, TrainingResult, fit
-from experiments.training.runtime import forget_models, start_runtime, suggest_more_threads
+from experiments.training.runtime import forget_models, start_runtime, suggest_faster_settings
 
 _log = logging.getLogger("experiments")
 _OWN_CODE = read_own_code()  # as it was when it was imported
@@ -382,7 +382,7 @@ def _log_start(training: _Training) -> None:
             _log.info("With deterministic=false the result is not bit-identical to that of an uninterrupted run.")
     log_class_weights(training.components.loss, training.data.class_names)
     warn_if_badly_scaled(training.components, training.data.train_images)
-    suggest_more_threads(training.cfg.threads)
+    suggest_faster_settings(training.cfg.threads, training.cfg.precision)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from pathlib import Path
 
 import keras
 import psutil
@@ -10,6 +11,7 @@ import tensorflow as tf
 from experiments.errors import ExperimentError
 
 _log = logging.getLogger(__name__)
+_PROCESSOR = Path("/proc/cpuinfo")
 _runtime: tuple[int, bool] | None = None
 
 
@@ -54,11 +56,20 @@ def forget_models(precision: str) -> None:
     keras.config.set_dtype_policy(precision)
 
 
-def suggest_more_threads(threads: int) -> None:
-    """Says that more threads would be faster, on a machine that has the cores for them."""
+def suggest_faster_settings(threads: int, precision: str) -> None:
+    """Says which other threads and precision would be faster on this machine."""
     cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count()
     if threads < 8 <= (cores or 1):
         _log.info("This machine has %d cores: threads=8 would be faster, but gives another result.", cores)
+    if precision == "float32" and _multiplies_bfloat16() and not tf.config.list_physical_devices("GPU"):
+        _log.info("This processor multiplies bfloat16: precision=mixed_bfloat16 would be faster (another result).")
+
+
+def _multiplies_bfloat16() -> bool:
+    try:
+        return bool({"avx512_bf16", "amx_bf16"} & set(_PROCESSOR.read_text(encoding="utf-8").split()))
+    except OSError:  # only Linux tells
+        return False
 
 
 def _cannot_change(asked: str, runs: str) -> ExperimentError:
