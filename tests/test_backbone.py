@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 
 import keras
+import mlflow
 import numpy as np
 import pytest
 from PIL import Image
@@ -123,6 +124,10 @@ def test_from_a_file_of_weights_to_an_exported_model(store, photos, weights, tmp
     images = export.check_images(classifier, None, [])
     checked = export.export_model(classifier, "saved_model", tmp_path / "out", images, quantize=False, overwrite=False)
     assert checked.largest_difference < 1e-5 and (tmp_path / "out" / checked.file).exists()
+    served = mlflow.pyfunc.load_model(f"runs:/{later.run_id}/model")
+    pixels = np.stack([np.asarray(Image.open(file)) for file in files([photos])])
+    assert served.predict(pixels) == pytest.approx(classifier.predict(pixels), abs=1e-6)
+    assert served.metadata.metadata["class_names"] == ["blue", "red"]
 
 
 def test_the_file_of_weights_is_part_of_the_identity(compose, weights, tmp_path, monkeypatch):

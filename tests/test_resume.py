@@ -19,6 +19,7 @@ import pytest
 from commands import EXPERIMENTS, experiments, forked, killed_after, runs
 from experiments import ExperimentError, train
 from experiments.config.compose import compose
+from experiments.config.targets import instantiate
 
 pytestmark = pytest.mark.slow
 
@@ -71,6 +72,14 @@ def options(tmp_path_factory):
     return str(folder)
 
 
+@pytest.fixture(scope="module")
+def initial_weights(tmp_path_factory):
+    """A model file to start from."""
+    file = tmp_path_factory.mktemp("initial") / "first.keras"
+    instantiate(compose(FROZEN).cfg, "model", input_shape=(28, 28, 1), num_classes=10).save(file)
+    return file
+
+
 @pytest.fixture
 def start(tmp_path, store, options):
     """Starts a training in a process of its own."""
@@ -110,7 +119,12 @@ def history(store, run):
 
 
 @pytest.mark.parametrize("overrides", [ONE_CYCLE, PLATEAU, FROZEN], ids=["one_cycle", "plateau", "frozen"])
-def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(overrides, start, store, whole, tmp_path):
+def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(
+    overrides, start, store, whole, tmp_path, initial_weights
+):
+    is_frozen = overrides is FROZEN
+    if is_frozen:
+        overrides = [*overrides, f"init_from={initial_weights}"]
     expected, tags = whole(overrides).history, whole(overrides).tags
     assert [step for step, _ in expected["loss"]] == list(range(1, EPOCHS + 1))
     if overrides is PLATEAU:
@@ -123,6 +137,7 @@ def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(overrides, star
         said = finished(start(*overrides, EXPERIMENTS_HOME=str(home)))
         (run,) = runs(store)
         assert "Resuming after epoch" in said
+        assert (f"Starting from {initial_weights}: 6 of 6 layers loaded" in said) == is_frozen
         assert run.info.status == "FINISHED"
         assert history(store, run) == expected
         assert run.data.tags["weights.sha256"] == tags["weights.sha256"]
