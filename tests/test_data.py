@@ -1029,6 +1029,27 @@ def test_csv_with_sets_of_its_own(photos, caplog):
     assert "cat/0.png" in caplog.messages[-1] and "cat/7.png" in caplog.messages[-1]
 
 
+def test_csv_with_weights(photos):
+    plain = data.csv(path=table(photos), **CSV)
+    assert plain.train_weights is None
+    ones = data.csv(path=table(photos, lambda rows: [f"{row},{'1.0' if place else 'weight'}"
+                                                     for place, row in enumerate(rows)]), **CSV)  # fmt: skip
+    assert (ones.train_weights, ones.sha256) == (None, plain.sha256)
+    path = table(photos, lambda rows: [f"{row},{place / 4 if place else 'weight'}" for place, row in enumerate(rows)])
+    weighted = data.csv(path=path, **CSV, memory_mb=0)
+    pixels = weighted.train_images[:][:, 0, 0, 0].astype(int)  # 0 to 7 for cats, 100 to 107 for dogs
+    assert weighted.train_weights.tolist() == [(pixel % 100 + 8 * (pixel >= 100) + 1) / 4 for pixel in pixels]
+    assert weighted.sha256 != plain.sha256
+    assert (weighted.validation_sha256, weighted.test_sha256) == (plain.validation_sha256, plain.test_sha256)
+    few = data.csv(path=path, **CSV | {"limit": 4})
+    assert len(few.train_weights) == len(few.train_labels) == 4
+    nothing = table(photos, lambda rows: [f"{row},{0 if place else 'weight'}" for place, row in enumerate(rows)])
+    assert refusal(data.csv, path=nothing, **CSV) == (
+        "train_weights has the shape (16,) and holds float32 from 0.0 to 0.0; it must hold one number of at least 0 "
+        "for each of the 16 training images, and not only 0."
+    )
+
+
 def test_csv_sorts_numbers_as_numbers(photos):
     def numbered(rows):
         return [row.replace(",dog", ",10").replace(",cat", ",9") for row in rows]
@@ -1050,9 +1071,22 @@ def test_csv_sorts_numbers_as_numbers(photos):
         (lambda rows: ["path,label,label"], "{file} needs one column label; its first line holds path, label, label."),
         (lambda rows: ["path,split,label,split"], "{file} needs one column split; its first line holds path, split, "),
         (lambda rows: rows[:1], "{file} has no training images. Write train into the column split"),
+        (lambda rows: ["path,label,weight,weight"], "{file} needs one column weight; its first line holds path, "),
         (
-            lambda rows: ["path,label,weight"],
-            "{file} has a column weight, and images cannot be weighted one by one. Rename or delete the column.",
+            lambda rows: [f"{row},{'weight' if place == 0 else '-1'}" for place, row in enumerate(rows)],
+            "{file}, line 2: weight=-1 is no number of at least 0.",
+        ),
+        (
+            lambda rows: [f"{row},{'weight' if place == 0 else 'nan'}" for place, row in enumerate(rows)],
+            "{file}, line 2: weight=nan is no number of at least 0.",
+        ),
+        (
+            lambda rows: [f"{row},{'weight' if place == 0 else 'heavy'}" for place, row in enumerate(rows)],
+            "{file}, line 2: weight=heavy is no number of at least 0.",
+        ),
+        (
+            lambda rows: [f"{row},{'weight' if place == 0 else ''}" for place, row in enumerate(rows)],
+            "{file}, line 2, has no weight.",
         ),
         (
             lambda rows: [row.replace("cat/", "no/") for row in rows],

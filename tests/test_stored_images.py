@@ -230,7 +230,9 @@ def test_a_function_of_the_users_gets_stored_images_and_makes_a_data_set_of_them
 @pytest.mark.slow
 def test_a_run_from_a_file_that_is_killed_ends_with_the_bits_of_one_in_memory(photos, store, tmp_path, cache):
     start, home = forked(tmp_path), tmp_path / "home"
-    words = ["data=folder", f"data.path={photos}", "data.color_mode=rgb", "data.image_size=[12,12]", "epochs=6"]
+    rows = [f"{file.relative_to(photos)},{file.parent.name},{int(file.stem) % 5}" for file in photos.glob("*/*.png")]
+    (photos / "table.csv").write_text("\n".join(["path,label,weight", *sorted(rows)]))
+    words = ["data=csv", f"data.path={photos}/table.csv", "data.color_mode=rgb", "data.image_size=[12,12]", "epochs=6"]
     words += ["augment=shift_rotate", "scale=standard", "batch_size=8", "tracking.model=false"]
     killed_after(start(*words, "data.memory_mb=0"), 3, 0, home)
     for memory in ("0", "1"):

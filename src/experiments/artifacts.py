@@ -119,7 +119,7 @@ def draw(record: Run, outcome: Outcome) -> None:
 
 def draw_samples(record: Run, data: Dataset, batches: tf.data.Dataset, scaling: keras.Layer) -> None:
     """Draws training images as the model sees them, with their labels."""
-    images, labels = next(iter(batches.take(1)))
+    images, labels, *_ = next(iter(batches.take(1)))
     scaled = np.asarray(scaling(tf.cast(images[:_SAMPLES], "float32")))
     # A mixed image has several labels.
     shares = np.asarray(labels[:_SAMPLES])

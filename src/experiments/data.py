@@ -214,7 +214,8 @@ def csv(
     """Loads the images that a CSV file names in the column `path`, with their classes in the column `label`.
 
     Paths are relative to the file. The column `split`, if there is one, says of each image whether it is for `train`,
-    `validation` or `test`. Without images for testing, the test set is a fixed `test_fraction` of the images.
+    `validation` or `test`; the column `weight`, how much it counts in the loss. Without images for testing, the test
+    set is a fixed `test_fraction` of the images.
     """
     if path is None:
         raise ExperimentError(
@@ -286,9 +287,11 @@ def _of_image_files(
     ends = np.cumsum([sum(each.part == part for each in files) for part in _PARTS])
     sets = {part: slice(start, end) for part, start, end in zip(_PARTS, [0, *ends], ends, strict=False) if start < end}
     parts = {part: LabelledImages(select(pixels, where), labels[where]) for part, where in sets.items()}
+    weights = np.array([each.weight for each in files if each.part == "train"], np.float32)
     folder = source if source.is_dir() else source.parent
     return Dataset.from_arrays(
         **_arrays(parts),
+        train_weights=weights if (weights != 1).any() else None,
         name=images.shown(source.stem if source.is_file() else source.name),
         class_names=[images.shown(name) for name in class_names],
         image_names=[images.shown(os.path.relpath(each.file, folder)) for each in files],

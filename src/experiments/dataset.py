@@ -46,6 +46,7 @@ class Dataset:
     validation_sha256: str  # of the validation images and labels used
     test_sha256: str  # of the test images and labels used
     num_images: int  # as loaded, before splits and limit
+    train_weights: np.ndarray | None = None  # float32 (n,), what each training image counts in the loss; None: the same
 
     @classmethod
     def from_arrays(
@@ -57,6 +58,7 @@ class Dataset:
         *,
         validation_images: Images | None = None,
         validation_labels: np.ndarray | None = None,
+        train_weights: np.ndarray | None = None,
         name: str,
         class_names: Sequence[str] | None = None,
         image_names: Sequence[str] | None = None,
@@ -81,6 +83,7 @@ class Dataset:
             test_labels: their labels; None if `test_images` is None.
             validation_images: validation images; None splits off `validation_fraction`.
             validation_labels: their labels; None if `validation_images` is None.
+            train_weights: how much each training image counts in the loss, of shape (n,); None means all the same.
             name: shown in the record of the run.
             class_names: names of the classes in the order of the labels; None means the numbers of the labels.
             image_names: of all training, test and validation images, in this order, for messages; None numbers them.
@@ -159,6 +162,7 @@ class Dataset:
         test_index = limited(test.labels, limit)
         test = test.at(test_index)
         test_images, validation_images = test.images, validation.images
+        weights = None if train_weights is None else _weights(train_weights, parts[0])
         return cls(
             name=name,
             class_names=names,
@@ -169,10 +173,11 @@ class Dataset:
             test_images=test_images,
             test_labels=test.labels,
             test_index=test_index,
-            sha256=arrays_sha256(*(array for part in parts for array in part)),
+            sha256=arrays_sha256(*(array for part in parts for array in part), *([] if weights is None else [weights])),
             validation_sha256=arrays_sha256(validation_images, validation.labels),
             test_sha256=arrays_sha256(test_images, test.labels),
             num_images=int(starts[-1]),
+            train_weights=None if weights is None else weights[train.positions],
         )
 
     @property
@@ -333,6 +338,17 @@ def _classes(labels: np.ndarray, name: str, num_images: int) -> np.ndarray:
             advice="Number the classes 0, 1, 2, ... without gaps.",
         )
     return labels.reshape(-1).astype(np.int64)
+
+
+def _weights(weights: np.ndarray, train: LabelledImages) -> np.ndarray:
+    """Weights of the training images as float32 of shape (n,)."""
+    weights = np.asarray(weights, np.float32)
+    if weights.shape != train.labels.shape or not (np.isfinite(weights).all() and weights.min() >= 0 < weights.max()):
+        raise ExperimentError(
+            f"train_weights has the shape {weights.shape} and holds {_values(weights)}; it must hold one number of at "
+            f"least 0 for each of the {len(train.labels)} training images, and not only 0."
+        )
+    return weights
 
 
 def _numbered(loaded: Mapping[str, LabelledImages]) -> tuple[dict[str, LabelledImages], list[str]]:

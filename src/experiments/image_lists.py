@@ -1,6 +1,7 @@
 """Lists image files with their classes and sets: from class folders, or from a CSV file."""
 
 import csv
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,16 +12,18 @@ from experiments.errors import ExperimentError
 from experiments.npz_files import MEANING
 
 _NEEDED = ("path", "label")
+_OPTIONAL = ("split", "weight")
 _SETS = ("train", "validation", "test")
 _MOST_NAMED = 3  # files in a message
 
 
 class ImageFile(NamedTuple):
-    """An image file, the name of its class and the set that it is in."""
+    """An image file, the name of its class, the set that it is in, and how much it counts in the loss."""
 
     file: Path
     label: str
     part: str  # `train`, `validation` or `test`; `train` for all images without sets of their own
+    weight: float = 1.0
 
 
 def in_folders(root: Path, test_root: Path | None) -> list[ImageFile]:
@@ -99,7 +102,7 @@ def _images_of_class(class_folder: Path) -> list[Path]:
 
 
 def in_table(file: Path) -> list[ImageFile]:
-    """Lists the images of a CSV file, which has the columns `path`, `label` and possibly `split`; it may have others.
+    """Lists the images of a CSV file, which has the columns `path`, `label` and possibly `split` and `weight`.
 
     Args:
         file: comma-separated, in UTF-8, with the names of the columns in its first line; the paths in it are relative
@@ -117,7 +120,7 @@ def in_table(file: Path) -> list[ImageFile]:
             missing.append(f"{values['path']} ({where})")
         elif not path.resolve().is_relative_to(folder):
             outside.append(f"{values['path']} ({where})")
-        found.append(ImageFile(path, values["label"], _part(file, where, values)))
+        found.append(ImageFile(path, values["label"], _part(file, where, values), _weight(file, where, values)))
     if outside:
         raise ExperimentError(
             f"data.path: {file} names {_named(outside)} outside its folder, {folder}.",
@@ -164,16 +167,12 @@ def _lines(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _check_columns(file: Path, columns: Sequence[str]) -> None:
-    if lacking := [name for name in (*_NEEDED, "split") if columns.count(name) != 1 and name in (*_NEEDED, *columns)]:
+    known = (*_NEEDED, *_OPTIONAL)
+    if lacking := [name for name in known if columns.count(name) != 1 and name in (*_NEEDED, *columns)]:
         raise ExperimentError(
             f"data.path: {file} needs one column {' and one column '.join(lacking)}; "
             f"its first line holds {', '.join(columns) or 'nothing'}.",
             advice="Separate the columns by commas and name them path, label and, for sets of your own, split.",
-        )
-    if "weight" in columns:
-        raise ExperimentError(
-            f"data.path: {file} has a column weight, and images cannot be weighted one by one.",
-            advice="Rename or delete the column.",
         )
 
 
@@ -184,7 +183,7 @@ def _values(file: Path, where: str, columns: Sequence[str], line: Sequence[str])
             advice="Put a value that holds a comma into double quotes.",
         )
     values = {name: value.strip() for name, value in zip(columns, line, strict=True)}
-    if empty := [name for name in (*_NEEDED, "split") if values.get(name) == ""]:
+    if empty := [name for name in (*_NEEDED, *_OPTIONAL) if values.get(name) == ""]:
         raise ExperimentError(f"data.path: {file}, {where}, has no {empty[0]}.")
     return values
 
@@ -196,6 +195,17 @@ def _part(file: Path, where: str, values: Mapping[str, str]) -> str:
             f"data.path: {file}, {where}: split={values['split']} is no set.", given=values["split"], allowed=_SETS
         )
     return part
+
+
+def _weight(file: Path, where: str, values: Mapping[str, str]) -> float:
+    text = values.get("weight", "1")
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not 0 <= weight < math.inf:
+        raise ExperimentError(f"data.path: {file}, {where}: weight={text} is no number of at least 0.")
+    return weight
 
 
 def _named(files: Sequence[str]) -> str:

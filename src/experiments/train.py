@@ -247,6 +247,7 @@ def _training_batches(training: _Training) -> tf.data.Dataset:
         batch_size=cfg.batch_size,
         epochs=cfg.epochs,
         seed=cfg.seed,
+        weights=data.train_weights,
         augmentation=training.components.augmentation,
         after_epoch=training.checkpoint.epoch if training.checkpoint else 0,
     )

@@ -1,11 +1,15 @@
-"""Weights of classes in the loss: against scikit-learn, NumPy and a set with repeated images."""
+"""Weights of classes and of images in the loss: against scikit-learn and NumPy."""
 
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.utils.class_weight import compute_class_weight
 
+from experiments import data, load, run
+from experiments.config.compose import compose
 from experiments.errors import ExperimentError
+from experiments.train import plan
 from experiments.training.class_weights import ClassWeightedLoss, class_weights
 
 NAMES = ("cat", "dog", "fox")
@@ -69,3 +73,33 @@ def test_an_image_counts_by_the_weights_of_its_classes(kind, by_hand, mixed, smo
     expected = ((labels @ weights) * of_image).mean()
     found = loss(labels.astype("float32"), probabilities.astype("float32"))
     assert float(found) == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_image_counts_by_its_own_weight_times_that_of_its_class(store, tmp_path):
+    random, rows = np.random.default_rng(0), ["path,label,weight"]
+    for number in range(40):
+        pixels = random.integers(0, 256, (8, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        rows.append(f"{number}.png,{('cat', 'dog')[number % 2]},{number / 10}")
+    (tmp_path / "table.csv").write_text("\n".join(rows))
+    words = ["data=csv", f"data.path={tmp_path}/table.csv", "data.image_size=[8,8]", "batch_size=10", "epochs=1"]
+    words += ["model=sequential", "model.layers=[{_target_:keras.layers.Flatten}]", "class_weight={dog:3}"]
+    result = run([*words, "optimizer=sgd", "optimizer.learning_rate=1e-30"])  # which changes nothing
+
+    cfg = compose(words).cfg.data
+    loaded = data.csv(**{key: value for key, value in cfg.items() if key != "_target_"})
+    assert len(loaded.train_labels) % 10 == 9  # the last batch is smaller
+    probabilities = load(result.run_id).predict(loaded.train_images)
+    of_image = cross_entropy(np.eye(2)[loaded.train_labels], probabilities)
+    weights = loaded.train_weights * np.array([1, 3])[loaded.train_labels]
+    assert result.history["total_loss"] == pytest.approx([(weights * of_image).mean()], abs=1e-6)
+    assert result.history["loss"] == pytest.approx([of_image.mean()], abs=1e-6)
+    right = probabilities.argmax(axis=1) == loaded.train_labels
+    assert result.history["accuracy"] == pytest.approx([right.mean()], abs=1e-6)
+
+    with pytest.raises(ExperimentError) as refused:
+        plan(compose([*words, "augment=mixup"]))
+    assert str(refused.value) == (
+        "augment.mixup: keras.layers.MixUp would mix images of different weights. "
+        "Leave it out, or the weights of the images."
+    )

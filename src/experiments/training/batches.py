@@ -23,10 +23,11 @@ def training_batches(
     batch_size: int,
     epochs: int,
     seed: int,
+    weights: np.ndarray | None = None,
     augmentation: Sequence[keras.Layer] = (),
     after_epoch: int = 0,
 ) -> tf.data.Dataset:
-    """Batches of augmented images and one-hot labels for all epochs, one after another.
+    """Batches of augmented images, one-hot labels and weights, if there are any, for all epochs, one after another.
 
     Order and augmentation of a batch follow from `seed` and its place alone, so any can be had without those before it.
 
@@ -37,29 +38,34 @@ def training_batches(
         batch_size: images per batch; the last batch of an epoch may be smaller.
         epochs: how many times every image comes.
         seed: of the order.
+        weights: how much each image counts in the loss, of shape (images,); None if all count the same.
         augmentation: Keras image layers, applied in order to whole batches.
         after_epoch: how many epochs to leave out at the beginning.
     """
     total = len(images)
     steps = math.ceil(total / batch_size)
     read, all_labels = _reader(images), tf.constant(labels)
+    all_weights = [] if weights is None else [tf.constant(weights)]
     generators = [
         variable for layer in augmentation for variable in layer.variables if variable.name == "seed_generator_state"
     ]
     seeds = [int(generator[0]) for generator in generators]
 
-    def batch(position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def batch(position: tf.Tensor) -> tuple[tf.Tensor, ...]:
         epoch, step = position // steps, position % steps
         places = tf.range(step * batch_size, tf.minimum((step + 1) * batch_size, total))
         shuffled = tf.random.experimental.index_shuffle(places, seed=[seed, epoch], max_index=total - 1)
-        return position, read(shuffled), tf.one_hot(tf.gather(all_labels, shuffled), num_classes)
+        of_images = [tf.gather(values, shuffled) for values in all_weights]
+        return position, read(shuffled), tf.one_hot(tf.gather(all_labels, shuffled), num_classes), *of_images
 
-    def augment(position: tf.Tensor, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def augment(
+        position: tf.Tensor, images: tf.Tensor, labels: tf.Tensor, *weights: tf.Tensor
+    ) -> tuple[tf.Tensor, ...]:
         for generator, layer_seed in zip(generators, seeds, strict=True):
             generator.assign(tf.stack([layer_seed, position * _DRAWS]))
         for layer in augmentation:
             images, labels = augmented(layer, images, labels)
-        return images, labels
+        return images, labels, *weights
 
     return tf.data.Dataset.range(after_epoch * steps, epochs * steps).map(batch).map(augment).prefetch(2)
 

@@ -186,6 +186,11 @@ def _augmentation(cfg: Any, data: Dataset) -> list[keras.Layer]:
                 f"{what} would scale the training images only, not those to validate and test.",
                 advice="Choose it as the scale, or put it into the model with scale=none.",
             )
+        if data.train_weights is not None and isinstance(layer, keras.layers.MixUp | keras.layers.CutMix):
+            raise ExperimentError(
+                f"{what} would mix images of different weights.",
+                advice="Leave it out, or the weights of the images.",
+            )
         if tuple(getattr(layer, "value_range", _PIXELS)) != _PIXELS:
             raise ExperimentError(
                 f"{what} has value_range {list(layer.value_range)}, but it is applied to raw pixels, 0 to 255.",

@@ -89,7 +89,7 @@ def fit(
     """
     images, labels = validation
     num_classes = model.output_shape[-1]
-    _compile(model, recipe)
+    _compile(model, recipe, weighted=len(batches.element_spec) == 3)
     freezing = [recipe.freezing] if recipe.freezing else []
     for each in freezing:
         each.set_trainable(False)  # the optimizer knows all variables, whichever it changes
@@ -121,16 +121,17 @@ def fit(
     return TrainingResult(history.history, history.best_epoch, seconds, num_images * trained / seconds)
 
 
-def _compile(model: keras.Model, recipe: Recipe) -> None:
+def _compile(model: keras.Model, recipe: Recipe, *, weighted: bool) -> None:
     """Compiles the model so that `loss` is the cross-entropy of the data, whatever is minimized.
 
-    What is minimized is reported as `total_loss` if it is something else: another loss, label smoothing, penalties.
+    What is minimized is reported as `total_loss` if it is something else: another loss, weighted images, label
+    smoothing, penalties.
     """
     one = np.eye(1, model.output_shape[-1], dtype="float32")
     model(np.zeros((1, *model.input_shape[1:]), "float32"))  # from here on its losses include those of activities
     cross_entropy = keras.losses.CategoricalCrossentropy(name=recipe.loss.name)
     same = type(recipe.loss) is type(cross_entropy) and recipe.loss.get_config() == cross_entropy.get_config()
-    plain = [] if same and not model.losses else [keras.metrics.CategoricalCrossentropy(name="loss")]
+    plain = [] if same and not model.losses and not weighted else [keras.metrics.CategoricalCrossentropy(name="loss")]
     model.compile(recipe.optimizer, loss=recipe.loss, metrics=["accuracy", *plain, *recipe.metrics])
     if plain:
         model.metrics[0].name = "total_loss"  # Keras reports what it minimizes first
