@@ -7,9 +7,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from experiments.stored_images import Images, StoredImages
+from experiments.stored_images import Images
 
 _ALIGNMENT = 64  # bytes, of TensorFlow's tensors
+_MOST_COPIED = 2**27  # bytes of images
 _MOST_PREDICTED = 250  # images
 _PREDICTION_BYTES = 2**26  # of the activations of a layer in float32
 _DRAWS = 2**20  # more random numbers than any augmentation draws for a batch
@@ -109,11 +110,12 @@ def prediction_batch_size(model: keras.Model) -> int:
 
 def _reader(images: Images) -> Callable[[tf.Tensor], tf.Tensor]:
     """A TensorFlow function that returns the images at some positions."""
-    if not isinstance(images, StoredImages):
+    if isinstance(images, np.ndarray) and images.nbytes <= _MOST_COPIED:
         tensor = _tensor(images)
         return lambda positions: tf.gather(tensor, positions)
 
     def read(positions: tf.Tensor) -> tf.Tensor:
+        # TensorFlow's own tensor of all images would be a copy, of which it makes another to rewrite the pipeline.
         pixels = tf.numpy_function(images.__getitem__, [positions], tf.uint8)
         return tf.ensure_shape(pixels, (None, *images.shape[1:]))
 
