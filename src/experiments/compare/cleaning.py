@@ -72,10 +72,10 @@ def find(keep_models: int | None = None) -> Plan:
         needed |= {*run.tags.get("members", "").split()}  # of an ensemble
         started_from.add(re.split("[@/]", run.params.get("init_from", "null").removeprefix("runs:/"))[0])
     beginnings = tuple(started_from - {""})
-    needed |= {run.run_id for run in active if run.run_id.startswith(beginnings)}
+    needed |= {run.run_id for run in (*active, *marked) if run.run_id.startswith(beginnings)}
     running = {run.run_id for run in active if run.status == "RUNNING"}
     usable = [run for run in active if run.parent not in running and run.run_id not in running]
-    finished = {run.tags.get("fingerprint", "") for run in active if run.finished}
+    finished = {run.tags["fingerprint"] for run in active if run.finished and "fingerprint" in run.tags}
     broken = [run for run in usable if run.status != "FINISHED" and not run.diverged]
     resumable = {run.run_id for run in broken if _can_be_resumed(run, finished)}
     going = [*((run, _DELETED) for run in marked), *((run, _why(run)) for run in broken)]
