@@ -1,11 +1,13 @@
 """Searches with Optuna: their space, what counts as a trial, what a second call does, and that they find something."""
 
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
 import time
+from pathlib import Path
 from statistics import mean
 
 import optuna
@@ -22,6 +24,7 @@ OPTUNA = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.sampler.seed=3"]
 
 # Training alone calls it.
 SPOILER = """
+import json
 import os
 import signal
 
@@ -174,6 +177,15 @@ def test_a_study_is_continued_by_the_same_command(store, launcher):
     )
     kept = {artifact.path for artifact in store.list_artifacts(parent.info.run_id)}
     assert kept == {"jobs.json", "leaderboard.csv", "leaderboard.md", "report.html", "provenance.json", "figures"}
+    assert parent.data.params == {"swept": "optimizer.clipnorm", "objective": "val_accuracy"}
+    finished = store.get_metric_history(parent.info.run_id, "sweep/finished")
+    assert [(point.step, point.value) for point in finished] == [(2, 2), (3, 3)]  # the last command adds none
+    assert all(re.fullmatch(r"clipnorm=[\d.e-]+ seed=0", run.info.run_name) for run in children)
+    tags = store.get_experiment(parent.info.experiment_id).tags
+    view = json.loads(tags[f"mlflow.sharedViewState.{parent.info.run_id[:8]}"])
+    assert (view["selectedColumns"][0], view["groupBy"]) == ("params.`optimizer.clipnorm`", None)
+    page = Path(store.download_artifacts(parent.info.run_id, "report.html")).read_text()
+    assert f"viewStateShareKey={parent.info.run_id[:8]}" in page
 
 
 @pytest.mark.slow

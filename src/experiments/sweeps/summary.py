@@ -51,7 +51,7 @@ def view(sweep: str, jobs: Sequence[Job], found: "Comparison | None", objective:
     return View(
         sweep=sweep,
         objective=objective,
-        mode=next((job.plan.mode for job in jobs if job.plan), "max"),
+        mode=next((job.plan.mode for job in jobs if job.plan), "min" if objective.endswith("loss") else "max"),
         swept=swept_keys(jobs),
         title=_title(found) if found else "Runs",
         repeated=repeated,

@@ -269,10 +269,10 @@ class Sweep:
             self.display.print(f"{problem} Later: experiments compare {self.parent.name} --html FILE")
 
     def show(self, found: "Comparison | None" = None) -> None:
-        """Sets what the MLflow UI shows of the jobs, once there are some."""
+        """Sets what the MLflow UI shows of the jobs, of which a race or a search has none at its start."""
+        objective = self.cfg.objective
+        self.parent.show(summary.view(self.parent.name, self.jobs, found, objective, self.parent.run_id))
         if self.jobs:
-            objective = self.cfg.objective
-            self.parent.show(summary.view(self.parent.name, self.jobs, found, objective, self.parent.run_id))
             self.parent.log_params(summary.params(self.jobs, objective))
 
 
