@@ -113,7 +113,7 @@ def test_another_scale_is_refused(compose, photos):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Exception encountered when calling Functional:UserWarning")  # MLflow gives a list
+@pytest.mark.filterwarnings("ignore:The structure of `inputs` does:UserWarning")  # MLflow gives a list
 def test_from_a_file_of_weights_to_an_exported_model(store, photos, weights, tmp_path):
     words = [*WORDS, f"data.path={photos}", "batch_size=8", f"model.weights={weights}", "epochs=2"]
     later = get_run(run([*words, "freeze=all_but_head", "unfreeze_at_epoch=2"]).run_id)
