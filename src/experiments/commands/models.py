@@ -1,7 +1,7 @@
 """The subcommands that use a trained model."""
 
+import importlib.util
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -62,7 +62,7 @@ def draw(model: str, port: int) -> None:
     """
     from experiments import load
 
-    if find_spec("gradio") is None:
+    if importlib.util.find_spec("gradio") is None:
         raise ExperimentError("draw needs Gradio.", advice="Install it with: pip install -e '.[demo]'")
     classifier = load(model)
     from experiments.serving import demo
@@ -150,7 +150,7 @@ def robustness(model: str, overrides: tuple[str, ...], data: str | None) -> None
     """
     if overrides and not data:
         raise click.UsageError(f"{' '.join(overrides)}: overrides need --data.")
-    if find_spec("skimage") is None:
+    if importlib.util.find_spec("skimage") is None:
         raise ExperimentError(
             "robustness needs scikit-image.", advice="Install it with: pip install -e '.[robustness]'"
         )
