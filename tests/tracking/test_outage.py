@@ -31,7 +31,15 @@ def finished(process):
 
 def told(said):
     """How many lines a run has printed that are none of its usual ones."""
-    usual = ("conv2 ", "Epoch ", "Test accuracy ", "The model predicts ", "Recorded as ", "View it with")
+    usual = (
+        "conv2 ",
+        "Epoch ",
+        "Test accuracy ",
+        "The model predicts ",
+        "Recorded as ",
+        "View it with",
+        "This processor",
+    )
     return len([line for line in said.splitlines() if line and not line.startswith(usual)])
 
 
