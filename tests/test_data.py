@@ -1074,15 +1074,15 @@ def test_csv_sorts_numbers_as_numbers(photos):
         (lambda rows: ["path,label,weight,weight"], "{file} needs one column weight; its first line holds path, "),
         (
             lambda rows: [f"{row},{'weight' if place == 0 else '-1'}" for place, row in enumerate(rows)],
-            "{file}, line 2: weight=-1 is no number of at least 0.",
+            "{file}, line 2: weight=-1 is not a number of at least 0.",
         ),
         (
             lambda rows: [f"{row},{'weight' if place == 0 else 'nan'}" for place, row in enumerate(rows)],
-            "{file}, line 2: weight=nan is no number of at least 0.",
+            "{file}, line 2: weight=nan is not a number of at least 0.",
         ),
         (
             lambda rows: [f"{row},{'weight' if place == 0 else 'heavy'}" for place, row in enumerate(rows)],
-            "{file}, line 2: weight=heavy is no number of at least 0.",
+            "{file}, line 2: weight=heavy is not a number of at least 0.",
         ),
         (
             lambda rows: [f"{row},{'weight' if place == 0 else ''}" for place, row in enumerate(rows)],

@@ -204,7 +204,7 @@ def _weight(file: Path, where: str, values: Mapping[str, str]) -> float:
     except ValueError:
         weight = math.nan
     if not 0 <= weight < math.inf:
-        raise ExperimentError(f"data.path: {file}, {where}: weight={text} is no number of at least 0.")
+        raise ExperimentError(f"data.path: {file}, {where}: weight={text} is not a number of at least 0.")
     return weight
 
 

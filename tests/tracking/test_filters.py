@@ -61,11 +61,11 @@ def test_numbers_of_parameters_are_compared_as_numbers(rates, query, found):
     [
         (
             "model > 3",
-            "model > 3: model is no number, it is 'conv2'. Compare it as text, as in: params.`model` = 'conv2'",
+            "model > 3: model is not a number, it is 'conv2'. Compare it as text, as in: params.`model` = 'conv2'",
         ),
         (
             "seed > 9 and model = 3",
-            "model = 3: model is no number, it is 'conv2'. Compare it as text, as in: params.`model` = 'conv2'",
+            "model = 3: model is not a number, it is 'conv2'. Compare it as text, as in: params.`model` = 'conv2'",
         ),
         (
             "optimizer.learning_rat > 3",

@@ -135,11 +135,7 @@ def _values(first: StoredRun, second: StoredRun) -> Iterator[Value]:
         yield from _both_known(section, dict.fromkeys(names), *tags)
     diffs = _texts(first, second, "git.diff")
     if diffs[0] != diffs[1]:
-        yield Value(
-            "code",
-            "git.diff",
-            *(sha256(text.encode()).hexdigest()[:_SHOWN_OF_A_DIGEST] if text else None for text in diffs),
-        )
+        yield Value("code", "git.diff", *map(_digest, diffs))
     yield from _both_known("versions", dict.fromkeys(_VERSIONS), *tags)
     if all(environments):
         for name in sorted({*environments[0], *environments[1]} - {*_VERSIONS}):

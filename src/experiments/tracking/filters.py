@@ -48,7 +48,7 @@ class Condition:
             return bool(_COMPARE[self.operator](float(value), self.number))
         except ValueError:
             advice = f"Compare it as text, as in: params.`{self.key}` = '{value}'"
-            problem = f"{self.text}: {self.key} is no number, it is {value!r}."
+            problem = f"{self.text}: {self.key} is not a number, it is {value!r}."
             raise ExperimentError(problem, advice=advice) from None
 
 
