@@ -384,18 +384,17 @@ def bash(here):
             words, cwd=here, stdin=inner, stdout=inner, stderr=inner, env=environment, start_new_session=True
         ) as shell:
             os.close(inner)
-            os.write(
-                outer,
-                b'bind "set bell-style none"; eval "$(_EXPERIMENTS_COMPLETE=bash_source experiments)"; echo ready\n',
-            )
-            for wanted, then in ((b"\nready", f"{typed}\t"), (expected.encode(), "\x01echo \nexit\n")):
-                while wanted not in shown.replace(b"\r", b""):
-                    shown += os.read(outer, 65536)
+            # A hangup throws away what has not been read, so the shell lives until its last line has arrived.
+            for then, wanted in (
+                ("bind 'set bell-style none'\n", "$ "),
+                ("eval \"$(_EXPERIMENTS_COMPLETE=bash_source experiments)\"; echo rea''dy\n", "\nready\n$ "),
+                (f"{typed}\t", expected),
+                ("\x01echo \necho do''ne\n", "\ndone\n"),
+            ):
                 os.write(outer, then.encode())
-            with contextlib.suppress(OSError):
-                while read := os.read(outer, 65536):
-                    shown += read
-            shell.wait()
+                while wanted.encode() not in shown.replace(b"\r", b""):
+                    shown += os.read(outer, 65536)
+            shell.kill()
         os.close(outer)
         return shown.decode().replace("\r", "").splitlines()
 
