@@ -12,7 +12,7 @@ from PIL import Image
 
 from commands import finished, forked, killed_after, runs
 from experiments import data
-from experiments.config.names import run_name
+from experiments.config.names import names
 from experiments.dataset import Dataset
 from experiments.errors import ExperimentError
 from experiments.models import rescaling
@@ -218,7 +218,7 @@ def test_the_memory_is_not_part_of_the_identity(compose):
     plain, limited = (compose("data=folder", "data.path=photos", *given) for given in ([], ["data.memory_mb=5"]))
     assert limited.cfg.data.memory_mb == 5
     assert (limited.variant, limited.parameters) == (plain.variant, plain.parameters)
-    assert run_name(limited) == run_name(plain)
+    assert names(limited).run == names(plain).run
 
 
 def test_a_function_of_the_users_gets_stored_images_and_makes_a_data_set_of_them():

@@ -17,7 +17,7 @@ from experiments import quiet_import
 from experiments.config.compose import CONF_DIR, check_command, current_job
 from experiments.config.configuration import Configuration
 from experiments.config.earlier import current_words
-from experiments.config.names import run_name
+from experiments.config.names import names
 from experiments.config.overrides import first_line, for_hydra
 from experiments.errors import ExperimentError, JobsFailed
 from experiments.library_internals import hydra_argument_parser
@@ -58,7 +58,7 @@ def run(arguments: tuple[str, ...]) -> int:
             configuration = current_job(cfg, options.config_dir)
             if cfg.dry_run:
                 parameters = train.plan(configuration).num_parameters
-                print(f"{run_name(configuration)}: {parameters:,} parameters; can be trained, nothing is recorded")
+                print(f"{names(configuration).run}: {parameters:,} parameters; can be trained, nothing is recorded")
                 return None
             result = train.run(configuration)
         except ExperimentError as error:

@@ -15,7 +15,7 @@ from experiments.artifacts import Outcome
 from experiments.config.compose import CHECKOUT
 from experiments.config.configuration import Configuration, Plan
 from experiments.config.identity import code_sha256, read_own_code
-from experiments.config.names import run_name, variant_name
+from experiments.config.names import names
 from experiments.config.schema import epoch_metrics
 from experiments.config.targets import typed
 from experiments.dataset import Dataset
@@ -349,9 +349,9 @@ def _resumable(runs: Sequence[StoredRun]) -> tuple[StoredRun, Checkpoint] | tupl
 def _opened(
     configuration: Configuration, tags: Mapping[str, str], resume: _Resume
 ) -> contextlib.AbstractContextManager[Run]:
-    cfg = configuration.cfg
-    job = cfg.tracking.job
-    own: dict[str, object] = {"command": configuration.command, "variant": variant_name(configuration)}
+    cfg, job = configuration.cfg, configuration.cfg.tracking.job
+    named = names(configuration, job.swept if job else ())
+    own: dict[str, object] = {"command": configuration.command, "variant": named.variant}
     if "reproduces" in tags:
         own["command"] = f"experiments reproduce {tags['reproduces']}"
     if configuration.experiment:
@@ -363,7 +363,7 @@ def _opened(
         files["git.diff"] = diff
     return open_run(
         experiment=str(cfg.tracking.experiment or configuration.choices["data"]),
-        name=run_name(configuration, job.swept if job else ()),
+        name=named.run,
         params=configuration.parameters,
         tags={**dict(cfg.tracking.tags), **own, **tags},
         files=files,

@@ -9,7 +9,7 @@ import pytest
 from experiments.config.compose import CONF_DIR
 from experiments.config.compose import compose as composed
 from experiments.config.configuration import digest
-from experiments.config.names import run_name, variant_name
+from experiments.config.names import names
 from experiments.config.overrides import quoted
 from experiments.config.schema import GROUPS
 from experiments.config.targets import typed
@@ -275,7 +275,7 @@ def test_own_options_stand_beside_ours(own):
     mine = own("model=mine epochs=2", model__mine="defaults: [conv3, _self_]\nfilters: [4, 8, 16]\n")
     assert mine.cfg.model.filters == [4, 8, 16]
     assert mine.cfg.model.pool_sizes == [2, 2, 1]
-    assert (variant_name(mine), run_name(mine)) == ("mine epochs=2", "mine epochs=2 seed=0")
+    assert (names(mine).variant, names(mine).run) == ("mine epochs=2", "mine epochs=2 seed=0")
     assert mine.config_dir == str(own.folder)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from experiments import quiet_import
 from experiments.config.compose import CONF_DIR, compose
-from experiments.config.names import run_name
+from experiments.config.names import names
 from experiments.config.schema import GROUPS
 from experiments.config.targets import instantiate
 
@@ -149,7 +149,7 @@ def test_head_holds_the_command(option):
     found = commands(CONF_DIR / f"{option}.yaml")
     assert f"{group}={name}" in found[0]
     for words in found:
-        assert run_name(compose(words))
+        assert names(compose(words)).run
 
 
 @pytest.mark.parametrize("option", [option for option in OPTIONS if option.startswith("sweep/")])

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from experiments.config.compose import compose
 from experiments.config.configuration import plain_values
 from experiments.config.earlier import ADDED, RENAMED, current_keys, current_parameters, current_words
-from experiments.config.names import run_name
+from experiments.config.names import names
 
 OLD_WORDS = {
     "label_smoothing=0.1": "loss.label_smoothing=0.1",
@@ -39,7 +39,7 @@ def test_an_old_objective(words):
 def test_an_old_command_is_the_same_run():
     old = compose(["label_smoothing=0.1", "objective.metric=val_loss", "objective.mode=min"])
     new = compose(["loss.label_smoothing=0.1", "objective=val_loss"])
-    assert (old.variant, run_name(old), old.command) == (new.variant, run_name(new), new.command)
+    assert (old.variant, names(old).run, old.command) == (new.variant, names(new).run, new.command)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import shlex
 import pytest
 
 from experiments.config.compose import compose, restored
-from experiments.config.names import run_name, variant_name
+from experiments.config.names import names
 
 #: Overrides -> what the variant is called, which is the name of a single run, too, before its seed.
 NAMES = {
@@ -32,27 +32,27 @@ NAMES = {
 @pytest.mark.parametrize("words", NAMES)
 def test_what_differs_from_the_defaults(words):
     configuration = compose(shlex.split(words))
-    assert variant_name(configuration) == NAMES[words]
-    assert run_name(configuration) == f"{NAMES[words]} seed={configuration.cfg.seed}"
+    assert names(configuration).variant == NAMES[words]
+    assert names(configuration).run == f"{NAMES[words]} seed={configuration.cfg.seed}"
 
 
 def test_a_name_is_that_of_the_values_whoever_has_set_them():
-    assert variant_name(compose(["experiment=two_conv"])) == variant_name(compose(["data=mnist", "model=conv2"]))
-    assert variant_name(compose(["model.dropout=0.0", "epochs=5"])) == "conv2"
+    assert names(compose(["experiment=two_conv"])).variant == names(compose(["data=mnist", "model=conv2"])).variant
+    assert names(compose(["model.dropout=0.0", "epochs=5"])).variant == "conv2"
 
 
 def test_splits_are_replicates_of_a_variant_and_part_of_the_name_of_a_run():
     configuration = compose(["data.split_seed=4", "seed=2"])
-    assert (variant_name(configuration), run_name(configuration)) == ("conv2", "conv2 split_seed=4 seed=2")
+    assert (names(configuration).variant, names(configuration).run) == ("conv2", "conv2 split_seed=4 seed=2")
 
 
 def test_a_job_is_called_by_what_its_sweep_varies():
     job = compose(["model=conv3", "epochs=2", "data.limit=100", "model.dropout=0", "data.fold=1", "seed=4"])
-    assert run_name(job, ["model.dropout", "seed"]) == "dropout=0 seed=4"
-    assert run_name(job, ["model.dropout", "model"]) == "conv3 dropout=0 seed=4"
-    assert run_name(job, ["data.fold"]) == "fold=1 seed=4"
-    assert run_name(job, ["seed"]) == run_name(job) == "conv3 fold=1 limit=100 epochs=2 seed=4"
-    assert run_name(compose(["experiment=two_conv"]), ["experiment"]) == "experiment=two_conv seed=0"
+    assert names(job, ["model.dropout", "seed"]).run == "dropout=0 seed=4"
+    assert names(job, ["model.dropout", "model"]).run == "conv3 dropout=0 seed=4"
+    assert names(job, ["data.fold"]).run == "fold=1 seed=4"
+    assert names(job, ["seed"]).run == names(job).run == "conv3 fold=1 limit=100 epochs=2 seed=4"
+    assert names(compose(["experiment=two_conv"]), ["experiment"]).run == "experiment=two_conv seed=0"
 
 
 def test_long_names_are_cut_where_they_can_be_read():
@@ -60,9 +60,9 @@ def test_long_names_are_cut_where_they_can_be_read():
         "model.filters=[16,32,64]", "model.kernel_size=5", "loss.label_smoothing=0.1", "scale=standard",
         "optimizer.learning_rate=0.00123456789", "epochs=12", "batch_size=64", "seed=123",
     ])  # fmt: skip
-    assert run_name(many) == "conv2 filters=[16,32,64] kernel_size=5 scale=standard … seed=123"
-    assert len(run_name(many)) <= 80
-    assert variant_name(many) == (
+    assert names(many).run == "conv2 filters=[16,32,64] kernel_size=5 scale=standard … seed=123"
+    assert len(names(many).run) <= 80
+    assert names(many).variant == (
         "conv2 filters=[16,32,64] kernel_size=5 scale=standard label_smoothing=0.1 learning_rate=0.00123457 "
         "batch_size=64 epochs=12"
     )
@@ -70,9 +70,9 @@ def test_long_names_are_cut_where_they_can_be_read():
 
 def test_what_is_cut_stays_unique():
     widths = ",".join(["128"] * 30)
-    names = [variant_name(compose([f"model.dense_units=[{widths},{last}]"])) for last in (1, 2)]
-    assert all(name.startswith("conv2 dense_units=[128,128,128,128,128,128,128,128,128,12… [") for name in names)
-    assert len({*names}) == 2
+    variants = [names(compose([f"model.dense_units=[{widths},{last}]"])).variant for last in (1, 2)]
+    assert all(name.startswith("conv2 dense_units=[128,128,128,128,128,128,128,128,128,12… [") for name in variants)
+    assert len({*variants}) == 2
 
 
 def test_an_option_that_is_gone_still_has_a_name(tmp_path):
@@ -80,7 +80,7 @@ def test_an_option_that_is_gone_still_has_a_name(tmp_path):
     folder.mkdir()
     (folder / "mine.yaml").write_text("# mine\ndefaults: [conv2, _self_]\ndropout: 0.3\n")
     made = compose(["model=mine", "model.dropout=0.4"], config_dir=str(tmp_path))
-    assert variant_name(made) == "mine dropout=0.4"
+    assert names(made).variant == "mine dropout=0.4"
     again = restored(made.as_yaml, [], None, made.parameters)
     assert again.variant == made.variant
-    assert variant_name(again) == f"mine [{made.variant[:6]}]"
+    assert names(again).variant == f"mine [{made.variant[:6]}]"

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
@@ -16,31 +16,32 @@ _ORDER = ("model", *(group for group in GROUPS if group != "model"))
 _LONGEST_VALUE, _LONGEST_VARIANT, _LONGEST_RUN = 40, 200, 80  # characters
 
 
-def variant_name(configuration: Configuration) -> str:
-    """The model, and every choice and value that differs from its default, without seed, split and fold.
+@dataclass(frozen=True)
+class Names:
+    """What a person calls a run and its variant."""
 
-    Example: `conv3 dropout=0.3`. What had to be cut ends with the first characters of `Configuration.variant`.
-    """
-    words, known = _differences(configuration)
-    words = {key: word for key, word in words.items() if key not in REPLICATE_KEYS}
-    whole = " ".join(words.values())
-    ending = f" [{configuration.variant[:6]}]"
-    name = _fitted(words.values(), _LONGEST_VARIANT - len(ending), _LONGEST_VALUE)
-    return name if known and name == whole else name + ending
+    # The model, and every choice and value that differs from its default, without seed, split and fold, as in
+    # `conv3 dropout=0.3`. What had to be cut ends with the first characters of `Configuration.variant`.
+    variant: str
+    run: str  # what differs, and the seed: at most 80 characters
 
 
-def run_name(configuration: Configuration, swept: Collection[str] = ()) -> str:
-    """What differs, and the seed: at most 80 characters.
+def names(configuration: Configuration, swept: Collection[str] = ()) -> Names:
+    """What a run and its variant are called.
 
     Args:
         configuration: of the run.
         swept: keys that differ between the jobs of its sweep; without them, what differs from the defaults is named.
     """
+    differences, known = _differences(configuration)
+    fixed = [word for key, word in differences.items() if key not in REPLICATE_KEYS]
+    ending = f" [{configuration.variant[:6]}]"
+    variant = _fitted(fixed, _LONGEST_VARIANT - len(ending), _LONGEST_VALUE)
     seed = f" seed={configuration.cfg.seed}"
-    words = _in_words(configuration, set(swept) - {"seed"}) or _differences(configuration)[0]
-    room = _LONGEST_RUN - len(seed)
-    names = [_fitted(words.values(), room, longest) for longest in (_LONGEST_VALUE, 20, 12, 6)]
-    return next((name for name in names if not name.endswith(" …")), names[2]) + seed
+    words = _in_words(configuration, set(swept) - {"seed"}) or differences
+    fitted = [_fitted(words.values(), _LONGEST_RUN - len(seed), longest) for longest in (_LONGEST_VALUE, 20, 12, 6)]
+    run = next((name for name in fitted if not name.endswith(" …")), fitted[2])
+    return Names(variant if known and variant == " ".join(fixed) else variant + ending, run + seed)
 
 
 def _fitted(words: Iterable[str], room: int, longest_value: int) -> str:

@@ -1,5 +1,6 @@
 """The progress of a sweep: one live table on a terminal, a line per event elsewhere."""
 
+import functools
 import os
 import sys
 import time
@@ -17,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.config.configuration import Configuration
-from experiments.config.names import run_name
+from experiments.config.names import names
 from experiments.sweeps import worker
 from experiments.sweeps.jobs import Job, State
 
@@ -170,11 +171,11 @@ def epoch_reporter(configuration: Configuration, console: TextIO) -> Callable[[i
     """
     cfg = configuration.cfg
     metric = cfg.objective
+    name = functools.cache(lambda: names(configuration, cfg.tracking.job.swept).run)  # most jobs never need it
 
     def report_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
         message = {"epoch": epoch, "epochs": cfg.epochs, metric: metrics[metric]}
         if not worker.report(message):
-            name = run_name(configuration, cfg.tracking.job.swept)
-            print(f"[{cfg.tracking.job.number}] {name}: {epoch_line(message)}", file=console, flush=True)
+            print(f"[{cfg.tracking.job.number}] {name()}: {epoch_line(message)}", file=console, flush=True)
 
     return report_epoch

@@ -12,7 +12,7 @@ from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 
 from experiments.config.configuration import Configuration
-from experiments.config.names import run_name, variant_name
+from experiments.config.names import names
 from experiments.config.overrides import absolute_paths, as_typed, for_hydra
 from experiments.config.schema import JOB_KEY
 from experiments.errors import ExperimentError, JobsFailed
@@ -170,9 +170,10 @@ class Sweep:
         """Creates the run of a job that has ended without one."""
         configuration = job.configuration
         assert job.plan  # noqa: S101 - all have been planned
+        named = names(configuration, job.distinguishing_values)
         tags = {
             **dict(configuration.cfg.tracking.tags),
-            "variant": variant_name(configuration),
+            "variant": named.variant,
             "variant.id": configuration.variant,
             "fingerprint": job.fingerprint,
             "data.sha256": job.plan.data_sha256,
@@ -182,7 +183,7 @@ class Sweep:
         }
         with open_run(
             experiment="",
-            name=run_name(configuration, job.distinguishing_values),
+            name=named.run,
             params=job.plan.parameters,
             tags=tags,
             files={"config.yaml": configuration.as_yaml, "environment.txt": environment()},

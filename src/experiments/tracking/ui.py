@@ -76,7 +76,9 @@ def serve_ui(host: str, port: int) -> int:
             webbrowser.open(f"{url}/{start}")
         return server.wait()
     finally:
-        _running_file().unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            if _running_file().read_text(encoding="utf-8") == running:  # and not that of another UI
+                _running_file().unlink()
         # The whole group: the server has workers of its own.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGTERM)
