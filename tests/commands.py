@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import requests
+
 #: The console script.
 EXPERIMENTS = str(Path(sys.executable).parent / "experiments")
 
@@ -122,6 +124,41 @@ def _fork_server(program, kept):
     server.__init__()
     exec(program)  # noqa: S102 - what a new interpreter would be given
     os._exit(0)
+
+
+@contextlib.contextmanager
+def model_server(uri):
+    """Serves a model by MLflow's own command; gives a function that sends images to it and returns its answer."""
+    port = free_port()
+    words = ["models", "serve", "-m", uri, "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", *words],
+        env=os.environ | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+    def answers():
+        try:
+            return requests.get(f"http://127.0.0.1:{port}/ping", timeout=5).ok
+        except requests.ConnectionError:
+            return False
+
+    def answer(images):
+        return requests.post(
+            f"http://127.0.0.1:{port}/invocations", json={"inputs": images.tolist()}, timeout=60
+        ).json()
+
+    try:
+        deadline = time.monotonic() + 240
+        while not answers():
+            assert server.poll() is None and time.monotonic() < deadline
+            time.sleep(0.2)
+        yield answer
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
 
 
 def runs(store):

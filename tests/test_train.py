@@ -223,7 +223,9 @@ images = np.load({str(digits)!r})["x_test"][..., np.newaxis]
 model = mlflow.pyfunc.load_model({uri!r})
 assert model.metadata.signature.inputs.inputs[0].shape == (-1, 28, 28, 1)
 assert model.metadata.metadata["class_names"] == list("0123456789")
-np.save({str(tmp_path / "elsewhere.npy")!r}, model.predict(images))
+answer = model.predict(images)
+assert list(answer.columns) == list("0123456789")
+np.save({str(tmp_path / "elsewhere.npy")!r}, answer)
 assert not any(name.split(".")[0] == "experiments" for name in sys.modules)
 """
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)

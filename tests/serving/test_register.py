@@ -1,17 +1,11 @@
 """Registering models: who becomes champion, and that a served model says what predict says."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import requests
 
-from commands import experiments, free_port
+from commands import experiments, model_server
 from experiments import load, run
 from experiments.errors import ExperimentError
 from experiments.serving.register import register_model
@@ -110,36 +104,12 @@ def test_what_cannot_be_registered_is_refused(trained):
 @pytest.mark.slow
 def test_a_served_model_says_what_predict_says(trained):
     register_model(trained.good, "served")
-    port = free_port()
-    words = ["models", "serve", "-m", "models:/served@champion", "--env-manager", "local", "--host", "127.0.0.1"]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", *words, "--port", str(port)],
-        env=os.environ | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        deadline = time.monotonic() + 240
-        while not answers(port):
-            assert server.poll() is None and time.monotonic() < deadline
-            time.sleep(0.2)
-        images = np.random.default_rng(0).integers(0, 256, (20, 28, 28, 1), dtype=np.uint8)
-        address = f"http://127.0.0.1:{port}/invocations"
-        answer = requests.post(address, json={"inputs": images.tolist()}, timeout=60).json()
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-    served, said = np.array(answer["predictions"]), load("models:/served@champion").predict(images)
-    assert (served.argmax(axis=1) == said.argmax(axis=1)).all()
-    assert np.abs(served - said).max() < 1e-6
-
-
-def answers(port):
-    try:
-        return requests.get(f"http://127.0.0.1:{port}/ping", timeout=5).ok
-    except requests.ConnectionError:
-        return False
+    images = np.random.default_rng(0).integers(0, 256, (20, 28, 28, 1), dtype=np.uint8)
+    with model_server("models:/served@champion") as answer:
+        served = answer(images)["predictions"]
+    assert [list(probabilities) for probabilities in served] == [list("0123456789")] * 20
+    said = load("models:/served@champion").predict(images)
+    assert np.array([list(probabilities.values()) for probabilities in served]) == pytest.approx(said, abs=1e-6)
 
 
 @pytest.mark.slow

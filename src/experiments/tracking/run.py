@@ -140,14 +140,17 @@ class Run:
         Args:
             model: uncompiled `keras.Model`.
             image_shape: height, width and channels.
-            class_names: in the order of the probabilities; kept in the model's metadata.
+            class_names: in the order of the probabilities; kept in the metadata, and the columns of what MLflow's
+                server answers.
             step: the epoch whose weights it holds.
         """
         import_model_flavor()
         import mlflow.keras
         import numpy as np
-        from mlflow.models import ModelSignature
+        from mlflow.models import Model, ModelSignature
         from mlflow.types import Schema, TensorSpec
+
+        from experiments.tracking import named_answer
 
         signature = ModelSignature(
             inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, *image_shape), "image")]),
@@ -155,13 +158,20 @@ class Run:
         )
         with self.file(MODEL) as folder:
             shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed just here
+            saved = Model()
             mlflow.keras.save_model(
                 model,
                 str(folder),
+                mlflow_model=saved,
                 signature=signature,
                 pip_requirements=_model_requirements(),
                 metadata={"class_names": list(class_names)},
             )
+            loader = Path(named_answer.__file__)
+            (folder / "code").mkdir()
+            shutil.copy(loader, folder / "code")
+            saved.flavors["python_function"] |= {"loader_module": loader.stem, "code": "code"}
+            saved.save(folder / "MLmodel")
             self.outbox.put("model", step=step)
             self.has_model = True
 
