@@ -15,7 +15,8 @@ from experiments.ensemble import ensemble, select
 from experiments.errors import ExperimentError
 from experiments.reproduce import configuration_of
 from experiments.serving.register import register_model
-from experiments.tracking.runs import get_run, model_file, predictions
+from experiments.tracking.results import model_file, predictions
+from experiments.tracking.runs import get_run
 
 
 def score(probabilities, labels, chosen):

@@ -15,7 +15,8 @@ from experiments.errors import ExperimentError
 from experiments.reproduce import reproduce
 from experiments.starting_point import with_start
 from experiments.tracking.registry import register, set_alias
-from experiments.tracking.runs import get_run, model_file
+from experiments.tracking.results import model_file
+from experiments.tracking.runs import get_run
 from experiments.train import plan
 from experiments.training.layers import named_layers, weights_sha256
 

@@ -18,8 +18,9 @@ from experiments.compare.variants import DIGESTS
 from experiments.config.configuration import digest
 from experiments.errors import ExperimentError
 from experiments.serving.classifier import load
+from experiments.tracking.results import class_names, predictions
 from experiments.tracking.run import open_run
-from experiments.tracking.runs import StoredRun, class_names, experiment_name, full_parameters, get_run, predictions
+from experiments.tracking.runs import StoredRun, experiment_name, full_parameters, get_run
 from experiments.training.evaluation import Evaluation
 from experiments.training.macs import count_macs
 

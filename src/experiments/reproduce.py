@@ -16,16 +16,8 @@ from experiments.config import compose
 from experiments.config.configuration import Configuration
 from experiments.errors import ExperimentError
 from experiments.tracking.provenance import provenance, provenance_of, versions
-from experiments.tracking.runs import (
-    StoredRun,
-    artifact,
-    experiment_name,
-    find_run,
-    get_run,
-    history,
-    model_file,
-    predictions,
-)
+from experiments.tracking.results import model_file, predictions
+from experiments.tracking.runs import StoredRun, artifact, experiment_name, find_run, get_run, history
 from experiments.tracking.store import check_store, set_store_timeout
 
 #: Tags whose change since a run was recorded would explain different numbers.

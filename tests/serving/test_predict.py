@@ -27,7 +27,7 @@ from experiments.config.targets import instantiate
 from experiments.errors import ExperimentError
 from experiments.serving import predict
 from experiments.tracking import runs
-from experiments.tracking.runs import model_file, predictions
+from experiments.tracking.results import model_file, predictions
 
 
 @pytest.fixture(scope="module")

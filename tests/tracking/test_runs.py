@@ -7,7 +7,8 @@ from mlflow.entities import Param
 
 from experiments.config.compose import compose
 from experiments.errors import ExperimentError
-from experiments.tracking.runs import class_names, earlier_runs, find_run
+from experiments.tracking.results import class_names
+from experiments.tracking.runs import earlier_runs, find_run
 from experiments.training.evaluation import Evaluation
 
 

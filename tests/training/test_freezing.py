@@ -8,7 +8,8 @@ import pytest
 
 from experiments import run
 from experiments.errors import ExperimentError
-from experiments.tracking.runs import get_run, history, model_file
+from experiments.tracking.results import model_file
+from experiments.tracking.runs import get_run, history
 from experiments.train import plan
 from experiments.training.freezing import frozen_layers, set_head_learning_rate
 from experiments.training.layers import named_layers

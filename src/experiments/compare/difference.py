@@ -16,15 +16,8 @@ from experiments.compare.names import find_run
 from experiments.compare.variants import DIGESTS
 from experiments.errors import ExperimentError
 from experiments.tracking.provenance import diff_of_commits, provenance_of
-from experiments.tracking.runs import (
-    Predictions,
-    StoredRun,
-    artifact,
-    class_names,
-    full_parameters,
-    mistakes,
-    predictions,
-)
+from experiments.tracking.results import Predictions, class_names, mistakes, predictions
+from experiments.tracking.runs import StoredRun, artifact, full_parameters
 from experiments.tracking.store import shown_uri
 
 _VERSIONS = ("python", "tensorflow", "keras", "mlflow")

@@ -18,7 +18,6 @@ from experiments.tracking.runs import StoredRun
 from experiments.tracking.store import nothing_recorded, shown_uri
 
 LAST = 20  # runs or sweeps that are shown by default
-_MOST_IN_A_QUERY = 200  # ids of runs
 _OF_RUNS = "tags.`sweep.name` IS NULL"
 _UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
@@ -94,10 +93,7 @@ def list_sweeps(last: int | None = None) -> tuple[list[Entry], bool]:
     found = runs.sweeps(most + 1)
     parents = found[:most]
     ids = [run_id for parent in parents if (run_id := parent.tags.get("best_run_id"))]
-    best: dict[str, StoredRun] = {}
-    for start in range(0, len(ids), _MOST_IN_A_QUERY):
-        names = ", ".join(f"'{run_id}'" for run_id in ids[start : start + _MOST_IN_A_QUERY])
-        best |= {run.run_id: run for run in runs.search_runs(f"attributes.run_id IN ({names})")}
+    best = runs.by_ids(ids)
     return [_sweep(parent, best.get(parent.tags.get("best_run_id", ""))) for parent in parents], len(found) > most
 
 

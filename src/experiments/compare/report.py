@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 from experiments import images
 from experiments.compare import charts, setting, tables
 from experiments.compare.ranking import Comparison, Row
-from experiments.tracking import runs, ui, views
+from experiments.tracking import results, ui, views
 from experiments.tracking.runs import history
 
 _MOST_VARIANTS, _MOST_SEEDS = 20, 10  # whose histories and mistakes are read, in about 5 s
@@ -84,7 +84,7 @@ def _mistakes(rows: Sequence[Row]) -> tuple[list[_Mistake], int]:
     for row in rows:
         if row.runs[0].tags["data.test_sha256"] != rows[0].runs[0].tags["data.test_sha256"]:
             continue
-        known = [mistakes for run in row.runs if (mistakes := runs.mistakes(run))]
+        known = [mistakes for run in row.runs if (mistakes := results.mistakes(run))]
         compared += bool(known)
         seeds: Counter[int] = Counter()
         for mistakes in known:

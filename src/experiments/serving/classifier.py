@@ -10,8 +10,8 @@ import numpy as np
 from experiments.compare.names import find_run
 from experiments.dataset import are_probabilities
 from experiments.errors import ExperimentError
-from experiments.tracking import runs
 from experiments.tracking.registry import find_model
+from experiments.tracking.results import class_names
 from experiments.tracking.runs import StoredRun
 
 _BATCH_SIZE = 256
@@ -107,5 +107,5 @@ def _classifier(name: str, file: Path, run: StoredRun | None) -> Classifier:
             f"{outputs.max():.3g} and sum to {outputs.sum():.3g}.",
             advice="Add keras.layers.Softmax() after its last layer and save it again.",
         )
-    names = runs.class_names(run) if run else ()
+    names = class_names(run) if run else ()
     return Classifier(name, model, run, names if len(names) == classes else tuple(map(str, range(classes))))

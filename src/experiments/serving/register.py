@@ -6,7 +6,8 @@ from experiments.compare.ranking import COSTS, WORSE, Comparison, Row
 from experiments.errors import ExperimentError
 from experiments.tracking import registry
 from experiments.tracking.registry import CHALLENGER, CHAMPION, Version, set_alias
-from experiments.tracking.runs import StoredRun, get_run, no_model
+from experiments.tracking.results import no_model
+from experiments.tracking.runs import StoredRun, get_run
 
 _RUN_IDS = "run_ids"  # tag of a version: the runs of all its seeds, which are compared
 

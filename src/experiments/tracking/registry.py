@@ -7,7 +7,8 @@ from pathlib import Path
 from mlflow.artifacts import download_artifacts
 
 from experiments.errors import ExperimentError
-from experiments.tracking.runs import StoredRun, find_run, get_run, model_file, model_id, no_model
+from experiments.tracking.results import model_file, model_id, no_model
+from experiments.tracking.runs import StoredRun, find_run, get_run
 from experiments.tracking.store import StoreRefused, call_store, open_store, store_uri
 
 CHAMPION, CHALLENGER = "champion", "challenger"

@@ -1,19 +1,16 @@
-"""Reads runs from the store: parameters, metrics, predictions, models."""
+"""Finds and reads runs in the store: parameters, tags, metrics, artifacts."""
 
-import contextlib
 import itertools
 import json
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
-from zipfile import BadZipFile
+from typing import Any
 
 import mlflow
-import numpy as np
 import yaml
 from mlflow.artifacts import download_artifacts, list_artifacts
 from mlflow.entities import Metric, ViewType
@@ -26,8 +23,6 @@ from experiments.config.earlier import current_parameters, current_tags
 from experiments.errors import ExperimentError
 from experiments.tracking import filters
 from experiments.tracking.store import StoreRefused, call_store, nothing_recorded, open_store, shown_uri, store_uri
-
-_Kind = TypeVar("_Kind")
 
 _A_PAGE = 1000
 _MOST_IN_A_QUERY = 200  # ids of runs
@@ -156,19 +151,32 @@ def runs_of(parent: StoredRun, query: str = "") -> list[StoredRun]:
     Raises:
         ExperimentError: the filter is refused.
     """
-    client = open_store()
-    tail, find = (f" and {query}", _matching) if query else ("", search)
-    name = parent.tags["sweep.name"]
-    own = {run.run_id: run for run in find(client, f"tags.sweep = '{name}'{tail}", [parent.experiment_id])}
+    selected = _selected(f"tags.sweep = '{parent.tags['sweep.name']}'", query, [parent.experiment_id])
+    own = {run.run_id: run for run in selected}
     by_fingerprint = {run.tags.get("fingerprint"): run.run_id for run in reversed(own.values())}
     jobs = job_list(parent)
     # While a sweep is under way its list does not name the runs yet.
     ids = [job["run_id"] or by_fingerprint.get(job["fingerprint"]) for job in jobs] or list(own)
     elsewhere = sorted({run_id for run_id in ids if run_id} - set(own))
-    for start in range(0, len(elsewhere), _MOST_IN_A_QUERY):
-        names = ", ".join(f"'{run_id}'" for run_id in elsewhere[start : start + _MOST_IN_A_QUERY])
-        own |= {run.run_id: run for run in find(client, f"attributes.run_id IN ({names}){tail}")}
+    own |= by_ids(elsewhere, query)
     return [own[run_id] for run_id in ids if run_id in own]
+
+
+def by_ids(ids: Sequence[str], query: str = "") -> dict[str, StoredRun]:
+    """Id -> run, of those that are in the store and match the filter, if one is given."""
+    found: dict[str, StoredRun] = {}
+    for start in range(0, len(ids), _MOST_IN_A_QUERY):
+        names = ", ".join(f"'{run_id}'" for run_id in ids[start : start + _MOST_IN_A_QUERY])
+        found |= {run.run_id: run for run in _selected(f"attributes.run_id IN ({names})", query)}
+    return found
+
+
+def _selected(condition: str, query: str, experiments: list[str] | None = None) -> Iterator[StoredRun]:
+    """The runs for which the condition holds, and a user's filter if one is given."""
+    client = open_store()
+    if not query:
+        return search(client, condition, experiments)
+    return _matching(client, f"{condition} and {query}", experiments)
 
 
 def importance(parent: StoredRun) -> dict[str, float]:
@@ -304,97 +312,3 @@ def artifact(run: StoredRun, name: str, folder: Path) -> Path | None:
         return None
     file = append_to_uri_path(place, name)
     return Path(call_store(download_artifacts, artifact_uri=file, dst_path=str(folder), tracking_uri=uri))
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What a run's model predicts for its validation or test images."""
-
-    labels: np.ndarray  # int64 (images,)
-    probabilities: np.ndarray  # float32 (images, classes)
-
-
-def predictions(run: StoredRun, part: str) -> Predictions | None:
-    """The recorded predictions for the `validation` or `test` images, or None."""
-    return _arrays(run, f"{part}_predictions.npz", Predictions)
-
-
-@dataclass(frozen=True)
-class Mistakes:
-    """The test images that a run's model predicts wrongly, the most confident error first."""
-
-    index: np.ndarray  # int64 (mistakes,), places in the test set as it is published
-    image: np.ndarray  # uint8 (mistakes, height, width, channels)
-    label: np.ndarray  # str (mistakes,), names of the classes
-    predicted: np.ndarray  # str (mistakes,)
-
-
-def mistakes(run: StoredRun) -> Mistakes | None:
-    """The recorded errors on the test set, or None."""
-    return _arrays(run, "mistakes.npz", Mistakes)
-
-
-def _arrays(run: StoredRun, name: str, kind: type[_Kind]) -> _Kind | None:
-    """The arrays of an .npz artifact of a run, or None if there is none or it is corrupt."""
-    wanted = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    with tempfile.TemporaryDirectory() as folder:
-        file = artifact(run, name, Path(folder))
-        if file is None:
-            return None
-        try:
-            with np.load(file, allow_pickle=False) as arrays:
-                return kind(*(arrays[field] for field in wanted))
-        except (OSError, ValueError, KeyError, BadZipFile):  # damaged, or of another version of this project
-            return None
-
-
-def class_names(run: StoredRun) -> tuple[str, ...]:
-    """The names of the classes in their order, empty when the run has not been evaluated."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = artifact(run, "classification_report.json", Path(folder))
-        report = json.loads(file.read_text(encoding="utf-8")) if file else {}
-    *names, average = [name for name, values in report.items() if isinstance(values, dict)][:-1] or [""]
-    if average != "macro avg":
-        return ()
-    # A class of that name has lost its place to the total, and its images are missing in the sum.
-    if sum(report[name]["support"] for name in names) < report[average]["support"]:
-        names.insert(list(report).index("accuracy"), "accuracy")
-    return tuple(names)
-
-
-def model_id(run: StoredRun) -> str | None:
-    """The id of the model that a run has logged, None if there is none any more."""
-    client = open_store()
-    outputs = call_store(client.get_run, run.run_id).outputs
-    logged = outputs.model_outputs[-1].model_id if outputs and outputs.model_outputs else None
-    with contextlib.suppress(StoreRefused):  # it was deleted
-        return call_store(client.get_logged_model, logged).model_id if logged else None
-    return None
-
-
-def model_file(run: StoredRun, folder: Path) -> Path | None:
-    """Copies the .keras file that a run has logged into `folder`; None if it has logged none."""
-    logged = model_id(run)
-    if logged is None:
-        return None
-    copied = call_store(
-        download_artifacts, artifact_uri=f"models:/{logged}", dst_path=str(folder), tracking_uri=store_uri()
-    )
-    return next(Path(copied).rglob("*.keras"), None)
-
-
-def no_model(run: StoredRun) -> ExperimentError:
-    """The error that explains why a run has no model."""
-    if "sweep.name" in run.tags:
-        return ExperimentError(f"{run.run_id} is a sweep.", advice=f"Name its best run: best:{run.tags['sweep.name']}")
-    if run.diverged:
-        reason = "its training has diverged"
-    elif "pruned" in run.tags:
-        reason = "it was pruned"
-    elif run.status == "RUNNING":
-        reason = "it is still running"
-    elif run.status != "FINISHED":
-        reason = f"it did not finish: {run.tags.get('failure', run.status)}"
-    else:
-        reason = "it was deleted" if run.models else "it was trained with tracking.model=false"
-    return ExperimentError(f"{run.run_id} ({run.name}) has no model: {reason}.")

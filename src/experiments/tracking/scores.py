@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.tracking.runs import StoredRun, artifact, predictions
+from experiments.tracking.results import predictions
+from experiments.tracking.runs import StoredRun, artifact
 from experiments.tracking.store import StoreLost, StoreRefused, local_folder
 
 _READERS = 8  # files that are read at the same time
