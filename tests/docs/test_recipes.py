@@ -47,6 +47,19 @@ def test_imbalance(recipe, store):
     assert balanced.history["total_loss"] != balanced.history["loss"]
 
 
+@pytest.mark.slow
+def test_fine_tuning(recipe, store):
+    recipe("fine-tune.md")
+    runpy.run_path("split_digits.py")
+    words = ["data=npz", "model=conv2"]
+    low = ["data.path=low.npz", "model.dense_units=[128]", "data.limit=1000", "epochs=5"]
+    first = run([*words, *low]).run_id
+    few = ["data.path=few.npz", "epochs=10", "tracking.model=false"]
+    tuned, scratch = (run([*words, *few, f"init_from={start}"]) for start in (first, "null"))
+    assert store.get_run(tuned.run_id).data.params["init_from"].startswith(first)
+    assert tuned.metrics["best/val_accuracy"] > scratch.metrics["best/val_accuracy"] + 0.02
+
+
 def test_own_files(recipe, compose, tmp_path):
     from experiments.config.targets import instantiate
 
