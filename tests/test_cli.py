@@ -367,54 +367,53 @@ def test_a_terminal_gets_a_progress_bar_and_every_epoch_once(here, tmp_path):
 # TAB completion
 
 
-@pytest.fixture
-def bash(here):
-    """Types words and TAB in a real bash and returns the line as it is then."""
-
-    def completed(typed, expected):
-        outer, inner = pty.openpty()
-        environment = os.environ | {
-            "PATH": f"{Path(EXPERIMENTS).parent}:{os.environ['PATH']}",
-            "TERM": "dumb",
-            "PS1": "$ ",
-        }
-        words = ["bash", "--norc", "--noprofile", "-i"]
-        shown = b""
-        with subprocess.Popen(
-            words, cwd=here, stdin=inner, stdout=inner, stderr=inner, env=environment, start_new_session=True
-        ) as shell:
-            os.close(inner)
-            # A hangup throws away what has not been read, so the shell lives until its last line has arrived.
-            for then, wanted in (
-                ("bind 'set bell-style none'\n", "$ "),
-                ("eval \"$(_EXPERIMENTS_COMPLETE=bash_source experiments)\"; echo rea''dy\n", "\nready\n$ "),
-                (f"{typed}\t", expected),
-                ("\x01echo \necho do''ne\n", "\ndone\n"),
-            ):
-                os.write(outer, then.encode())
-                while wanted.encode() not in shown.replace(b"\r", b""):
-                    shown += os.read(outer, 65536)
-            shell.kill()
-        os.close(outer)
-        return shown.decode().replace("\r", "").splitlines()
-
-    return completed
+#: Shell -> how it starts without the user's settings, and what turns completion on.
+SHELLS = {
+    "bash": (["--norc", "--noprofile"], 'eval "$(_EXPERIMENTS_COMPLETE=bash_source experiments)"'),
+    "zsh": (["-f"], 'autoload -Uz compinit; compinit -D; eval "$(_EXPERIMENTS_COMPLETE=zsh_source experiments)"'),
+    "fish": (["--no-config"], "_EXPERIMENTS_COMPLETE=fish_source experiments | source"),
+}
+#: What is typed -> what it becomes.
+COMPLETED = {
+    "experiments comp\tlast": "experiments compare last",
+    "experiments compare --equal\t0.01": "experiments compare --equal-within 0.01",
+    "experiments train model=conv3_w\tseed=1": "experiments train model=conv3_wide seed=1",
+    "experiments train model=conv3 model.dr\t0.3": "experiments train model=conv3 model.dropout=0.3",
+    "experiments list opt\t-h": "experiments list optimizer -h",
+}
+ANSWER = rb"\[(experiments [^\x1b]*)\]\r\n"
 
 
-@pytest.mark.parametrize(
-    ("typed", "line"),
-    [
-        ("experiments comp", "experiments compare "),
-        ("experiments compare --equal", "experiments compare --equal-within "),
-        ("experiments train model=conv3_w", "experiments train model=conv3_wide "),
-        ("experiments train model=conv3 model.dr", "experiments train model=conv3 model.dropout="),
-        ("experiments list opt", "experiments list optimizer "),
-    ],
-)
-@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
-def test_tab_completes_in_a_real_bash(bash, typed, line):
-    shown = bash(typed, line)
-    assert line.rstrip() in shown  # what echo prints of the completed line
+@pytest.mark.parametrize("shell", SHELLS)
+def test_tab_completes_in_a_real_shell(here, tmp_path, shell):
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    arguments, set_up = SHELLS[shell]
+    outer, inner = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "HOME": str(tmp_path)}
+    environment["PATH"] = f"{Path(EXPERIMENTS).parent}:{os.environ['PATH']}"
+    shown = b""
+    with subprocess.Popen(
+        ["setsid", "--ctty", shell, *arguments, "-i"],
+        cwd=here,
+        stdin=inner,
+        stdout=inner,
+        stderr=inner,
+        env=environment,
+    ) as process:
+        os.close(inner)
+        # A hangup throws away what has not been read, so the shell lives until its last line has arrived.
+        for keys, answer in [
+            (f'{set_up}; echo "[set ""up]"', rb"\[set up\]\r\n"),
+            *((f'{line}\x01echo "[\x05]"', ANSWER) for line in COMPLETED),
+        ]:
+            os.write(outer, f"{keys}\n".encode())
+            before = len(shown)
+            while not re.search(answer, shown[before:]):
+                shown += os.read(outer, 65536)
+        process.kill()
+    os.close(outer)
+    assert [line.decode() for line in re.findall(ANSWER, shown)] == list(COMPLETED.values())
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -6,7 +6,10 @@ from pathlib import Path
 
 from experiments.training.runtime import suggest_faster_settings
 
-FASTER = "This processor multiplies bfloat16: precision=mixed_bfloat16 would be faster (another result)."
+FASTER = (
+    "This processor multiplies bfloat16: precision=mixed_bfloat16 trained 1.7 times as fast in a benchmark "
+    "and gives another result."
+)
 
 
 def test_bfloat16_is_suggested_where_the_processor_multiplies_it(caplog):

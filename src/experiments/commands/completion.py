@@ -1,7 +1,7 @@
 """TAB completion in bash, zsh and fish."""
 
 import click
-from click.shell_completion import BashComplete, add_completion_class, shell_complete
+from click.shell_completion import BashComplete, ZshComplete, add_completion_class, shell_complete
 
 VARIABLE = "_EXPERIMENTS_COMPLETE"
 
@@ -14,9 +14,19 @@ class _Bash(BashComplete):
     )
 
 
+class _Zsh(ZshComplete):
+    """Zsh, without a space behind `key=`."""
+
+    source_template = ZshComplete.source_template.replace(
+        "compadd -U -V unsorted -a completions",
+        "compadd -U -V unsorted -S '' -- ${(M)completions:#*=}; compadd -U -V unsorted -- ${completions:#*=}",
+    )
+
+
 def complete(command_line: click.Group, instruction: str) -> int:
     """Prints what a shell asks for, its completion script or what may follow, and returns the exit status."""
     add_completion_class(_Bash, "bash")
+    add_completion_class(_Zsh, "zsh")
     return shell_complete(command_line, {}, "experiments", VARIABLE, instruction)
 
 

