@@ -13,6 +13,8 @@ from rich.console import Console
 
 from experiments.compare import charts, tables
 from experiments.compare.comparison import Selection, compare_runs, find_runs
+from experiments.compare.ranking import NO_DIFFERENCE
+from experiments.compare.statistics import Estimate
 from experiments.errors import ExperimentError
 from experiments.tracking.parent import open_parent
 from experiments.tracking.runs import CUT, StoredRun
@@ -357,7 +359,56 @@ def test_the_first_part_of_the_table_has_the_verdict():
     console = Console(width=100, record=True, file=io.StringIO())
     tables.print_table(compared(two_variants(), "mine"), console)
     first = console.export_text().strip().splitlines()[0].split()
-    assert first[:5] == ["rank", "variant", "seeds", "val_accuracy", "verdict"]
+    assert first == ["rank", "variant", "val_accuracy", "difference", "from", "best", "p", "verdict"]
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_the_result_is_in_one_part_and_the_costs_are_in_a_second_one(width):
+    label = "model=conv3 model.dropout=0.3 optimizer.learning_rate=0.0003"
+    first, second = compared(two_variants()).rows
+    interval = Estimate(-0.01, -0.0338, 0.0148)
+    rows = (
+        replace(first, label=label),
+        replace(second, label=label, difference=interval, p=0.438, verdict=NO_DIFFERENCE),
+    )
+    console = Console(width=width, record=True, file=io.StringIO())
+    tables.print_table(replace(compared(two_variants()), rows=rows), console)
+    result, costs = ([line.rstrip() for line in part.splitlines()] for part in console.export_text().split("\n\n")[:2])
+    assert max(map(len, result + costs)) <= width
+    beginning = {
+        80: [
+            "                                                difference",
+            "rank variant               val_accuracy          from best     p verdict",
+            "   1 model=conv3                 0.9510                          best",
+            "     model.dropout=0.3 [0.9485, 0.9534]",
+            "     optimizer.",
+            "     learning_rate=",
+            "     0.0003",
+            "   2 model=conv3                 0.9011            -0.0100 0.438 no significant",
+            "     model.dropout=0.3 [0.8983, 0.9038] [-0.0338, +0.0148]       difference",
+        ],
+        100: [
+            "                                                             difference",
+            "rank variant                            val_accuracy          from best     p verdict",
+            "   1 model=conv3 model.dropout=0.3            0.9510                          best",
+            "     optimizer.learning_rate=0.0003 [0.9485, 0.9534]",
+            "   2 model=conv3 model.dropout=0.3            0.9011            -0.0100 0.438 no significant",
+            "     optimizer.learning_rate=0.0003 [0.8983, 0.9038] [-0.0338, +0.0148]       difference",
+        ],
+    }[width]
+    assert [line for line in result if line][: len(beginning)] == beginning
+    assert costs == [
+        "rank seeds test parameters MACs seconds",
+        "   1     3             10*",
+        "   2     3              10",
+    ]
+
+
+@pytest.mark.parametrize("width", [5, 20, 40])
+def test_a_very_narrow_console_gets_a_table_too(width):
+    console = Console(width=width, record=True, file=io.StringIO())
+    tables.print_table(compared(two_variants()), console)
+    assert "rank" in console.export_text()
 
 
 @pytest.mark.parametrize("width", [60, 100, 200])

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import io
 import logging
 import os
 import pty
@@ -14,10 +15,13 @@ import threading
 import keras
 import numpy as np
 import pytest
+from rich.console import Console
+from rich.live import Live
 
 from experiments.tracking.output import console_log
 from experiments.training.batches import training_batches
 from experiments.training.fit import Recipe, fit
+from experiments.training.progress import ProgressBar
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 1), dtype=np.uint8)
 LABELS = np.arange(50) % 3
@@ -154,3 +158,56 @@ def test_an_interrupted_training_leaves_the_terminal_usable(terminal, tmp_path):
         train(tmp_path, Interrupt())
     written = b"".join(shown)
     assert written.rindex(b"\x1b[?25h") > written.rindex(b"\x1b[?25l")  # the cursor is shown again
+
+
+MANY = ("accuracy", "auc", "balanced_accuracy", "loss", "macro_f1", "top_3_accuracy")
+
+
+def printed(columns, *, epochs, steps, metrics=MANY, objective="val_accuracy", value=0.5):
+    """The header and the row of an epoch on a terminal of so many columns."""
+    file = io.StringIO()
+    console = Console(file=file, width=columns, force_terminal=True, color_system=None)
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        progress = ProgressBar(live, objective)
+        progress.set_params({"epochs": epochs, "steps": steps})
+        progress.on_epoch_begin(epochs - 1)
+        progress.on_train_batch_end(steps - 1, dict.fromkeys(metrics, value))
+        both = [*metrics, *(f"val_{name}" for name in metrics)]
+        progress.on_epoch_end(epochs - 1, {**dict.fromkeys(both, value), "learning_rate": 0.001})
+    lines = rows([file.getvalue().encode()])
+    assert max(map(len, lines)) <= columns
+    return [line.split() for line in lines if line.split()[0] == "epoch"][-1], lines[-1].split()
+
+
+@pytest.mark.parametrize(
+    ("columns", "shown"),
+    [
+        (45, ["val_accuracy"]),
+        (60, ["loss", "val_accuracy"]),
+        (61, ["loss", "val_loss", "val_accuracy"]),
+        (80, ["loss", "val_loss", "val_accuracy", "val_auc"]),
+        (100, ["loss", "val_loss", "val_accuracy", "val_auc", "val_balance…", "val_macro_f1"]),
+        (107, ["loss", "val_loss", "val_accuracy", "val_auc", "val_balanced_accuracy", "val_macro_f1"]),
+        (114, ["loss", "val_loss", "val_accuracy", "val_auc", "val_balance…", "val_macro_f1", "val_top_3_a…"]),
+    ],
+)  # fmt: skip
+def test_of_many_metrics_those_of_validation_images_are_left_out_last(columns, shown):
+    header, row = printed(columns, epochs=10_000, steps=23_438)
+    assert header == ["epoch", "steps", *shown, "time"]
+    assert row == ["10000/10000", "23438/23438", *["0.5000"] * len(shown), "0.0", "s"]
+
+
+def test_the_objective_is_left_out_last():
+    header, _ = printed(50, epochs=10_000, steps=23_438, objective="val_top_3_accuracy")
+    assert header == ["epoch", "steps", "val_top_3_accuracy", "time"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0.0000"), (99.99999, "1.0e+02"), (-12.3456, "-1e+01"), (-0.00012, "-1e-04"), (float("nan"), "nan"),
+     (12345.6, "1.2e+04"), (0.00025, "2.5e-04"), (-1.25, "-1.2500")],
+)  # fmt: skip
+def test_numbers_fit_their_columns(value, text):
+    header, row = printed(80, epochs=100_000, steps=9, metrics=("loss",), value=value, objective="val_loss")
+    assert header == ["epoch", "steps", "loss", "val_loss", "learning_rate", "time"]
+    assert row[2:5] == [text, text, "0.0010"]

@@ -5,6 +5,7 @@ import io
 import math
 import re
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,8 @@ from experiments.compare.statistics import Estimate
 from experiments.errors import ExperimentError
 
 DESCRIPTION_ROWS = 20  # in the description of a run, which MLflow cuts at 8,000 characters
-_MIN_TEXT_WIDTH = 24  # characters
+_MIN_TEXT_WIDTH = len("no significant difference")  # characters
+_NARROW_LABEL, _NARROW_VERDICT = 16, len("no significant")  # characters, so that a result takes 80 columns
 _GAP = 2  # between columns
 _MARK = "*"
 _LEGEND = f"{_MARK} Pareto-optimal in this cost."
@@ -34,11 +36,13 @@ class Column:
     cells: list[str]
     numbers: list[float | str] = field(default_factory=list)  # "" for an empty cell
     is_text: bool = False  # text is aligned to the left and may wrap
+    min_text_width: int = _MIN_TEXT_WIDTH  # characters
 
     @property
     def min_width(self) -> int:
         """Width that it needs on a console, in characters."""
-        return min(max(map(len, [self.name, *self.cells])), _MIN_TEXT_WIDTH if self.is_text else sys.maxsize)
+        lines = [line for text in (self.name, *self.cells) for line in text.split("\n")]
+        return min(max(map(len, lines)), self.min_text_width if self.is_text else sys.maxsize)
 
 
 def only(comparison: Comparison, ranks: str) -> Comparison:
@@ -163,18 +167,22 @@ def as_markdown(comparison: Comparison, most: int | None = None) -> str:
 
 
 def print_table(comparison: Comparison, console: Console) -> None:
-    """Prints the table, in several parts if it is wider than the console, and the notes."""
-    first, *others = columns(comparison, comparison.rows)
-    parts, room = [[first]], console.width - first.min_width
-    for column in others:
-        if column.min_width + _GAP > room and len(parts[-1]) > 1:
-            parts.append([first])
-            room = console.width - first.min_width
-        parts[-1].append(column)
-        room -= column.min_width + _GAP
+    """Prints the table, in several parts if it is wider than the console, and the notes.
+
+    The first part is the result: rank, variant, mean, difference, p and verdict, if necessary in rows of several lines;
+    seeds, test accuracy and costs follow.
+    """
+    shown, gap = columns(comparison, comparison.rows), _GAP
+    parts = [shown]
+    if _width(shown, gap) > console.width:
+        rank, variant, seeds, mean, verdict, difference, p, *others = shown
+        result = [rank, variant, mean, difference, p, verdict]
+        if _width(result, gap) > console.width:
+            result, gap = _narrowed(result), 1
+        parts = [*_parts(result, gap, console.width), *_parts([rank, seeds, *others], gap, console.width)]
     for part in parts:
         console.print()
-        console.print(_table(part))
+        console.print(_table(_with_wrapped_labels(part, gap, console.width), gap))
     console.print()
     for sentence in notes(comparison):
         console.print(sentence, soft_wrap=True, markup=False, highlight=False)
@@ -206,8 +214,8 @@ def write_search_history(file: Path, trials: Sequence[tuple[int, float, bool]], 
     plots.search_history(trials, metric, mode).savefig(file)
 
 
-def _table(columns: Sequence[Column]) -> Table:
-    table = Table(box=None, pad_edge=False)
+def _table(columns: Sequence[Column], gap: int) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0))
     for column in columns:
         justify: Literal["left", "right"] = "left" if column.is_text else "right"
         width = column.min_width
@@ -215,6 +223,50 @@ def _table(columns: Sequence[Column]) -> Table:
     for cells in zip(*(column.cells for column in columns), strict=True):
         table.add_row(*cells)
     return table
+
+
+def _width(columns: Sequence[Column], gap: int) -> int:
+    """Width that columns need side by side, in characters."""
+    return sum(column.min_width for column in columns) + gap * (len(columns) - 1)
+
+
+def _narrowed(result: Sequence[Column]) -> list[Column]:
+    """The columns of a result with intervals below their means, and verdicts in two lines."""
+    rank, variant, *numbers, verdict = result
+    numbers = [
+        replace(c, name=c.name.replace(" from", "\nfrom"), cells=[cell.replace(" [", "\n[") for cell in c.cells])
+        for c in numbers
+    ]
+    verdict = replace(verdict, cells=[textwrap.fill(cell, _NARROW_VERDICT) for cell in verdict.cells])
+    return [rank, replace(variant, min_text_width=_NARROW_LABEL), *numbers, verdict]
+
+
+def _with_wrapped_labels(columns: Sequence[Column], gap: int, width: int) -> list[Column]:
+    """The columns with labels that wrap where it does not harm their numbers."""
+    room = max(1, width - _width([column for column in columns if column.name != "variant"], gap) - gap)
+    return [
+        replace(column, cells=[_wrapped(label, room) for label in column.cells]) if column.name == "variant" else column
+        for column in columns
+    ]
+
+
+def _wrapped(label: str, width: int) -> str:
+    """A label in lines; a word that is too long for one is broken after its dots, and then after its equals sign."""
+    lines = textwrap.wrap(label, width, break_long_words=False, break_on_hyphens=False)
+    for mark in (r"\.(?=[a-z])", "="):
+        broken = [re.sub(mark, "\\g<0>\n", line) if len(line) > width else line for line in lines]
+        lines = [line for each in broken for line in each.split("\n")]
+    return "\n".join(lines)
+
+
+def _parts(columns: Sequence[Column], gap: int, width: int) -> list[list[Column]]:
+    """Columns that fit side by side, with the first one in every part."""
+    parts = [[*columns[:1]]]
+    for column in columns[1:]:
+        if _width([*parts[-1], column], gap) > width and len(parts[-1]) > 1:
+            parts.append([*columns[:1]])
+        parts[-1].append(column)
+    return parts
 
 
 def columns(comparison: Comparison, rows: Sequence[Row]) -> list[Column]:

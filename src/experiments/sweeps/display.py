@@ -2,9 +2,10 @@
 
 import functools
 import os
+import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from statistics import median
@@ -20,9 +21,8 @@ from rich.text import Text
 from experiments.config.configuration import Configuration
 from experiments.config.names import names
 from experiments.sweeps import worker
-from experiments.sweeps.jobs import Job, State
+from experiments.sweeps.jobs import Job, State, counts
 
-_MOST_SHOWN = 8  # jobs that have ended, beside the running ones
 _WORTH_A_LINE = 20  # checked jobs
 T = TypeVar("T")
 
@@ -45,6 +45,7 @@ class Display:
         self.console = Console(file=sys.stdout, highlight=False, markup=False, width=None if terminal else 200)
         self.start_times: dict[int, float] = {}
         self.latest_epochs: dict[int, Mapping[str, float]] = {}
+        self.epoch_times: dict[int, list[float]] = {}  # when epochs have ended
         self.durations: list[float] = []
         self.order: list[Job] = []  # as they started
         self.standings: list[str] = []  # lines below the live table
@@ -71,17 +72,18 @@ class Display:
         """Shows on a terminal what is being waited for."""
         return self.console.status(what) if self.console.is_terminal else nullcontext()
 
-    def live(self, total: int, n_jobs: int, metric: str) -> AbstractContextManager[object]:
+    def live(self, jobs: Sequence[Job], to_run: int, n_jobs: int, metric: str) -> AbstractContextManager[object]:
         """Shows a live table of the jobs on a terminal as long as it is open.
 
         Args:
-            total: jobs to run.
+            jobs: of the sweep, also those of earlier calls and those that are still to come; the best one is marked.
+            to_run: how many will be started.
             n_jobs: jobs at a time.
             metric: metric of an epoch to show.
         """
         if not self.console.is_terminal:
             return nullcontext()
-        live_table = partial(self._live_table, total, n_jobs, metric)
+        live_table = partial(self._live_table, jobs, len(self.order) + to_run, n_jobs, metric)
         return Live(get_renderable=live_table, console=self.console, refresh_per_second=2)
 
     def started(self, job: Job) -> None:
@@ -93,6 +95,7 @@ class Display:
     def epoch_ended(self, job: Job, message: Mapping[str, float]) -> None:
         """Shows the epoch that a job has finished."""
         self.latest_epochs[job.number] = message
+        self.epoch_times.setdefault(job.number, []).append(time.monotonic())
         self._line(job, epoch_line(message))
 
     def ended(self, job: Job) -> None:
@@ -108,36 +111,88 @@ class Display:
         if not self.console.is_terminal:
             self.print(f"[{job.number}] {job.label}: {text}")
 
-    def _live_table(self, total: int, n_jobs: int, metric: str) -> RenderableType:
-        table = Table("job", "variant", "epoch", metric, "time", "state", box=None, pad_edge=False)
-        running = [job for job in self.order if job.state == State.RUNNING]
-        ended = [job for job in self.order if job.state != State.RUNNING][-_MOST_SHOWN:]
-        for job in [*ended, *running]:
-            epoch = self.latest_epochs.get(job.number)
-            seconds = (
-                job.run.seconds if job.run and job.run.seconds else time.monotonic() - self.start_times[job.number]
-            )
-            table.add_row(
-                str(job.number),
-                job.label,
-                f"{epoch['epoch']:.0f}/{epoch['epochs']:.0f}" if epoch else "",
-                f"{epoch[metric]:.4f}" if epoch else "",
-                f"{seconds:.0f} s",
-                Text(job.state, style=_STYLES.get(job.state, "red")),
-            )
-        return Group(table, *map(Text, self.standings), Text(self._summary(total, n_jobs), style="bold"))
+    def _live_table(self, jobs: Sequence[Job], total: int, n_jobs: int, metric: str) -> RenderableType:
+        standings = self.standings[-max(1, self.console.height // 4) :]
+        best = _best(jobs)
+        shown = self._shown(self.console.height - len(standings) - 4, best)  # header, rest, summary, and the cursor
+        header = ["job", "variant", "epoch", metric, "time", "state"]
+        rows = [[*self._cells(job, metric), "best so far" if job is best else job.state] for job in shown]
+        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        room = self.console.width - sum(widths) + widths[1] - 2 * (len(widths) - 1)
+        table = Table(*header, box=None, pad_edge=False)
+        for job, (number, label, *cells, state) in zip(shown, rows, strict=True):
+            style = "bold green" if job is best else _STYLES.get(job.state, "red")
+            table.add_row(number, _shortened(label, room), *cells, Text(state, style))
+        numbers = {job.number for job in shown}
+        hidden = [job for job in self.order if job.number not in numbers]
+        lines = [Text(line, no_wrap=True, overflow="ellipsis") for line in standings]
+        lines += [Text(f"Not shown: {counts(hidden)}")] if hidden else []
+        return Group(table, *lines, Text(self._summary(total, n_jobs), style="bold"))
+
+    def _cells(self, job: Job, metric: str) -> tuple[str, str, str, str, str]:
+        """Number, label, epoch, value of the metric and duration of a job."""
+        epoch = self.latest_epochs.get(job.number)
+        value = job.objective if job.objective is not None else epoch[metric] if epoch else None
+        seconds = job.run.seconds if job.run and job.run.seconds else self._elapsed(job)
+        return (
+            str(job.number),
+            job.label,
+            f"{epoch['epoch']:.0f}/{epoch['epochs']:.0f}" if epoch else "",
+            "" if value is None else f"{value:.4f}",
+            f"{seconds:.0f} s",
+        )
+
+    def _shown(self, room: int, best: Job | None) -> list[Job]:
+        """The jobs that the screen has room for: the best one, the running ones, and those that have ended last."""
+        first = [best] if best else []
+        running = [job for job in self.order if job.state == State.RUNNING][: max(1, room - len(first))]
+        ended = [job for job in self.order if job.state != State.RUNNING]
+        last = ended[max(0, len(ended) - max(0, room - len(first) - len(running))) :]
+        return [*(first if best not in last else []), *last, *running]
+
+    def _elapsed(self, job: Job) -> float:
+        """Seconds since the job has started."""
+        return time.monotonic() - self.start_times[job.number]
 
     def _summary(self, total: int, n_jobs: int) -> str:
         waiting = max(0, total - len(self.order))
         running = [job for job in self.order if job.state == State.RUNNING]
         head = f"{len(self.order) - len(running)} of {len(self.order) + waiting} jobs done, {len(running)} running"
-        if not self.durations:
+        by_epochs = [self._by_epochs(job) for job in running]
+        durations = self.durations or [duration for duration in by_epochs if duration]
+        if not durations or not (running or waiting):
             return head
-        typical = median(self.durations)
-        now = time.monotonic()
-        rest = [max(0.0, typical - (now - self.start_times[job.number])) for job in running]
+        typical = median(durations)
+        # A job may take longer than most, as its own epochs tell.
+        rest = [
+            max(typical - self._elapsed(job), duration - self._elapsed(job), 0.0)
+            for job, duration in zip(running, by_epochs, strict=True)
+        ]
         seconds = max(max(rest, default=0.0), (sum(rest) + waiting * typical) / n_jobs)
-        return f"{head}, about {_duration(seconds)} left"
+        return f"{head}, about {_duration(seconds)} left" if seconds >= 1 else f"{head}, almost done"
+
+    def _by_epochs(self, job: Job) -> float:
+        """Seconds that a job takes if its other epochs are like those after its first one; 0 if there is none."""
+        ended = self.epoch_times.get(job.number, [])
+        if len(ended) < 2:  # the first one takes longer
+            return 0.0
+        message = self.latest_epochs[job.number]
+        rest = (message["epochs"] - message["epoch"]) * (ended[-1] - ended[0]) / (len(ended) - 1)
+        return ended[-1] - self.start_times[job.number] + rest
+
+
+def _shortened(label: str, room: int) -> str:
+    """A label that fits one line: with the last part of each key, or by its end, which differs most."""
+    if len(label) > room:
+        label = re.sub(r"[^\s=]+\.(?=\w+=)", "", label)
+    return label if len(label) <= room else f"…{label[-max(1, room - 1) :]}"
+
+
+def _best(jobs: Sequence[Job]) -> Job | None:
+    """The finished job with the best value of the objective."""
+    found = [job for job in jobs if job.state == State.FINISHED and job.objective is not None]
+    mode = next((job.plan.mode for job in found if job.plan), "max")
+    return (max if mode == "max" else min)(found, key=lambda job: job.objective or 0.0, default=None)
 
 
 def _outcome(job: Job) -> str:

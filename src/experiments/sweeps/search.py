@@ -219,7 +219,7 @@ class _Search:
                 by_number[job.number] = job
                 yield job.number, self.sweep.overrides(job)
 
-        with pool, self.sweep.display.live(self.to_run * len(self.seeds), pool.n_jobs, self.objective):
+        with pool, self.sweep.display.live(self.sweep.jobs, self.to_run * len(self.seeds), pool.n_jobs, self.objective):
             for job in self.sweep.follow(pool.events(source()), by_number):
                 self._end(job)
 

@@ -124,7 +124,7 @@ class Sweep:
         if hasattr(launcher, "pool"):
             pool = launcher.pool()
             source = ((job.number, self.overrides(job)) for job in jobs)
-            with pool, self.display.live(len(jobs), pool.n_jobs, self.cfg.objective):
+            with pool, self.display.live(self.jobs, len(jobs), pool.n_jobs, self.cfg.objective):
                 for _ in self.follow(pool.events(source), {job.number: job for job in jobs}):
                     pass
             for job in jobs:

@@ -109,7 +109,14 @@ def fit(
             epochs=recipe.epochs,
             steps_per_epoch=math.ceil(num_images / recipe.batch_size),
             validation_data=validation_batches(images, labels, num_classes, prediction_batch_size(model)),
-            callbacks=[*averaging, *freezing, history, *others, *([ProgressBar(live)] if live else []), checkpoints],
+            callbacks=[
+                *averaging,
+                *freezing,
+                history,
+                *others,
+                *([ProgressBar(live, recipe.metric)] if live else []),
+                checkpoints,
+            ],
             shuffle=False,  # the batches are
             verbose=0,  # Keras's own progress bar wraps on a narrow terminal
         )
