@@ -84,3 +84,9 @@ def test_an_option_that_is_gone_still_has_a_name(tmp_path):
     again = restored(made.as_yaml, [], None, made.parameters)
     assert again.variant == made.variant
     assert names(again).variant == f"mine [{made.variant[:6]}]"
+
+
+def test_a_callback_that_is_added_by_its_class_may_have_any_name():
+    made = compose(["+callbacks.nan._target_=keras.callbacks.TerminateOnNaN"])
+    assert names(made).run == "conv2 callbacks=[nan] seed=0"
+    assert names(made).variant == f"conv2 callbacks=[nan] [{made.variant[:6]}]"

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_docs import ROOT, write_files
+from test_docs import ROOT, commands, split_options, write_files
 
 from experiments import run
 
@@ -18,6 +18,40 @@ def recipe(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("EXPERIMENTS_ALLOW_TARGETS", "my_data,my_files")
     return lambda page: write_files(ROOT / "docs" / "how-to" / page, tmp_path)
+
+
+def trainings(page):
+    """What the commands of a guide that train once are given, made small, and their `--config-dir`."""
+    for words in commands(ROOT / "docs" / "how-to" / page)[0]:
+        if words[0] == "train" and not {"-m", "dry_run=true"} & set(words):
+            overrides, config_dir = split_options(words[1:])
+            kept = [word for word in overrides if not word.startswith("epochs=")]
+            yield [*kept, "epochs=1", "data.limit=60", "tracking.model=false"], config_dir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["own-loss-and-metric.md", "own-architecture.md"])
+def test_own_parts_of_keras_train(recipe, store, monkeypatch, page):
+    recipe(page)
+    monkeypatch.setenv("EXPERIMENTS_ALLOW_TARGETS", "my_parts,my_models")
+    results = [run(words, config_dir=config_dir) for words, config_dir in trainings(page)]
+    assert len(results) > 2
+    assert {store.get_run(result.run_id).info.status for result in results} == {"FINISHED"}
+
+
+def test_a_table_of_image_files(recipe, store, tmp_path):
+    recipe("own-images.md")
+    (tmp_path / "scans").mkdir()
+    lines = ["path,label,split"]
+    for number in range(40):
+        Image.fromarray(np.full((64, 64), number * 6, np.uint8)).save(tmp_path / "scans" / f"{number}.png")
+        lines.append(
+            f"scans/{number}.png,{'benign' if number % 2 else 'malignant'},{'test' if number < 10 else 'train'}"
+        )
+    (tmp_path / "scans.csv").write_text("\n".join(lines))
+    ((words, _),) = (found for found in trainings("own-images.md") if "data=csv" in found[0])
+    with np.load(Path(run(words).artifacts, "test_predictions.npz")) as test:
+        assert test["labels"].tolist() == [1, 0] * 5  # malignant, benign
 
 
 def test_own_data(recipe, compose, store):

@@ -81,7 +81,10 @@ def chosen_options(configuration: Configuration) -> Configuration:
     Raises:
         ExperimentError: an option that is not there any more.
     """
-    words = [f"{group}={choice}" for group, choice in configuration.choices.items()]
+    words = [f"{group}={choice}" for group, choice in configuration.options.items()]
+    for group in LIST_GROUPS:
+        names = sorted(configuration.cfg.get(group) or {})
+        words.append(f"{group}=[{','.join(map(quoted, names))}]")  # or nan would be a number
     cfg = _composed(words, configuration.config_dir)
     return _configuration(cfg, cfg.hydra.runtime.choices, words, configuration.config_dir)
 
