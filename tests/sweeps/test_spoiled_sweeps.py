@@ -642,6 +642,35 @@ def test_a_job_that_a_single_run_trains_is_running_elsewhere(place):
 
 
 @pytest.mark.slow
+def test_what_another_process_has_finished_meanwhile_counts_at_the_end(place):
+    words = ["callbacks.spoiler.what=hold", "hydra.launcher.n_jobs=1"]
+    place.gate.write_text("0")
+    single = place.start(*place.words(words[0], "seed=1"))
+    place.wait_for_held(held=1, finished=0)
+    sweep = place.start_sweep(*words, "seed=1,2,3")
+    place.wait_for_held(held=2, finished=0)
+    place.gate.write_text("1")
+    assert place.train(words[0], "seed=3").status == 0
+    holding = {int(file.name.removeprefix("held-")) for file in place.folder.glob("held-*")}
+    (job,) = map(psutil.Process, holding - {single.process.pid})
+    job.suspend()  # until the single run is over
+    place.open_gate()
+    assert single.end().status == 0
+    job.resume()
+    done = sweep.end()
+    assert (done.status, done.errors) == (0, "")
+    assert "[0] seed=1: running elsewhere: " in done.output
+    assert "3 jobs: 3 finished" in done.output.splitlines()
+    (parent,) = [run for run in place.runs() if "sweep.name" in run.data.tags]
+    assert parent.info.status == "FINISHED"
+    assert len(place.runs()) == 4
+    seeds = {run.info.run_id: run.data.params.get("seed") for run in place.runs()}
+    recorded = json.loads(place.artifact(parent, "jobs.json"))
+    assert [seeds.get(job["run_id"]) for job in recorded] == ["1", "2", "3"]
+    assert place.leftovers() == []
+
+
+@pytest.mark.slow
 def test_the_same_sweep_twice_at_once(place):
     words = ["callbacks.spoiler.what=hold", "seed=1,2", "hydra.launcher.n_jobs=1"]
     place.gate.write_text("0")

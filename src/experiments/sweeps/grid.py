@@ -55,6 +55,7 @@ def run(sweeper: "GridSweeper", arguments: Sequence[str]) -> None:
         with open_sweep(jobs, jobs[0].configuration, experiment_of(jobs), name, display) as sweep:
             waiting = [job for job in jobs if job.state is State.WAITING and not job.duplicate_of]
             sweep.run(sweeper.launcher, waiting)
+            sweep.take_finished_elsewhere()
             for job in jobs:
                 job.copy_result_of_duplicate()
 

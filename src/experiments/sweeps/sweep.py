@@ -5,7 +5,6 @@ import json
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra.core.utils import JobReturn
@@ -87,24 +86,23 @@ class Sweep:
         """Sets the state of a job that has ended; closes or creates its run if the job could not."""
         error = job_error(result)
         unlock(job.fingerprint)  # if its process could not
-        output = jobs_folder() / job_output(self.parent.run_id, job.number)
-        if isinstance(error, AlreadyRunning):
-            job.state, job.reason = State.ELSEWHERE, str(error)
-            output.unlink(missing_ok=True)
-            return
         try:
-            self._take_result(job, error, output)
+            if isinstance(error, AlreadyRunning):
+                job.state, job.reason = State.ELSEWHERE, str(error)
+            else:
+                self._take_result(job, error)
         except (StoreLost, StoreRefused) as lost:
             job.state, job.reason = State.NOT_RECORDED, str(lost)
             self.lost.append((job, result))
+        else:  # its run has it as job.log, unless another process has trained that
+            (jobs_folder() / job_output(self.parent.run_id, job.number)).unlink(missing_ok=True)
 
-    def _take_result(self, job: Job, error: BaseException | None, output: Path) -> None:
+    def _take_result(self, job: Job, error: BaseException | None) -> None:
         ending = Ending.of(error) if error else Ending("FAILED", "error", "it has returned without a run in this store")
         run = self._find_run(job)
         if run is None and error is None:  # another sweep had finished it meanwhile
             earlier = earlier_runs(job.configuration)
             run = next((run for run in earlier if run.tags.get("fingerprint") == job.fingerprint), None)
-            output.unlink(missing_ok=True)
         if run is None:
             self._create_run(job, ending)
             run = self._find_run(job)
@@ -118,6 +116,14 @@ class Sweep:
         lost, self.lost = self.lost, []
         for job, result in lost:
             self.finish_job(job, result)
+
+    def take_finished_elsewhere(self) -> None:
+        """Takes the results of jobs that another process was training and has finished since."""
+        with contextlib.suppress(StoreLost, StoreRefused):
+            for job in self.jobs:
+                run = self._find_run(job) if job.state == State.ELSEWHERE else None
+                if run and (run.finished or run.diverged):
+                    apply_result(job, run)
 
     def run(self, launcher: Launcher, jobs: Sequence[Job]) -> None:
         """Runs jobs to their end, one after another as processes are free, or with a launcher that takes a list."""
