@@ -174,11 +174,27 @@ def free_port():
         return probe.getsockname()[1]
 
 
-class Server:
-    """A real MLflow server on a store in `folder`."""
+def answers(port):
+    """Whether somebody listens on a port of 127.0.0.1."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
-    def __init__(self, folder):
+
+class Server:
+    """A real MLflow server.
+
+    Args:
+        folder: of its SQLite file and of its artifacts, where they are not elsewhere.
+        database: the URI of its database, if it is another one.
+        artifacts: the URI of the place for its artifacts, if it is another one.
+        env: for it, beside the environment of this process.
+    """
+
+    def __init__(self, folder, *, database=None, artifacts=None, **env):
         self.folder = folder
+        self.database = database or f"sqlite:///{folder}/mlflow.db"
+        self.artifacts = artifacts or str(folder / "artifacts")
+        self.env = env
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self.process = None
@@ -194,11 +210,10 @@ class Server:
             "--uvicorn-opts",
             "--log-level error",
         ]
-        stores = ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
-        artifacts = ["--artifacts-destination", str(self.folder / "artifacts"), "--serve-artifacts"]
+        stores = ["--backend-store-uri", self.database, "--artifacts-destination", self.artifacts]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", *stores, *artifacts, *words],
-            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            [sys.executable, "-m", "mlflow", "server", *stores, *words],
+            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | self.env,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
@@ -209,8 +224,7 @@ class Server:
             time.sleep(0.1)
 
     def answers(self):
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+        return answers(self.port)
 
     def kill(self):
         if self.process and self.process.poll() is None:
