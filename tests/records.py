@@ -1,10 +1,22 @@
 """Runs as a training records them, made with MLflow's client in a moment."""
 
+import copy
+import functools
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
+import yaml
 from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric, Param
+from omegaconf import OmegaConf
 
+from experiments.config.compose import compose
+from experiments.config.configuration import Plan
+from experiments.config.names import names
+from experiments.sweeps.display import Display
+from experiments.sweeps.jobs import Job, apply_result
+from experiments.sweeps.sweep import open_sweep
+from experiments.tracking.runs import get_run
 from experiments.tracking.store import experiment_id, local_folder
 
 DATA = {"data.sha256": "d" * 64, "data.validation_sha256": "v" * 64, "data.test_sha256": "t" * 64}
@@ -50,6 +62,67 @@ def add_model(store, run_id, content=b"weights"):
     store.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     store.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=1)])
     return model.model_id
+
+
+def record_sweep(store, name, variants, accuracy, *, seeds=1, space=None):
+    """Records a sweep whose jobs have all finished, as `experiments train` does, without training, and returns its run.
+
+    Args:
+        store: an MLflow client.
+        name: of the sweep.
+        variants: swept key -> value as text, for each variant.
+        accuracy: function of the number of a variant and the seed: validation accuracy of the best epoch.
+        seeds: of each variant.
+        space: of a search: searched key -> what its values are drawn from, in words.
+    """
+    jobs = []
+    for number, values in enumerate(variants):
+        configuration = _composed(values)
+        plan = Plan(configuration.variant, "", "d" * 64, "c", 1000, {}, "max")
+        for seed in range(seeds):
+            swept = values | ({"seed": str(seed)} if seeds > 1 else {})
+            trial = None if space is None else number
+            jobs.append(Job(len(jobs), (), swept, configuration, swept, plan, trial=trial))
+    with open_sweep(jobs, jobs[0].configuration, "digits", name, Display()) as sweep:
+        for job in jobs:
+            number, seed = divmod(job.number, seeds)
+            best = accuracy(number, seed)
+            named = names(job.configuration, job.swept_values)
+            tags = {"mlflow.parentRunId": sweep.parent.run_id, "sweep": name, "job": str(job.number)}
+            run_id = record(
+                store,
+                name=f"{named.run.rpartition(' ')[0]} seed={seed}",
+                params=job.configuration.parameters | {"seed": str(seed)},
+                tags=tags | {"variant": named.variant, "variant.id": job.configuration.variant},
+                metrics={
+                    "best/val_accuracy": best, "test/accuracy": best - 0.01, "cost/train_seconds": 10.0 + number,
+                    "cost/parameters": 1000.0 * (1 + number % 7), "cost/macs": 5000.0 * (1 + number % 7),
+                },
+            )  # fmt: skip
+            curves = {"val_accuracy": [best - 0.1, best - 0.02, best], "val_loss": [1.0, 0.5, 1.2 - best]}
+            epochs = [Metric(key, value, 0, 1 + step) for key in curves for step, value in enumerate(curves[key])]
+            store.log_batch(run_id, metrics=epochs)
+            apply_result(job, get_run(run_id))
+        if space is not None:
+            sweep.parent.set_tags({"search.trials": len(variants)})
+            sweep.set_space(space)
+            sweep.set_importance({key: 1 / len(space) for key in space})
+    return get_run(sweep.parent.run_id)
+
+
+def _composed(values):
+    """A configuration; composed from files for each choice of options alone, which takes a while."""
+    base = _of_choices(tuple(f"{key}={value}" for key, value in values.items() if "." not in key))
+    cfg = copy.deepcopy(base.cfg)
+    for key, value in values.items():
+        if "." in key:
+            OmegaConf.update(cfg, key, yaml.safe_load(value))
+    return replace(base, cfg=cfg)
+
+
+@functools.cache
+def _of_choices(words):
+    return compose(list(words))
 
 
 def _write(uri, files, send):

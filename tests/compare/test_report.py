@@ -19,9 +19,10 @@ from rich.console import Console
 
 from browser import opened_browser
 from experiments.compare import charts, comparison, report, tables
+from experiments.compare.parallel_coordinates import parallel_coordinates
 from experiments.errors import ExperimentError
 from experiments.sweeps.sweep import Sweep
-from experiments.tracking.runs import get_run, history, search_runs
+from experiments.tracking.runs import StoredRun, get_run, history, search_runs
 from experiments.tracking.views import link_to
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -185,6 +186,67 @@ def test_many_variants_are_cut_in_charts_and_not_in_the_table(compared):
     assert "Learning curves and mistakes are shown for the first 20 variants, 10 seeds each;" in text
 
 
+def searched(number, rates="0.0001 0.03 0.002", mode="max"):
+    """The comparison of a search with so many trials of a learning rate, a model and a batch size."""
+    digests = dict.fromkeys(("data.sha256", "data.validation_sha256", "data.test_sha256"), "d")
+    modes = {"metric_modes": json.dumps({"accuracy": mode})}
+    found = []
+    for trial in range(number):
+        own = {"optimizer.learning_rate": rates.split()[trial % 3], "model": f"conv{2 + trial % 2}"}
+        own |= {"batch_size": str(32 * (1 + trial // 2 % 2)), "model.dropout": f"{trial / 100}"}
+        params = {**own, "seed": "0", "objective": "val_accuracy"}
+        metrics = {"best/val_accuracy": 0.9 + trial / 1000, "cost/parameters": 100.0 * (trial % 4)}
+        tags = {"variant.id": str(trial), **digests, **modes}
+        found.append(StoredRun(str(trial), "name", "FINISHED", "", "1", params, tags, metrics, 1.0))
+    space = {"batch_size": "choice(32, 64)", "model": "choice(conv2, conv3)", "model.dropout": "numbers from 0 to 1",
+             "optimizer.learning_rate": "numbers from 0.0001 to 0.1, log"}  # fmt: skip
+    selection = comparison.Selection("search", found, [*space], None, "", True, {}, space)
+    return comparison.compare_runs(selection)
+
+
+def test_parallel_coordinates_have_an_axis_for_each_searched_key_and_the_objective():
+    (chart,) = parallel_coordinates(searched(4))
+    (lines,) = chart.figure["data"]
+    batch, model, dropout, rate, accuracy = lines["dimensions"]
+    assert lines["meta"] == [1, 2, 3, 4]  # the best is the last trial
+    assert (batch["label"], batch["ticktext"], batch["values"]) == ("batch_size", ["32", "64"], [1, 1, 0, 0])
+    assert (model["label"], model["ticktext"], model["values"]) == ("model", ["conv2", "conv3"], [1, 0, 1, 0])
+    assert (dropout["label"], dropout["values"], dropout["range"]) == ("dropout", [0.03, 0.02, 0.01, 0.0], [0, 0.03])
+    assert "tickvals" not in dropout
+    assert rate["label"] == "learning_rate"
+    assert rate["values"] == pytest.approx(np.log10([0.0001, 0.002, 0.03, 0.0001]))
+    assert rate["ticktext"] == ["0.0001", "0.0002", "0.0005", "0.001", "0.002", "0.005", "0.01", "0.02"]
+    assert rate["tickvals"] == pytest.approx(np.log10([float(text) for text in rate["ticktext"]]))
+    assert (accuracy["label"], accuracy["values"]) == ("val_accuracy", pytest.approx([0.903, 0.902, 0.901, 0.9]))
+    assert lines["line"]["color"] == accuracy["values"] and not lines["line"]["reversescale"]
+    assert chart.min_width == 5 * 115
+
+
+def test_parallel_coordinates_of_other_directions_scales_and_records():
+    (lines,) = parallel_coordinates(searched(4, rates="0.0011 0.0019 0.0012", mode="min"))[0].figure["data"]
+    assert lines["line"]["reversescale"]
+    assert lines["dimensions"][3]["ticktext"] == ["0.0011", "0.0019"]  # without a round number in between
+    old = searched(4)
+    (lines,) = parallel_coordinates(replace(old, space=dict.fromkeys(old.space, "")))[0].figure["data"]
+    batch, model, _, rate, _ = lines["dimensions"]
+    assert "ticktext" not in batch and model["ticktext"] == ["conv2", "conv3"]
+    assert rate["values"][0] == -4.0  # two decades
+    assert parallel_coordinates(replace(old, space={})) == parallel_coordinates(searched(1)) == []
+
+
+def test_60_variants_stay_readable():
+    many = searched(60)
+    assert "Of 60 variants, the first 20 that the filter selects are shown." in charts.charts(many, [], {})[0].caption
+    curves = {run.run_id: {"val_accuracy": [0.1, 0.2]} for row in many.rows for run in row.runs}
+    lines = chart_titled(many, "val_accuracy by epoch", many.rows[:20], curves)["data"]
+    assert [line["showlegend"] for line in lines] == [True] * 10 + [False] * 10
+    assert len({line["line"]["color"] for line in lines}) == 11  # all others are grey
+    _, *points = chart_titled(many, "best/val_accuracy against parameters")["data"]
+    labelled = [int(point["text"][0]) for point in points if point["text"][0]]
+    # 5 to 8 have as many parameters as these and would overlap them, 9 and 10 are far enough below.
+    assert labelled == [1, 2, 3, 4, 9, 10]
+
+
 def test_it_says_what_it_speaks_of(compared):
     text = compared.file.read_text()
     assert len(text) < 4_000_000
@@ -310,6 +372,41 @@ def test_every_run_has_its_link_and_the_command_to_reproduce_it(opened, compared
     assert row.locator("code").inner_text() == f"experiments reproduce {run_id}"
     link = f"http://127.0.0.1:5000/#/experiments/{compared.experiment}/runs/{run_id}?workflowType=machine_learning"
     assert row.get_by_role("link").get_attribute("href") == link
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [400, 1000])
+def test_a_search_of_60_variants_is_filtered_and_stays_within_the_window(compared, browser, tmp_path, width):
+    known = compared.comparison.rows[0].runs[:1]  # whose histories and mistakes can be read
+    many = searched(60)
+    many = replace(many, rows=tuple(replace(row, runs=known) for row in many.rows))
+    file = tmp_path / "search.html"
+    file.write_text(report.page(many))
+    assert file.stat().st_size < 4_000_000
+    with browser.new_context(viewport={"width": width, "height": 1000}) as context:
+        page, wrong = context.new_page(), []
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.goto(file.as_uri())
+        expect(page.locator("html[data-ready]")).to_be_attached(timeout=60_000)
+        lines, rows = (page.locator(".chart").nth(place) for place in (0, 1))
+        expect(lines.locator(".axis-title")).to_have_text(
+            ["batch_size", "model", "dropout", "learning_rate", "val_accuracy"]
+        )
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert lines.bounding_box()["width"] >= 5 * 115
+        names = rows.locator(".annotation-text")
+        of_lines = "lines.data[0].line.color.length, lines.data[0].dimensions.map(axis => axis.values.length)"
+        of_rows = "rows.data.filter(row => row.visible !== false).length, rows.layout.height"
+        counts = f"(([lines, rows]) => String([{of_lines}, {of_rows}]))(document.querySelectorAll('.chart'))"
+        for words, found in (("", 60), ("model=conv2", 30), ("dropout=0.01", 1), ("nothing", 0), ("", 60)):
+            page.get_by_role("searchbox").first.fill(words)
+            shown = min(found, 20)
+            page.wait_for_function(f"{counts} === '{','.join([str(found)] * 6)},{shown},{44 * shown + 80}'")
+            expect(names).to_have_count(shown)
+        first = names.first.bounding_box()
+        second = names.nth(1).bounding_box()
+        assert first["y"] + first["height"] <= second["y"]
+    assert wrong == []
 
 
 @pytest.mark.slow

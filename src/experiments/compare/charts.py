@@ -19,8 +19,9 @@ MOST_VARIANTS = 60  # per chart
 _MOST_MAIN_EFFECTS = 12
 _DECADES = 100  # from the smallest to the largest number on a logarithmic axis
 _LEGEND_LINE = 20  # pixels
+MOST_ROWS = 20  # at a time in a chart with a row for each variant
 _COLORS = qualitative.T10
-_DASHES = ("solid", "dash", "dot", "dashdot")  # for more variants than colors
+_ROOM = (0.05, 0.1)  # that a label takes of the width and the height of a chart
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Chart:
 
     title: str
     caption: str
-    figure: dict[str, Any]  # Plotly's `data` and `layout`; the `meta` of a trace is the rank of its variant
+    figure: dict[str, Any]  # Plotly's `data` and `layout`; the `meta` of a trace is the rank of its variant, or ranks
+    min_width: int = 0  # pixels; if given, it takes the whole width of the page, and scrolls where that is less
 
 
 def charts(
@@ -104,6 +106,8 @@ def _interval_chart(
     for index, (row, estimate) in enumerate(estimates):
         point = {"x": [estimate.value], "y": [index], "error_x": _errors([estimate])}
         traces.append(go.Scatter(**point, mode="markers", marker_size=9, **_style(row)))
+    if len(estimates) > MOST_ROWS:
+        caption += f" Of {len(estimates)} variants, the first {MOST_ROWS} that the filter selects are shown."
     chart = _chart(title, caption, traces, x_title)
     layout = chart.figure["layout"]
     # The page leaves out the rows of variants that its filter does not select.
@@ -125,7 +129,10 @@ def _interval_chart(
 
 
 def _curves(metric: str, rows: Sequence[Row], histories: Mapping[str, Mapping[str, Sequence[float]]]) -> Chart | None:
-    """Learning curves: means over the seeds, with bands from the lowest to the highest seed."""
+    """Learning curves: means over the seeds, with bands from the lowest to the highest seed.
+
+    Variants that have no color of their own are shown faintly, without a band and a line of the legend.
+    """
     traces, most = [], 1
     for row in rows:
         curves = [curve for run in row.runs if (curve := histories.get(run.run_id, {}).get(metric))]
@@ -136,22 +143,23 @@ def _curves(metric: str, rows: Sequence[Row], histories: Mapping[str, Mapping[st
         values = np.array([curve[:epochs] for curve in curves])
         steps = list(range(1, epochs + 1))
         style = _style(row)
-        if len(curves) > 1:
+        faint = row.rank > len(_COLORS)
+        if len(curves) > 1 and not faint:
             outline = [*values.max(axis=0), *values.min(axis=0)[::-1]]
             band = {"x": steps + steps[::-1], "y": outline, "fill": "toself", "mode": "none", "hoverinfo": "skip"}
             shade = f"rgba{(*hex_to_rgb(style['marker_color']), 0.15)}"
             traces.append(go.Scatter(**band, fillcolor=shade, **style | {"showlegend": False}))
-        line = {"color": style["marker_color"], "dash": _DASHES[(row.rank - 1) // len(_COLORS) % len(_DASHES)]}
-        mode = "lines" if epochs > 1 else "markers"
-        traces.append(
-            go.Scatter(x=steps, y=values.mean(axis=0).tolist(), mode=mode, line=line, **style | {"showlegend": True})
-        )
+        mode, mean = "lines" if epochs > 1 else "markers", values.mean(axis=0).tolist()
+        style |= {"opacity": 0.35, "line_width": 1} if faint else {"showlegend": True}
+        traces.append(go.Scatter(x=steps, y=mean, mode=mode, line_color=style["marker_color"], **style))
     if not traces:
         return None
     caption = "Means over the seeds, up to the last epoch that all reached; bands from the lowest to the highest seed."
+    if len(rows) > len(_COLORS):
+        caption += f" Variants after the first {len(_COLORS)} are grey."
     chart = _chart(f"{metric} by epoch", caption, traces, "epoch", metric)
     chart.figure["layout"]["xaxis"] |= {"tickformat": "d", "dtick": math.ceil(most / 10)}
-    chart.figure["layout"]["height"] += _LEGEND_LINE * len(rows)
+    chart.figure["layout"]["height"] += _LEGEND_LINE * min(len(rows), len(_COLORS))
     return chart
 
 
@@ -165,10 +173,10 @@ def _main_effects(comparison: Comparison) -> list[Chart]:
                 groups.setdefault(row.distinguishing_values[key], []).append(row)
         if len(groups) < 2:
             continue
-        if len(groups) > len(comparison.rows) / 2 and all(math.isfinite(_numbers_first(name)[0]) for name in groups):
-            found.append(_scatter(key, groups, comparison.metric))
+        if len(groups) > len(comparison.rows) / 2 and all(math.isfinite(numbers_first(name)[0]) for name in groups):
+            found.append(_scatter(key, groups, comparison.metric, comparison.space.get(key, "")))
             continue
-        names = sorted(groups, key=_numbers_first)
+        names = sorted(groups, key=numbers_first)
         estimates = [_over_seeds(groups[name], comparison.metric) for name in names]
         points = [(name, row) for name in names for row in groups[name]]
         single = go.Scatter(
@@ -209,9 +217,9 @@ def _importance(shares: Mapping[str, float]) -> list[Chart]:
     return [chart]
 
 
-def _scatter(key: str, groups: Mapping[str, Sequence[Row]], metric: str) -> Chart:
-    """The metric against the numbers that a search has drawn, on a logarithmic axis if they span two decades."""
-    points = [(_numbers_first(name)[0], row) for name, rows in groups.items() for row in rows]
+def _scatter(key: str, groups: Mapping[str, Sequence[Row]], metric: str, space: str) -> Chart:
+    """The metric against the numbers that a search has drawn."""
+    points = [(numbers_first(name)[0], row) for name, rows in groups.items() for row in rows]
     numbers = [number for number, _ in points]
     trials = go.Scatter(
         x=numbers,
@@ -222,9 +230,21 @@ def _scatter(key: str, groups: Mapping[str, Sequence[Row]], metric: str) -> Char
     )
     caption = "Each point is a variant; the values of the other keys differ, too."
     chart = _chart(f"{metric} against {key}", caption, [trials], key, metric)
-    if min(numbers) > 0 and max(numbers) >= _DECADES * min(numbers):
-        chart.figure["layout"]["xaxis"]["type"] = "log"
+    if is_logarithmic(numbers, space):
+        chart.figure["layout"]["xaxis"] |= {"type": "log", "exponentformat": "power"}  # and not 100µ
     return chart
+
+
+def is_logarithmic(numbers: Sequence[float], space: str) -> bool:
+    """Whether an axis is logarithmic: if the numbers were drawn so, or where that was not recorded span two decades.
+
+    Args:
+        numbers: on the axis.
+        space: what they were drawn from, in words; empty if that was not recorded.
+    """
+    if space:
+        return space.endswith(", log")
+    return min(numbers) > 0 and max(numbers) >= _DECADES * min(numbers)
 
 
 def _errors(estimates: Sequence[Estimate]) -> dict[str, Any]:
@@ -261,12 +281,13 @@ def _costs(comparison: Comparison, rows: Sequence[Row], cost: str) -> Chart | No
         hoverinfo="skip",
         name="Pareto front",
     )
+    labelled = _with_room([*front, *priced], cost)
     points = [
         go.Scatter(
             x=[row.costs[cost]],
             y=[row.mean.value],
             mode="markers+text",
-            text=[str(row.rank)],
+            text=[str(row.rank) if row.rank in labelled else ""],
             textposition="top center",
             cliponaxis=False,  # or the number of a point at the top is cut off
             marker={"size": 12 if cost in row.pareto else 7, "symbol": "diamond" if cost in row.pareto else "circle"},
@@ -274,9 +295,22 @@ def _costs(comparison: Comparison, rows: Sequence[Row], cost: str) -> Chart | No
         )
         for row in priced
     ]
-    caption = "Numbers: ranks. Diamonds: Pareto-optimal variants."
+    caption = "Numbers: ranks, where there is room. Diamonds: Pareto-optimal variants."
     name = COSTS[cost]
     return _chart(f"{comparison.metric} against {name}", caption, [line, *points], name, comparison.metric)
+
+
+def _with_room(rows: Sequence[Row], cost: str) -> set[int]:
+    """The ranks of the first variants and of Pareto-optimal ones, without those that would overlap an earlier one."""
+    points = {row.rank: (row.costs[cost], row.mean.value) for row in rows}
+    width, height = (max(values) - min(values) for values in zip(*points.values(), strict=True))
+    kept: dict[int, tuple[float, float]] = {}
+    for row in rows:
+        x, y = points[row.rank]
+        near = any(abs(x - a) <= _ROOM[0] * width and abs(y - b) <= _ROOM[1] * height for a, b in kept.values())
+        if not near and (row.rank <= len(_COLORS) or cost in row.pareto):
+            kept[row.rank] = (x, y)
+    return set(kept)
 
 
 def _chart(title: str, caption: str, traces: Sequence[go.Scatter | go.Bar], x_title: str, y_title: str = "") -> Chart:
@@ -300,7 +334,7 @@ def _style(row: Row) -> dict[str, Any]:
         "name": _name(row),
         "meta": row.rank,
         "legendgroup": str(row.rank),
-        "marker_color": _COLORS[(row.rank - 1) % len(_COLORS)],
+        "marker_color": _COLORS[row.rank - 1] if row.rank <= len(_COLORS) else "#8c8c8c",
         "showlegend": False,
     }
 
@@ -310,7 +344,8 @@ def _name(row: Row) -> str:
     return f"{row.rank} {row.label}".replace("&", "&amp;").replace("<", "&lt;")
 
 
-def _numbers_first(text: str) -> tuple[float, str]:
+def numbers_first(text: str) -> tuple[float, str]:
+    """What to sort values by, which were numbers before they were recorded as texts; others are infinite."""
     try:
         return float(text), text
     except ValueError:

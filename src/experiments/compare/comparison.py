@@ -15,8 +15,10 @@ from experiments.compare.samples import samples_of
 from experiments.compare.sequential import AT_EVERY_LOOK, Decision, Race, Standing
 from experiments.compare.statistics import Estimate, Sample
 from experiments.compare.variants import DIGESTS, Variant, beside_others, split, swept_keys, variants_of
+from experiments.config.configuration import REPLICATE_KEYS
 from experiments.errors import ExperimentError
 from experiments.tracking import runs
+from experiments.tracking.parent import SPACE
 from experiments.tracking.runs import StoredRun, runs_of, search_runs
 from experiments.tracking.store import nothing_recorded, shown_uri
 
@@ -34,6 +36,7 @@ class Selection:
     command: str = ""  # that has started their sweep, if there is one only; it names the race that continues the sweep
     searched: bool = False  # whether they are the trials of a search, none of which is called better on one seed
     importance: Mapping[str, float] = field(default_factory=dict)  # searched key -> share, if the search has found it
+    space: Mapping[str, str] = field(default_factory=dict)  # searched key -> what its values were drawn from, in words
 
 
 def find_runs(sweeps: Sequence[str], query: str) -> Selection:
@@ -61,7 +64,10 @@ def find_runs(sweeps: Sequence[str], query: str) -> Selection:
         return Selection(title, found, swept)
     (parent,), searched = parents, "search.trials" in parents[0].tags
     importance = runs.importance(parent) if searched else {}
-    return Selection(title, found, swept, _race(parent), parent.tags.get("command", ""), searched, importance)
+    space = {key.removeprefix(SPACE): text for key, text in sorted(parent.params.items()) if key.startswith(SPACE)}
+    if searched and not space:  # as an earlier version has recorded it
+        space = dict.fromkeys(sorted(swept.difference(REPLICATE_KEYS)), "")
+    return Selection(title, found, swept, _race(parent), parent.tags.get("command", ""), searched, importance, space)
 
 
 def _race(parent: StoredRun) -> Race | None:
@@ -141,7 +147,7 @@ def compare_runs(
     ]
     keys = dict.fromkeys(key for variant in (*ranked, *diverged) for key in variant.distinguishing_values)
     said = tuple(sentence for sentence in sentences if sentence)
-    return Comparison(title, metric, mode, (*rows, *last), tuple(keys), said, selection.importance)
+    return Comparison(title, metric, mode, (*rows, *last), tuple(keys), said, selection.importance, selection.space)
 
 
 def _worst_last(mean: float | None, sign: int) -> float:

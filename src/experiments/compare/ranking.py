@@ -1,7 +1,7 @@
 """The ranked variants of a comparison."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from experiments.compare.statistics import Estimate
 from experiments.tracking.runs import StoredRun
@@ -44,6 +44,8 @@ class Comparison:
     distinguishing_keys: tuple[str, ...]  # all keys in which variants differ
     notes: tuple[str, ...]  # the result, then how it was obtained and its caveats; one sentence each
     importance: Mapping[str, float]  # searched key -> its share in what makes the best trials of a search good
+    #: Searched key -> what its values were drawn from, in words if that was recorded; of a search only.
+    space: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def best_run(self) -> StoredRun:

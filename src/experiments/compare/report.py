@@ -14,6 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from experiments import images
 from experiments.compare import charts, setting, tables
+from experiments.compare.parallel_coordinates import parallel_coordinates
 from experiments.compare.ranking import Comparison, Row
 from experiments.tracking import results, ui, views
 from experiments.tracking.runs import history
@@ -56,12 +57,13 @@ def page(comparison: Comparison) -> str:
         comparison=comparison,
         columns=tables.columns(comparison, comparison.rows),
         notes=tables.notes(comparison),
-        charts=charts.charts(comparison, read, histories),
+        charts=[*parallel_coordinates(comparison), *charts.charts(comparison, read, histories)],
         templates=charts.templates(),
         gallery={"everywhere": everywhere[:_MOST_IMAGES], "divided": divided[:_MOST_IMAGES]},
         counts={"everywhere": len(everywhere), "divided": len(divided), "variants": compared},
         cut=len(read) < len(comparison.rows) or any(len(row.runs) > _MOST_SEEDS for row in comparison.rows),
         limits={"variants": _MOST_VARIANTS, "seeds": _MOST_SEEDS, "charted": charts.MOST_VARIANTS},
+        most_rows=charts.MOST_ROWS,
         run_page=lambda run: ui.page(views.run_link(run)),
         facts=[(name, text) for name, text in setting.facts(comparison) if text],
         settings=setting.shared_settings(comparison),

@@ -166,6 +166,7 @@ class _Search:
         each = f" with {len(self.seeds)} seeds each" if len(self.seeds) > 1 else ""
         self.sweep.display.print(f"{self.sweeper.n_trials} trials{each}: {ended} ended, {self.to_run} to run")
         self.sweep.parent.set_tags({"search.trials": self.sweeper.n_trials})
+        self.sweep.set_space(space.described(self.distributions))
         launcher = self.sweeper.launcher
         try:
             if hasattr(launcher, "pool"):

@@ -23,7 +23,7 @@ from experiments.sweeps.launcher import Ended, Progress, Started, failed, ignore
 from experiments.tracking import ui
 from experiments.tracking.endings import Ending, JobDied
 from experiments.tracking.locks import AlreadyRunning, lock, lock_of_sweep, unlock
-from experiments.tracking.parent import Parent, end_run, open_parent
+from experiments.tracking.parent import SPACE, Parent, end_run, open_parent
 from experiments.tracking.provenance import environment
 from experiments.tracking.run import open_run
 from experiments.tracking.runs import IMPORTANCE, StoredRun, earlier_runs, sweeps
@@ -50,7 +50,8 @@ class Sweep:
         self.states_before: dict[str, object] = {}  # run id -> attempt, of the runs that it had already
         self.command = command  # that has started it
         self.race: Race | None = None  # the rule by which it adds jobs
-        self.importance: Mapping[str, float] = {}  # of the keys that it searches
+        self.space: Mapping[str, str] = {}  # what it draws the keys that it searches from
+        self.importance: Mapping[str, float] = {}  # of these keys
         self.lost: list[tuple[Job, JobReturn]] = []  # jobs that could not be recorded
 
     def overrides(self, job: Job) -> list[str]:
@@ -227,9 +228,14 @@ class Sweep:
             return None
         searched = any(job.trial is not None for job in self.jobs)
         selection = comparison.Selection(
-            self.parent.name, runs, swept, self.race, self.command, searched, self.importance
+            self.parent.name, runs, swept, self.race, self.command, searched, self.importance, self.space
         )
         return comparison.compare_runs(selection, metric, across_data=True)
+
+    def set_space(self, space: Mapping[str, str]) -> None:
+        """Records what the searched keys are drawn from, in words, for the comparison, too."""
+        self.space = {key.lstrip("+"): text for key, text in space.items()}
+        self.parent.log_params({f"{SPACE}{key}": text for key, text in self.space.items()})
 
     def set_importance(self, importance: Mapping[str, float]) -> None:
         """Records the importance of the searched keys, for the comparison, too."""

@@ -23,6 +23,7 @@ from experiments.tracking.store import call_store, experiment_id, open_store, ru
 
 _log = logging.getLogger(__name__)
 
+SPACE = "space."  # in the names of a search's parameters, before a searched key
 _LONGEST_PARAM = 500  # characters
 
 
