@@ -175,7 +175,7 @@ def test_a_run_leaves_a_complete_record(store, digits, tmp_path):
 
 
 def test_accuracy_without_rejected_labels_where_they_are_known(store, digits, tmp_path, monkeypatch):
-    quick = ["epochs=1", "tracking.model=false"]
+    quick = ["epochs=1", "tracking.model=false", "model.filters=[2,4]"]
     monkeypatch.setattr(dataset, "MNIST_REJECTED", (3, 14, 98))
     tests = mnist(path=str(digits), validation_fraction=0.1, split_seed=0, limit=None)
     assert tests.rejected_labels == ()  # these are not all 10,000 images of MNIST's test set

@@ -117,9 +117,9 @@ def test_a_deleted_experiment_is_refused(store):
 
 def test_a_long_parameter_is_cut_and_says_so(store, tmp_path):
     (tmp_path / "model").mkdir()
-    layer = "  - {_target_: keras.layers.Dense, units: 2, activation: relu}\n"
+    layer = f"  - {{_target_: keras.layers.Activation, activation: relu, name: %s{'_' * 400}}}\n"
     text = "_target_: experiments.models.sequential\nclassifier: true\nlayers:\n  - {_target_: keras.layers.Flatten}\n"
-    (tmp_path / "model" / "deep.yaml").write_text(text + 120 * layer)
+    (tmp_path / "model" / "deep.yaml").write_text(text + "".join(layer % letter for letter in "abcdefghijklmno"))
     result = run([*QUICK, "model=deep"], config_dir=str(tmp_path))
     layers = store.get_run(result.run_id).data.params["model.layers"]
     assert len(layers) == 6000 and layers.endswith(" … see config.yaml")
