@@ -12,7 +12,6 @@ from omegaconf import OmegaConf
 
 from experiments.config.compose import compose
 from experiments.config.configuration import Plan
-from experiments.config.names import names
 from experiments.sweeps.display import Display
 from experiments.sweeps.jobs import Job, apply_result
 from experiments.sweeps.sweep import open_sweep
@@ -87,22 +86,26 @@ def record_sweep(store, name, variants, accuracy, *, seeds=1, space=None):
         for job in jobs:
             number, seed = divmod(job.number, seeds)
             best = accuracy(number, seed)
-            named = names(job.configuration, job.swept_values)
-            tags = {"mlflow.parentRunId": sweep.parent.run_id, "sweep": name, "job": str(job.number)}
-            run_id = record(
-                store,
-                name=f"{named.run.rpartition(' ')[0]} seed={seed}",
-                params=job.configuration.parameters | {"seed": str(seed)},
-                tags=tags | {"variant": named.variant, "variant.id": job.configuration.variant},
-                metrics={
-                    "best/val_accuracy": best, "test/accuracy": best - 0.01, "cost/train_seconds": 10.0 + number,
-                    "cost/parameters": 1000.0 * (1 + number % 7), "cost/macs": 5000.0 * (1 + number % 7),
-                },
-            )  # fmt: skip
+            values = [(key.rpartition(".")[2], value) for key, value in variants[number].items()]
+            words = " ".join(value if key == "model" else f"{key}={value}" for key, value in values)
+            tags = {"mlflow.parentRunId": sweep.parent.run_id, "sweep": name, "job": str(job.number), "host": "here"}
+            tags |= DATA | {"variant": words, "variant.id": job.configuration.variant, "code.sha256": "c"}
+            run_id = store.create_run(
+                sweep.parent.experiment_id, tags=tags, run_name=f"{words} seed={seed}"
+            ).info.run_id
             curves = {"val_accuracy": [best - 0.1, best - 0.02, best], "val_loss": [1.0, 0.5, 1.2 - best]}
-            epochs = [Metric(key, value, 0, 1 + step) for key in curves for step, value in enumerate(curves[key])]
-            store.log_batch(run_id, metrics=epochs)
-            apply_result(job, get_run(run_id))
+            costs = {"train_seconds": 10.0 + number, "parameters": 1000.0 * (1 + number % 7)}
+            results = {"best/val_accuracy": best, "test/accuracy": best - 0.01}
+            results |= {f"cost/{cost}": value for cost, value in costs.items()}
+            store.log_batch(
+                run_id,
+                [Metric(key, value, 1, 1 + step) for key in curves for step, value in enumerate(curves[key])]
+                + [Metric(key, value, 1, 3) for key, value in results.items()],
+                [Param(*item) for item in (job.configuration.parameters | {"seed": str(seed)}).items()],
+            )
+            store.set_terminated(run_id)
+        for run in sweep.parent.runs():
+            apply_result(jobs[int(run.tags["job"])], run)
         if space is not None:
             sweep.parent.set_tags({"search.trials": len(variants)})
             sweep.set_space(space)

@@ -66,8 +66,9 @@ def _title(found: "Comparison") -> str:
 
     others = found.rows[1:]
     name = found.rows[0].runs[0].name.partition(" seed=")[0]  # the title has room for what differs alone
-    if not others or any(row.p is None for row in others):
+    known = [row.p for row in others if row.p is not None]
+    if not others or len(known) < len(others):
         return f"First: {name}"
-    if all(row.verdict == WORSE for row in others):
-        return f"Best: {name} (p = {max(row.p or 0 for row in others):.2g})"
-    return f"First, not significantly: {name}"
+    place = "Best" if all(row.verdict == WORSE for row in others) else "First"
+    p = max(known)
+    return f"{place}, {'p<0.001' if p < 0.001 else f'p={p:.2g}'}: {name}"  # MLflow shows some 33 characters
