@@ -177,7 +177,7 @@ def test_a_study_is_continued_by_the_same_command(store, launcher):
     )
     kept = {artifact.path for artifact in store.list_artifacts(parent.info.run_id)}
     assert kept == {"jobs.json", "leaderboard.csv", "leaderboard.md", "report.html", "provenance.json", "figures"}
-    space = {"space.optimizer.clipnorm": "numbers from 0.5 to 2"}
+    space = {"space.optimizer.clipnorm": "numbers from 0.1 to 10, log"}
     assert parent.data.params == {"swept": "optimizer.clipnorm", "objective": "val_accuracy", **space}
     finished = store.get_metric_history(parent.info.run_id, "sweep/finished")
     assert [(point.step, point.value) for point in finished] == [(2, 2), (3, 3)]  # the last command adds none
