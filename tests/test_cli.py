@@ -99,6 +99,11 @@ def test_help_names_every_command(here):
             ["export", "last", "data.limit=20", "--format", "onnx", "--out", "here"],
             "experiments export: data.limit=20: overrides need --data. Try: experiments export --help",
         ),
+        (
+            ["robustness", "last", "4197d91d", "best:depth"],
+            "experiments robustness: 4197d91d best:depth: only one is taken; overrides such as data.path=FILE may "
+            "follow. Try: experiments robustness --help",
+        ),
     ],
 )
 def test_a_command_line_that_cannot_be_read_is_refused_in_one_line(here, words, message):

@@ -12,6 +12,14 @@ from experiments.errors import ExperimentError
 PORT = click.IntRange(1, 65535)
 
 
+def _check_overrides(overrides: tuple[str, ...], data: str | None) -> None:
+    """Refuses what follows a model and cannot be an override of the data."""
+    if others := [word for word in overrides if "=" not in word]:
+        raise click.UsageError(f"{' '.join(others)}: only one is taken; overrides such as data.path=FILE may follow.")
+    if overrides and not data:
+        raise click.UsageError(f"{' '.join(overrides)}: overrides need --data.")
+
+
 @click.command()
 @click.argument("model")
 @click.argument("files", nargs=-1, required=True, metavar="IMAGE...")
@@ -101,8 +109,7 @@ def export(
     """
     from experiments import load
 
-    if overrides and not data:
-        raise click.UsageError(f"{' '.join(overrides)}: overrides need --data.")
+    _check_overrides(overrides, data)
     classifier = load(model)
     from experiments import reproduce
     from experiments.serving import export
@@ -148,8 +155,7 @@ def robustness(model: str, overrides: tuple[str, ...], data: str | None) -> None
     The 15 corruptions are those of MNIST-C. MODEL is what predict takes; of a SWEEP all finished runs are measured.
     The results are added to the records of the runs.
     """
-    if overrides and not data:
-        raise click.UsageError(f"{' '.join(overrides)}: overrides need --data.")
+    _check_overrides(overrides, data)
     if importlib.util.find_spec("skimage") is None:
         raise ExperimentError(
             "robustness needs scikit-image.", advice="Install it with: pip install -e '.[robustness]'"
