@@ -126,7 +126,7 @@ def run(
                 training = _Training(
                     cfg, data, components, record, resume.checkpoint, reproduces, on_epoch, should_stop
                 )
-                with _saying_how_to_resume(training):
+                with _saying_how_to_resume(training), record.system_metrics(wanted=cfg.tracking.system_metrics):
                     return _train(training)
 
 

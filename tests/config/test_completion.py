@@ -13,7 +13,7 @@ from experiments.config.completion import candidates, groups
         (["optimizer=sgd"], "optimizer.m", ["optimizer.momentum="]),
         (["optimizer=adam"], "optimizer.m", []),
         ([], "tracking.", ["tracking.experiment=", "tracking.model=", "tracking.note=", "tracking.store_timeout=",
-                           "tracking.tags="]),
+                           "tracking.system_metrics=", "tracking.tags="]),
         ([], "model=conv3_", ["model=conv3_batch_norm_dropout", "model=conv3_dropout", "model=conv3_wide"]),
         ([], "hydra/sweeper=r", ["hydra/sweeper=race"]),
         ([], "force=", ["force=true", "force=false"]),

@@ -83,7 +83,7 @@ UNKNOWN = {
     "optimizer.learning_rate.x=1": "optimizer.learning_rate.x: optimizer=adam has no such key.",
     "callbacks={early_stopping:{patience:3}}": "callbacks.early_stopping.patience: callbacks=[] has no such key.",
     "tracking.notes=x": "tracking.notes: there is no such key. Did you mean note? "
-    "Allowed: experiment, model, note, store_timeout, tags.",
+    "Allowed: experiment, model, note, store_timeout, system_metrics, tags.",
     "tracking.tags.idea=wider": "tracking.tags.idea: there is no such key. "
     "A free tag is added with +tracking.tags.idea=…",
     "tracking.tags={idea:wider}": "tracking.tags.idea: there is no such key. "
@@ -294,7 +294,7 @@ GLOBAL = "# @package _global_\n"
 OWN = {
     "epoch: 3\n": "epoch: there is no such key. Did you mean epochs?",
     "tracking:\n  notes: x\n": "tracking.notes: there is no such key. Did you mean note? "
-    "Allowed: experiment, model, note, store_timeout, tags.",
+    "Allowed: experiment, model, note, store_timeout, system_metrics, tags.",
     "defaults:\n  - override /scale: unti\n": f"scale=unti: there is no such option. Did you mean unit? "
     f"Allowed: {options('scale')}.",
     "callbacks:\n  mine: 3\n": "callbacks.mine._target_ is missing: it must name a class or a function, "

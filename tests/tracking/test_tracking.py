@@ -115,6 +115,14 @@ def test_a_deleted_experiment_is_refused(store):
     )
 
 
+def test_system_metrics_are_those_of_mlflow(store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    measured, plain = (run([*QUICK, *words]).run_id for words in (["tracking.system_metrics=true"], ["force=true"]))
+    found = store.get_metric_history(measured, "system/cpu_utilization_percentage")
+    assert [point.step for point in found] == list(range(len(found))) and 0 <= found[0].value <= 100
+    assert not any(name.startswith("system/") for name in store.get_run(plain).data.metrics)
+
+
 def test_a_long_parameter_is_cut_and_says_so(store, tmp_path):
     (tmp_path / "model").mkdir()
     layer = f"  - {{_target_: keras.layers.Activation, activation: relu, name: %s{'_' * 400}}}\n"

@@ -40,6 +40,7 @@ _ROOT: dict[str, Any] = {
     "tracking.note": _Scalar | None,
     "tracking.tags": dict[str, _Scalar],
     "tracking.model": bool,
+    "tracking.system_metrics": bool,
     "tracking.store_timeout": Annotated[float, Field(ge=0)],
     "tracking.job": dict[str, str | int | list[str] | None] | None,
     "sweep.name": Annotated[str, Field(min_length=1, max_length=80)] | int | None,

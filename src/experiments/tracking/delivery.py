@@ -211,7 +211,8 @@ class Delivery:
         if logged.model_id not in {output.model_id for output in (outputs.model_outputs if outputs else [])}:
             self.client.log_outputs(self.run_id, [LoggedModelOutput(logged.model_id, step)])
         # As they are in the store, or a step would have two points.
-        points = [point for name in run.data.metrics for point in self.client.get_metric_history(self.run_id, name)]
+        names = [name for name in run.data.metrics if not name.startswith("system/")]  # their steps are no epochs
+        points = [point for name in names for point in self.client.get_metric_history(self.run_id, name)]
         tied = [
             self._metric(point.key, point.value, point.timestamp, step, logged.model_id)
             for point in points

@@ -36,6 +36,7 @@ from experiments.tracking.store import (
     open_store,
     run_folder,
     shown_uri,
+    store_uri,
 )
 from experiments.tracking.ui import ui_command
 
@@ -174,6 +175,22 @@ class Run:
             saved.save(folder / "MLmodel")
             self.outbox.put("model", step=step)
             self.has_model = True
+
+    @contextlib.contextmanager
+    def system_metrics(self, *, wanted: bool) -> Iterator[None]:
+        """Records `system/…`, the load of this machine, meanwhile, as MLflow measures it, if it is wanted."""
+        if not wanted:
+            yield
+            return
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)  # it reports its beginning and its end
+        monitor = SystemMetricsMonitor(self.id, resume_logging=True, tracking_uri=store_uri())
+        monitor.start()
+        try:
+            yield
+        finally:
+            monitor.finish()
 
 
 def import_model_flavor() -> None:
