@@ -15,6 +15,8 @@ from playwright.sync_api import expect
 from browser import opened_browser
 from commands import EXPERIMENTS, experiments, free_port
 from experiments import run
+from experiments.compare.names import find_sweeps
+from experiments.tracking.runs import runs_of
 from experiments.tracking.ui import page as page_of
 from experiments.tracking.views import link_to
 from records import record_sweep
@@ -217,3 +219,13 @@ def test_a_store_of_200_runs_opens_on_which_variant_is_best_how_sure_and_what_it
         shown(page, ui.page.removesuffix("#/") + link_to(search))
         expect(page.get_by_text("60 matching runs")).to_be_visible(timeout=_LOADS)
         expect(page.get_by_role("figure").first).to_contain_text(re.compile(r"^First: learning_rate=\S+ dropout=\S+"))
+
+
+def test_a_store_of_the_first_version_opens_on_the_runs_of_its_newest_sweep(recorded_store):
+    (parent,) = find_sweeps([])
+    with started_ui() as ui, opened_browser() as browser:
+        page = browser.new_page(viewport={"width": 1600, "height": 1000})
+        assert ui.link == ui.page.removesuffix("#/") + link_to(parent)
+        shown(page, ui.link)
+        expect(page.get_by_text(f"{len(runs_of(parent))} matching runs")).to_be_visible(timeout=_LOADS)
+        expect(page.get_by_text("Sort: best/val_accuracy")).to_be_visible()
