@@ -48,18 +48,24 @@ def started_ui():
 
 
 @pytest.fixture(scope="module")
+def browser():
+    """One for all tests, because a thread can have only one Playwright."""
+    with opened_browser() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
 def swept(shared_store):
     """A sweep and a diverged run, shown by `experiments ui`."""
     diverged = run(["data.limit=100", "epochs=1", "optimizer=sgd", "optimizer.learning_rate=1e38"])
     done = experiments(*SWEEP)
     assert done.returncode == 0, done.stdout
-    with started_ui() as ui, opened_browser() as browser:
+    with started_ui() as ui:
         experiment = shared_store.get_experiment_by_name("mnist_5k").experiment_id
         children = shared_store.search_runs([experiment], "tags.job != ''")
         (parent,) = shared_store.search_runs([experiment], "tags.`sweep.name` != ''")
         printed = done.stdout.rpartition("/#/")[2].strip()
         yield SimpleNamespace(
-            browser=browser,
             link=ui.link,
             sweep=ui.page + printed,
             runs=f"{ui.page}experiments/{experiment}/runs",
@@ -72,9 +78,9 @@ def swept(shared_store):
 
 
 @pytest.fixture
-def page(swept):
+def page(browser):
     """A page of its own in the browser."""
-    context = swept.browser.new_context(viewport={"width": 1600, "height": 1000})
+    context = browser.new_context(viewport={"width": 1600, "height": 1000})
     context.set_default_timeout(_LOADS)
     yield context.new_page()
     context.close()
@@ -177,7 +183,7 @@ def test_a_diverged_run_says_so(swept, page):
     expect(page.get_by_text("diverged_epoch").first).to_be_visible(timeout=_LOADS)
 
 
-def test_a_store_of_200_runs_opens_on_which_variant_is_best_how_sure_and_what_it_was_set_to(store):
+def test_a_store_of_200_runs_opens_on_which_variant_is_best_how_sure_and_what_it_was_set_to(store, page):
     noise = np.random.default_rng(0)
 
     def searched(number):
@@ -198,9 +204,7 @@ def test_a_store_of_200_runs_opens_on_which_variant_is_best_how_sure_and_what_it
               for dropout in ("0.0", "0.1", "0.2", "0.3", "0.4")]  # fmt: skip
     means = (0.90, 0.91, 0.92, 0.91, 0.90, 0.93, 0.94, 0.96, 0.94, 0.93)
     depth = record_sweep(store, "depth-000004", depths, around(*means), seeds=6)
-    with started_ui() as ui, opened_browser() as browser:
-        page = browser.new_page(viewport={"width": 1600, "height": 1000})
-        page.set_default_timeout(_LOADS)
+    with started_ui() as ui:
         # No click.
         assert ui.link == ui.page.removesuffix("#/") + link_to(depth)
         shown(page, ui.link)
@@ -221,10 +225,9 @@ def test_a_store_of_200_runs_opens_on_which_variant_is_best_how_sure_and_what_it
         expect(page.get_by_role("figure").first).to_contain_text(re.compile(r"^First: learning_rate=\S+ dropout=\S+"))
 
 
-def test_a_store_of_the_first_version_opens_on_the_runs_of_its_newest_sweep(recorded_store):
+def test_a_store_of_the_first_version_opens_on_the_runs_of_its_newest_sweep(recorded_store, page):
     (parent,) = find_sweeps([])
-    with started_ui() as ui, opened_browser() as browser:
-        page = browser.new_page(viewport={"width": 1600, "height": 1000})
+    with started_ui() as ui:
         assert ui.link == ui.page.removesuffix("#/") + link_to(parent)
         shown(page, ui.link)
         expect(page.get_by_text(f"{len(runs_of(parent))} matching runs")).to_be_visible(timeout=_LOADS)
