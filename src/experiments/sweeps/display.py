@@ -1,13 +1,12 @@
 """The progress of a sweep: one live table on a terminal, a line per event elsewhere."""
 
-import functools
 import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import cache, partial
 from statistics import median
 from typing import TextIO, TypeVar
 
@@ -226,7 +225,7 @@ def epoch_reporter(configuration: Configuration, console: TextIO) -> Callable[[i
     """
     cfg = configuration.cfg
     metric = cfg.objective
-    name = functools.cache(lambda: names(configuration, cfg.tracking.job.swept).run)  # most jobs never need it
+    name = cache(lambda: names(configuration, cfg.tracking.job.swept).run)  # most jobs never need it
 
     def report_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
         message = {"epoch": epoch, "epochs": cfg.epochs, metric: metrics[metric]}
