@@ -23,8 +23,6 @@ with quiet_import():
     from experiments.tracking.store import set_store_timeout
     from experiments.training.runtime import start_runtime
 
-gc.freeze()  # or every clear_session() walks through all that was imported, 0.2 s a test
-
 # Started in the background of a script, this process would hand its deafness to Ctrl-C on to the commands it tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -144,6 +142,13 @@ def digits(cache, tmp_path_factory) -> Path:
 def runtime():
     """TensorFlow as the default run has it, whichever test uses it first."""
     start_runtime(seed=0, threads=2, deterministic=True, precision="float32")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen_objects():
+    """What was imported and collected so far stays: no clear_session() is to walk through it, 0.5 s a test."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
