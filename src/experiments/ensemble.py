@@ -12,7 +12,7 @@ from rich.table import Table
 
 from experiments import artifacts
 from experiments.compare.comparison import Selection, compare_runs
-from experiments.compare.names import find_runs_or_run
+from experiments.compare.names import find_all_runs
 from experiments.compare.ranking import BEST, WORSE
 from experiments.compare.variants import DIGESTS
 from experiments.config.configuration import digest
@@ -111,8 +111,7 @@ def combined(models: Sequence[tuple[keras.Model, int]]) -> keras.Model:
 
 
 def _candidates(names: Sequence[str]) -> list[Member]:
-    found = {run.run_id: run for name in names for run in find_runs_or_run(name)}
-    runs = sorted((run for run in found.values() if run.finished), key=lambda run: (run.started, run.run_id))
+    runs = sorted((run for run in find_all_runs(names) if run.finished), key=lambda run: (run.started, run.run_id))
     if len(runs) < 2:
         raise ExperimentError(
             f"An ensemble needs at least two finished runs; {' '.join(names)} names {len(runs)}.",

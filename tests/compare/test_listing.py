@@ -5,14 +5,15 @@ import re
 import time
 from pathlib import Path
 
+import mlflow
 import pytest
 from click.testing import CliRunner
 
 from experiments import cli
 from experiments.compare import listing
-from experiments.compare.names import find_run, find_sweeps
+from experiments.compare.names import find_all_runs, find_run, find_sweeps
 from experiments.errors import ExperimentError
-from records import add_model, record
+from records import add_model, record, record_sweep
 
 NOW = int(time.time() * 1000)
 
@@ -146,3 +147,26 @@ def test_a_prefix_of_several_sweeps_is_refused_with_their_ids(store):
     assert str(refused.value) == (
         f"{run_id[0]}: the ids of 2 runs begin with this. Allowed: {ids}. Type more characters."
     )
+
+
+def test_sweeps_and_runs_are_named_together_and_found_once(store):
+    sweep = record_sweep(store, "depth-111111", [{"model": "conv2"}, {"model": "conv3"}], lambda number, seed: 0.9)
+    jobs = [run.info.run_id for run in store.search_runs([sweep.experiment_id], f"tags.sweep = '{sweep.name}'")]
+    assert len(jobs) == 2
+    alone, deleted = record(store), record(store)
+    store.delete_run(deleted)
+    for names in (["depth", alone, jobs[0], deleted], [deleted, jobs[1], sweep.run_id, alone[:31], alone]):
+        assert {run.run_id for run in find_all_runs(names)} == {alone, deleted, *jobs}
+        assert len(find_all_runs(names)) == 4
+    with pytest.raises(ExperimentError, match=f"{'0' * 32}: there is no such run in this store"):
+        find_all_runs([alone, "0" * 32])
+
+
+def test_many_ids_are_one_query(store, monkeypatch):
+    ids = [record(store) for _ in range(20)]
+    queries, search = [], mlflow.MlflowClient.search_runs
+    monkeypatch.setattr(
+        mlflow.MlflowClient, "search_runs", lambda *args, **kwargs: queries.append(args) or search(*args, **kwargs)
+    )
+    assert [run.run_id for run in find_all_runs(ids)] == ids
+    assert len(queries) == 1

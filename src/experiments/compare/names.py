@@ -41,6 +41,19 @@ def find_runs_or_run(name: str) -> list[StoredRun]:
             raise (no_run if re.fullmatch(r"runs:/.*|[0-9a-f]+", name) else no_sweep) from None
 
 
+def find_all_runs(names: Sequence[str]) -> list[StoredRun]:
+    """The runs of all the sweeps and the single runs that a user names, each of them once.
+
+    Raises:
+        ExperimentError: there is neither a sweep nor a run of one of the names, or there are several.
+    """
+    ids = [name for name in names if re.fullmatch("[0-9a-f]{32}", name)]
+    # In one query: by itself, each name takes a look at all sweeps.
+    singles = {run_id: run for run_id, run in runs.by_ids(ids).items() if "sweep.name" not in run.tags}
+    found = [run for name in names for run in ([singles[name]] if name in singles else find_runs_or_run(name))]
+    return list({run.run_id: run for run in found}.values())
+
+
 def find_sweeps(names: Sequence[str]) -> list[StoredRun]:
     """The parents of the sweeps that a user names; without a name, that of the latest sweep.
 

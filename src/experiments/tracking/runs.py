@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +24,15 @@ from experiments.config.configuration import Configuration
 from experiments.config.earlier import current_parameters, current_tags
 from experiments.errors import ExperimentError
 from experiments.tracking import filters
-from experiments.tracking.store import StoreRefused, call_store, nothing_recorded, open_store, shown_uri, store_uri
+from experiments.tracking.store import (
+    StoreRefused,
+    call_store,
+    local_folder,
+    nothing_recorded,
+    open_store,
+    shown_uri,
+    store_uri,
+)
 
 _A_PAGE = 1000
 _MOST_IN_A_QUERY = 200  # ids of runs
@@ -304,11 +314,14 @@ def _step(point: Metric) -> int:
 
 def artifact(run: StoredRun, name: str, folder: Path) -> Path | None:
     """Copies an artifact of a run into `folder`; None if the run has no artifact of that name."""
+    if here := local_folder(run.artifact_uri):  # MLflow would start a thread for each file
+        file = here / name
+        return Path(call_store(shutil.copy, file, folder)) if os.path.isfile(file) else None
     # By the run's id, MLflow would read all that the store has of it, three times.
     place, uri = run.artifact_uri, store_uri()
     if name not in {
         Path(found.path).name for found in call_store(list_artifacts, artifact_uri=place, tracking_uri=uri)
     }:
         return None
-    file = append_to_uri_path(place, name)
-    return Path(call_store(download_artifacts, artifact_uri=file, dst_path=str(folder), tracking_uri=uri))
+    remote = append_to_uri_path(place, name)
+    return Path(call_store(download_artifacts, artifact_uri=remote, dst_path=str(folder), tracking_uri=uri))
