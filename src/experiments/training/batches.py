@@ -13,6 +13,8 @@ _ALIGNMENT = 64  # bytes, of TensorFlow's tensors
 _MOST_COPIED = 2**27  # bytes of images
 _MOST_PREDICTED = 250  # images
 _PREDICTION_BYTES = 2**26  # of the activations of a layer in float32
+#: Image layers of Keras that fail when they get labels, too.
+_WITHOUT_LABELS = (keras.layers.ContrastLimitedAdaptiveHistogramEqualization, keras.layers.RandomGrayscale)
 _DRAWS = 2**20  # more random numbers than any augmentation draws for a batch
 
 
@@ -92,7 +94,7 @@ def validation_batches(images: Images, labels: np.ndarray, num_classes: int, bat
 def augmented(layer: keras.Layer, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Applies a layer to raw images and one-hot labels; image layers such as MixUp may change the labels, too."""
     images = tf.cast(images, "float32")  # some layers would compute in uint8, or refuse it
-    if hasattr(layer, "transform_labels"):
+    if hasattr(layer, "transform_labels") and not isinstance(layer, _WITHOUT_LABELS):
         both = layer({"images": images, "labels": labels}, training=True)
         return both["images"], both["labels"]
     return layer(images, training=True), labels
