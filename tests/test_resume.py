@@ -5,9 +5,7 @@ import json
 import os
 import random
 import shutil
-import signal
 import socket
-import subprocess
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +14,7 @@ import mlflow
 import psutil
 import pytest
 
-from commands import EXPERIMENTS, experiments, forked, killed_after, runs
+from commands import Command, experiments, forked, killed_after, runs
 from experiments import ExperimentError, train
 from experiments.config.compose import compose
 from experiments.config.targets import instantiate
@@ -129,22 +127,20 @@ def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(
     assert [step for step, _ in expected["loss"]] == list(range(1, EPOCHS + 1))
     if overrides is PLATEAU:
         assert len({value for _, value in expected["learning_rate"]}) > 2
-    for seed in range(2):
-        moments = random.Random(seed)  # noqa: S311 - nothing secret
-        home = tmp_path / f"killed{seed}"
-        process = start(*overrides, EXPERIMENTS_HOME=str(home))
-        killed_after(process, moments.randrange(1, EPOCHS), moments.uniform(0, 0.3), home)
-        said = finished(start(*overrides, EXPERIMENTS_HOME=str(home)))
-        (run,) = runs(store)
-        assert "Resuming after epoch" in said
-        assert (f"Starting from {initial_weights}: 6 of 6 layers loaded" in said) == is_frozen
-        assert run.info.status == "FINISHED"
-        assert history(store, run) == expected
-        assert run.data.tags["weights.sha256"] == tags["weights.sha256"]
-        assert run.data.tags["predictions.sha256"] == tags["predictions.sha256"]
-        assert {"reason", "failure", "superseded"} & set(run.data.tags) == set()
-        assert list((home / "mlruns" / "jobs").iterdir()) == []
-        store.delete_run(run.info.run_id)  # an equal run would be mentioned only, but let there be one at a time
+    home = tmp_path / "home"
+    moments = random.Random(0)  # noqa: S311 - nothing secret
+    for first, last in ((1, EPOCHS // 2), (EPOCHS // 2 + 1, EPOCHS - 1)):  # killed twice
+        killed_after(start(*overrides), moments.randint(first, last), moments.uniform(0, 0.3), home)
+    said = finished(start(*overrides))
+    (run,) = runs(store)
+    assert "Resuming after epoch" in said
+    assert (f"Starting from {initial_weights}: 6 of 6 layers loaded" in said) == is_frozen
+    assert run.info.status == "FINISHED"
+    assert history(store, run) == expected
+    assert run.data.tags["weights.sha256"] == tags["weights.sha256"]
+    assert run.data.tags["predictions.sha256"] == tags["predictions.sha256"]
+    assert {"reason", "failure", "superseded"} & set(run.data.tags) == set()
+    assert list((home / "mlruns" / "jobs").iterdir()) == []
 
 
 @pytest.mark.parametrize("damage", [lambda file: file.stat().st_size // 2, lambda file: 0], ids=["half", "empty"])
@@ -272,11 +268,11 @@ def test_without_determinism_it_goes_on_and_says_what_that_means(start, store, t
 
 def test_a_sweep_that_was_killed_goes_on_inside_its_jobs(store, tmp_path):
     words = ["-m", "seed=0,1", "data.limit=600", "epochs=10", "batch_size=16", "tracking.model=false"]
-    command = [EXPERIMENTS, "train", *words, "hydra.launcher.n_jobs=1"]
-    kill_in_first_job(command, tmp_path / "home")
+    command = [*words, "hydra.launcher.n_jobs=1"]
+    kill_in_first_job(command, tmp_path)
     killed = {run.info.run_id for run in runs(store)}
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = experiments(*command)
+    assert done.returncode == 0, done.stdout
     jobs = {run.data.params["seed"]: run for run in runs(store) if "sweep" in run.data.tags}
     assert len(runs(store)) == 3
     assert jobs["0"].info.run_id in killed
@@ -291,15 +287,15 @@ def test_a_sweep_that_was_killed_goes_on_inside_its_jobs(store, tmp_path):
     assert alone.data.tags["weights.sha256"] == jobs["0"].data.tags["weights.sha256"]
 
 
-def kill_in_first_job(command, home):
+def kill_in_first_job(words, folder):
     """Kills a sweep with all its processes after the fourth epoch of a job."""
-    sweep = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    home = folder / "home"
+    sweep = Command("train", *words, stdout=folder / "killed.txt")
     deadline = time.monotonic() + 240
     while not list(home.glob("mlruns/jobs/*/checkpoint-000004.npz")):
         assert sweep.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
-    os.killpg(sweep.pid, signal.SIGKILL)
-    sweep.wait()
+    sweep.kill_group()
     # A process that lives would hold its lock.
     pids = {json.loads(file.read_text())["pid"] for file in home.glob("mlruns/jobs/*/run.json")}
     _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=120)
@@ -308,13 +304,13 @@ def kill_in_first_job(command, home):
 
 def test_a_search_that_was_killed_goes_on_inside_its_trial(store, tmp_path):
     command = [
-        EXPERIMENTS, "train", "-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.sampler.seed=1",
+        "-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.sampler.seed=1",
         "optimizer.learning_rate=tag(log,interval(0.0001,0.01))", "data.limit=600", "epochs=10", "batch_size=16",
         "tracking.model=false", "hydra.launcher.n_jobs=1",
     ]  # fmt: skip
-    kill_in_first_job(command, tmp_path / "home")
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    kill_in_first_job(command, tmp_path)
+    done = experiments(*command)
+    assert done.returncode == 0, done.stdout
     trials = [run for run in runs(store) if "sweep" in run.data.tags]
     assert [run.info.status for run in trials] == ["FINISHED", "FINISHED"]
     for run in trials:
