@@ -423,48 +423,48 @@ def test_a_diverged_job_is_a_result(place):
 
 @pytest.mark.slow
 def test_a_sweep_that_was_killed_goes_on_where_it_was(place):
-    words = ["callbacks.spoiler.what=hold", "seed=range(6)", "hydra.launcher.n_jobs=2"]
-    place.gate.write_text("3")
+    words = ["callbacks.spoiler.what=hold", "seed=range(4)", "hydra.launcher.n_jobs=2"]
+    place.gate.write_text("1")
     sweep = place.start_sweep(*words)
-    place.wait_for_held(held=2, finished=3)
+    place.wait_for_held(held=2, finished=1)
     family = sweep.family()
     os.killpg(sweep.process.pid, signal.SIGKILL)
     assert sweep.end().status == -signal.SIGKILL
     assert survivors(family) == []
     parent, before = place.parent_and_children()
-    assert statuses([parent, *before]) == {"FINISHED": 3, "RUNNING": 3}
+    assert statuses([parent, *before]) == {"FINISHED": 1, "RUNNING": 3}
     finished = {run.info.run_id for run in before if run.info.status == "FINISHED"}
     interrupted = [run for run in before if run.info.status == "RUNNING"]
 
     place.open_gate()
     done = place.sweep(*words)
     assert (done.status, done.errors) == (0, "")
-    assert done.output.splitlines()[0] == "6 jobs: 3 finished, 3 to run"
+    assert done.output.splitlines()[0] == "4 jobs: 1 finished, 3 to run"
     there = {int(run.data.tags["job"]) for run in before if run.info.run_id in finished}
-    assert started_jobs(done.output) == sorted(set(range(6)) - there)
-    assert "6 jobs: 6 finished" in done.output.splitlines()
+    assert started_jobs(done.output) == sorted(set(range(4)) - there)
+    assert "4 jobs: 4 finished" in done.output.splitlines()
     parent, children = place.parent_and_children()
     assert parent.info.status == "FINISHED"
     assert not {"reason", "failure"} & set(parent.data.tags)
-    assert statuses(children) == {"FINISHED": 6, "KILLED": 2}
+    assert statuses(children) == {"FINISHED": 4, "KILLED": 2}
     results = {run.data.tags["fingerprint"]: run for run in children if run.info.status == "FINISHED"}
-    assert len(results) == 6
+    assert len(results) == 4
     assert finished <= {run.info.run_id for run in results.values()}
-    check_children(parent, results.values(), range(6))
+    check_children(parent, results.values(), range(4))
     for run in map(place.client.get_run, [run.info.run_id for run in interrupted]):
         assert why(run) == ("KILLED", "stale", "its process had died")
         assert run.data.tags["superseded"] == results[run.data.tags["fingerprint"]].info.run_id
         assert "job.log" in place.artifacts(run)
-    assert len(json.loads(place.artifact(parent, "jobs.json"))) == 6
+    assert len(json.loads(place.artifact(parent, "jobs.json"))) == 4
     assert place.leftovers() == []
 
     known = {run.info.run_id for run in place.runs()}
     last = place.sweep(*words)
     assert (last.status, last.errors) == (0, "")
-    assert last.output.splitlines()[0] == "6 jobs: 6 finished, 0 to run"
+    assert last.output.splitlines()[0] == "4 jobs: 4 finished, 0 to run"
     assert started_jobs(last.output) == []
     assert {run.info.run_id for run in place.runs()} == known
-    assert statuses(place.runs()) == {"FINISHED": 7, "KILLED": 2}
+    assert statuses(place.runs()) == {"FINISHED": 5, "KILLED": 2}
     assert place.leftovers() == []
 
 
@@ -554,26 +554,8 @@ while not os.path.exists(stop) and os.getppid() == parent:
 """
 
 
-def check_eight_new(place):
-    done = place.sweep("seed=range(8)", "epochs=1", "hydra.launcher.n_jobs=8")
-    assert "Traceback" not in done.output + done.errors
-    assert (done.status, done.errors) == (0, "")
-    assert "8 jobs: 8 finished" in done.output.splitlines()
-    parent, children = place.parent_and_children()
-    assert statuses([parent, *children]) == {"FINISHED": 9}
-    check_children(parent, children, range(8))
-    assert not place.client.search_runs(["0"])
-    assert place.leftovers() == []
-
-
 @pytest.mark.slow
-def test_eight_jobs_at_once_on_a_new_store(tmp_path, digits):
-    with opened_place(tmp_path, digits, None) as place:
-        check_eight_new(place)
-
-
-@pytest.mark.slow
-def test_another_program_asks_a_store_that_is_being_made(tmp_path, digits):
+def test_eight_jobs_at_once_on_a_new_store_that_another_program_asks(tmp_path, digits):
     stop = tmp_path / "stop"
     with opened_place(tmp_path, digits, None) as place:
         words = [sys.executable, "-c", POLLING, str(place.store), str(stop)]
@@ -583,10 +565,18 @@ def test_another_program_asks_a_store_that_is_being_made(tmp_path, digits):
             try:
                 assert polling.stdout
                 assert polling.stdout.readline() == "ready\n"
-                check_eight_new(place)
+                done = place.sweep("seed=range(8)", "epochs=1", "hydra.launcher.n_jobs=8")
                 assert polling.poll() is None
             finally:
                 stop.touch()
+        assert "Traceback" not in done.output + done.errors
+        assert (done.status, done.errors) == (0, "")
+        assert "8 jobs: 8 finished" in done.output.splitlines()
+        parent, children = place.parent_and_children()
+        assert statuses([parent, *children]) == {"FINISHED": 9}
+        check_children(parent, children, range(8))
+        assert not place.client.search_runs(["0"])
+        assert place.leftovers() == []
 
 
 @pytest.mark.slow
