@@ -313,7 +313,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("accuracy", "images", "draws"), [(0.97, 500, 10_000), (0.99, 10_000, 2000)])
+@pytest.mark.parametrize(("accuracy", "images", "draws"), [(0.97, 500, 3000), (0.99, 10_000, 800)])
 def test_intervals_over_images_hold_the_truth_as_often_as_they_say(accuracy, images, draws):
     random = np.random.default_rng(0)
     wilson, exact = [], []
@@ -344,12 +344,12 @@ def test_as_many_seeds_as_are_said_to_be_needed_show_the_difference(apart):
 def test_equal_single_seeds_are_seldom_told_apart(variants):
     random = np.random.default_rng(variants)
     wrong = 0
-    for _ in range(2000):
+    for _ in range(1000):
         hard = random.random(500) < 0.06
         drawn = [single(~hard | (random.random(500) < 0.5)) for _ in range(variants)]
         drawn.sort(key=lambda one: -one.array.mean())
         wrong += bool((holm(pairwise_p_values(drawn))[0][: variants - 1] < 0.05).any())
-    assert wrong / 2000 <= 0.06
+    assert wrong / 1000 <= 0.06
 
 
 SIMULATION = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "verdicts.py"))
