@@ -1,6 +1,7 @@
 """A store that fails: no training stops for it, no number is lost, and none is there twice."""
 
 import json
+import re
 import shutil
 import socket
 import sqlite3
@@ -11,7 +12,7 @@ import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 
-from commands import EXPERIMENTS, Server, experiments, forked, runs, wait_for
+from commands import EXPERIMENTS, Command, Server, experiments, forked, runs, wait_for
 from experiments import train
 from experiments.config.compose import compose
 from experiments.tracking.store import jobs_folder, run_folder
@@ -157,17 +158,18 @@ def test_artifacts_that_cannot_be_written_are_sent_later(store, tmp_path):
 
 
 def test_a_job_that_starts_during_an_outage_waits_and_fails(server, tmp_path):
-    command = ["-m", "seed=0,1,2", "data.limit=100", "epochs=1", "tracking.store_timeout=20", "tracking.model=false"]
-    command += ["hydra.launcher.n_jobs=1"]
-    with subprocess.Popen([EXPERIMENTS, "train", *command], stdout=subprocess.PIPE, text=True) as sweep:
-        lines = iter(sweep.stdout.readline, "")
-        assert any("[0] seed=0: finished" in line for line in lines)
-        server.kill()  # while the next job is on its way
-        wait_for_text(tmp_path / "home", "*-1.log", "Waiting up to", "StoreLost")
-        server.start()
-        said = "".join(lines)
-    assert sweep.returncode == 1
-    assert f"[1] seed=1: failed: The tracking store {server.uri} cannot be reached" in said
+    command = ["-m", "data.limit=100", "epochs=1", "tracking.store_timeout=60", "tracking.model=false"]
+    jobs = "[{seed: 0}, {seed: 1, tracking.store_timeout: 2}, {seed: 2}]"  # the second one does not wait long
+    command += ["hydra.launcher.n_jobs=1", f"hydra.sweeper.include={jobs}"]
+    output = tmp_path / "output.txt"
+    sweep = Command("train", *command, stdout=output)
+    wait_until(lambda: re.search(r"^\[0\] .*: finished", output.read_text(), re.MULTILINE))
+    server.kill()  # while the next job is on its way
+    wait_for_text(tmp_path / "home", "*-1.log", "Waiting up to", "StoreLost")
+    server.start()
+    assert sweep.wait(240) == 1
+    failed = f": failed: The tracking store {server.uri} cannot be reached"
+    assert re.search(rf"^\[1\] .*{re.escape(failed)}", output.read_text(), re.MULTILINE), output.read_text()
     store = store_of(server)
     jobs = {run.data.params["seed"]: run for run in runs(store) if "sweep" in run.data.tags}
     assert [jobs[seed].info.status for seed in "012"] == ["FINISHED", "FAILED", "FINISHED"]
@@ -194,14 +196,13 @@ def wait_until(condition):
 def test_a_sweep_whose_store_is_lost_for_good_ends_and_goes_on_later(server, tmp_path):
     command = ["-m", "seed=0,1", "data.limit=100", "epochs=2", "tracking.store_timeout=1", "tracking.model=false"]
     command += ["hydra.launcher.n_jobs=1"]
-    with subprocess.Popen([EXPERIMENTS, "train", *command], stdout=subprocess.PIPE, text=True) as sweep:
-        lines = iter(sweep.stdout.readline, "")
-        assert any("[0] seed=0: started" in line for line in lines)
-        wait_until(lambda: list((tmp_path / "home").glob("mlruns/jobs/*/checkpoint-000001.npz")))
-        server.kill()
-        said = "".join(lines)
-    assert sweep.returncode == 1
-    assert "2 jobs: 2 not recorded" in said
+    output = tmp_path / "output.txt"
+    sweep = Command("train", *command, stdout=output)
+    wait_until(lambda: list((tmp_path / "home").glob("mlruns/jobs/*/checkpoint-000001.npz")))
+    server.kill()
+    assert sweep.wait(240) == 1
+    assert "[0] seed=0: started" in output.read_text()
+    assert "2 jobs: 2 not recorded" in output.read_text()
     server.start()
     again = experiments(*command)
     assert again.returncode == 0, again.stdout
@@ -214,14 +215,14 @@ def test_a_sweep_whose_store_is_lost_for_good_ends_and_goes_on_later(server, tmp
 
 def test_eight_runs_at_once_in_one_file_keep_every_point(store, tmp_path):
     start = forked(tmp_path)
-    quick = ["data.limit=100", "epochs=30", "tracking.model=false", "threads=1"]
+    quick = ["data.limit=100", "epochs=12", "model.filters=[4,4]", "tracking.model=false", "threads=1"]
     for process in [start(*quick, f"seed={seed}") for seed in range(8)]:
         finished(process)
     found = runs(store)
     assert sorted(run.data.params["seed"] for run in found) == list("01234567")
     for run in found:
         assert run.info.status == "FINISHED"
-        assert steps(store, run) == every_step(30)
+        assert steps(store, run) == every_step(12)
 
 
 def test_sync_leaves_runs_of_other_stores_and_open_ones_alone(store, tmp_path, capfd):

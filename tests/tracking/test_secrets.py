@@ -1,14 +1,12 @@
 """Passwords stay out of the record, and nothing foreign gets in or out of its folder."""
 
-import os
 import shlex
-import subprocess
 
 import keras
 import mlflow
 import pytest
 
-from commands import EXPERIMENTS, runs
+from commands import Command, experiments, runs
 from experiments import ExperimentError, run
 from experiments.config.compose import CHECKOUT
 from experiments.reproduce import reproduce
@@ -25,29 +23,22 @@ def test_no_secret_is_recorded(server, tmp_path):
     secrets = {"MLFLOW_TRACKING_URI": uri, "SOME_API_TOKEN": TOKEN}
     words = [*QUICK, "tracking.note=${oc.env:SOME_API_TOKEN}", "+tracking.tags.idea='with ${oc.env:SOME_API_TOKEN}'"]
     words += [f"+tracking.tags.store={uri}"]
-    done = subprocess.run([EXPERIMENTS, "train", *words], env=os.environ | secrets, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = experiments(*words, **secrets)
+    assert done.returncode == 0, done.stdout
     # And of a run that fails with the password in its error, in a job of a sweep.
     words = ["-m", *QUICK, "seed=0", "model=broken", "--config-dir", str(broken_model(tmp_path))]
     allowed = {"EXPERIMENTS_ALLOW_TARGETS": "broken_net", "PYTHONPATH": str(tmp_path)}
-    failed = subprocess.run(
-        [EXPERIMENTS, "train", *words], env=os.environ | secrets | allowed, capture_output=True, text=True
-    )
-    assert failed.returncode == 1, failed.stderr
+    failed = experiments(*words, **secrets, **allowed)
+    assert failed.returncode == 1, failed.stdout
     # And of a model that is refused before a run is opened.
-    refused = subprocess.run(
-        [EXPERIMENTS, "train", *words[1:-2], "model.when=always", *words[-2:]],
-        env=os.environ | secrets | allowed,
-        capture_output=True,
-        text=True,
-    )
-    assert refused.returncode == 2 and "broken_net.net cannot be applied" in refused.stderr
+    refused = experiments(*words[1:-2], "model.when=always", *words[-2:], **secrets, **allowed)
+    assert refused.returncode == 2 and "broken_net.net cannot be applied" in refused.stdout
     assert len(runs(mlflow.MlflowClient(server.uri))) == 3
     written = [file for folder in (server.folder, tmp_path / "home") for file in folder.rglob("*") if file.is_file()]
     assert any(file.name == "traceback.txt" for file in written) and any(file.suffix == ".keras" for file in written)
     for secret in (PASSWORD, TOKEN):
         assert [str(file) for file in written if secret.encode() in file.read_bytes()] == []
-        assert all(secret not in command.stdout + command.stderr for command in (done, failed, refused))
+        assert all(secret not in command.stdout for command in (done, failed, refused))
 
 
 def broken_model(folder):
@@ -71,21 +62,19 @@ def broken_model(folder):
 
 
 @pytest.mark.slow
-def test_the_recorded_command_runs_from_the_root_of_the_project(store, digits, tmp_path, monkeypatch):
+def test_the_recorded_command_runs_from_the_root_of_the_project(store, digits, tmp_path):
     place = tmp_path / "it's a folder"
     (place / "mine" / "model").mkdir(parents=True)
     (place / "mine" / "model" / "tiny.yaml").write_text("# Tiny.\ndefaults: [conv2, _self_]\nfilters: [2, 4]\n")
     (place / "few digits.npz").write_bytes(digits.read_bytes())
-    monkeypatch.chdir(place)
     words = ["--config-dir", "mine", "model=tiny", "data=mnist", "data.path='few digits.npz'", "epochs=1"]
     words += ["tracking.note='a \"quoted\" note, with $signs'", "tracking.model=false"]
-    first = subprocess.run([EXPERIMENTS, "train", *words], capture_output=True, text=True)
-    assert first.returncode == 0, first.stderr
+    output = tmp_path / "output.txt"
+    assert Command("train", *words, stdout=output, cwd=place).wait() == 0, output.read_text()
     (original,) = runs(store)
-    monkeypatch.chdir(CHECKOUT or tmp_path)
     command = shlex.split(original.data.tags["command"])
-    again = subprocess.run([EXPERIMENTS, *command[1:]], capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
+    again = Command(*command[1:], stdout=output, cwd=CHECKOUT or tmp_path)
+    assert again.wait() == 0, output.read_text()
     second, _ = runs(store)
     for tag in ("weights.sha256", "fingerprint", "command"):
         assert second.data.tags[tag] == original.data.tags[tag]
