@@ -543,12 +543,12 @@ def test_a_reader_that_goes_away_does_not_end_the_sweep(store):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["basic", "joblib"])
-def test_other_launchers_give_the_same(swept, launcher):
+@pytest.mark.parametrize(("launcher", "train"), [("basic", finished), ("joblib", script)])
+def test_other_launchers_give_the_same(swept, launcher, train):
     store, env, _, _ = swept
     words = ["-m", "model.dropout=0.3", "seed=0,1", "force=true", f"hydra/launcher={launcher}", *TINY]
     before = {run.info.run_id: run for run in children(store)}
-    done = script("train", *words, **env)
+    done = train("train", *words, **env)
     assert done.returncode == 0, done.stdout
     assert "2 jobs: 2 finished\n" in done.stdout
     new = [run for run in children(store) if run.info.run_id not in before]
@@ -597,22 +597,22 @@ def test_changed_code_runs_again_and_a_changed_comment_or_readme_does_not(tmp_pa
         "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
         "EXPERIMENTS_HOME": str(tmp_path / "home"),
     }
-    words = ["-m", "seed=0,1", *TINY]
+    words = ["-m", "seed=0", *TINY]
     first = script("train", *words, **env)
-    assert "2 jobs: 0 finished, 2 to run\n" in first.stdout
+    assert "1 job: 0 finished, 1 to run\n" in first.stdout
     models = copy / "src" / "experiments" / "models.py"
     (copy / "README.md").write_text("second\n")
     models.write_text(models.read_text() + "# a comment\n")
-    assert "2 jobs: 2 finished, 0 to run\n" in script("train", *words, **env).stdout
+    assert "1 job: 1 finished, 0 to run\n" in script("train", *words, **env).stdout
     models.write_text(models.read_text() + "CHANGED = True\n")
     changed = script("train", *words, **env)
-    assert "2 jobs: 0 finished, 2 to run (2 of them were finished with other code)\n" in changed.stdout
+    assert "1 job: 0 finished, 1 to run (1 of them were finished with other code)\n" in changed.stdout
     assert changed.returncode == 0
     store = mlflow.MlflowClient(env["MLFLOW_TRACKING_URI"])
     assert len(parents(store)) == 1
     superseded = [run for run in children(store) if "superseded" in run.data.tags]
-    assert len(children(store)) == 4
-    assert len(superseded) == 2
+    assert len(children(store)) == 2
+    assert len(superseded) == 1
 
 
 # Cross-validation
