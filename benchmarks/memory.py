@@ -1,7 +1,7 @@
 """Peak memory of validation and test: a recorded run against a bare Keras script of the same model and images.
 
-Prints the table of benchmarks/README.md. Peaks are the proportional set sizes of a process
-and its children together, sampled (Linux).
+Prints the table of benchmarks/README.md. Peaks are the resident set of a process and what only its children have,
+sampled (Linux): other programs that have loaded the same libraries make no difference.
 """
 
 import argparse
@@ -47,7 +47,8 @@ def peak(words: Sequence[str], home: str) -> float:
     while process.poll() is None:
         try:
             # A process that has just been forked shares all of its memory, which counts once.
-            resident = sum(each.memory_full_info().pss for each in [watched, *watched.children(recursive=True)])
+            own = sum(child.memory_full_info().uss for child in watched.children(recursive=True))
+            resident = watched.memory_info().rss + own
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
         highest = max(highest, resident)
