@@ -202,7 +202,8 @@ def test_train_help_lists_groups_and_options(here):
 # What is refused
 
 CONVNETS = (
-    "backbone, conv2, conv2_batch_norm, conv3, conv3_batch_norm_dropout, conv3_dropout, conv3_wide, conv5, sequential"
+    "backbone, conv2, conv2_batch_norm, conv3, conv3_batch_norm_dropout, conv3_dropout, conv3_wide, conv5, "
+    "conv5_small, sequential"
 )
 
 
