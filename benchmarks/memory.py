@@ -46,8 +46,9 @@ def peak(words: Sequence[str], home: str) -> float:
     watched, highest = psutil.Process(process.pid), 0
     while process.poll() is None:
         try:
-            # A process that has just been forked shares all of its memory, which counts once.
-            own = sum(child.memory_full_info().uss for child in watched.children(recursive=True))
+            # A process that has just been forked has the command and the memory of its parent, which counts once.
+            others = (child for child in watched.children(recursive=True) if child.cmdline() != watched.cmdline())
+            own = sum(child.memory_full_info().uss for child in others)
             resident = watched.memory_info().rss + own
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue

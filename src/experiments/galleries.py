@@ -150,8 +150,12 @@ def _gallery(title: str, note: str, images: np.ndarray, captions: Sequence[str],
     page_height, page_width = high + HEADING, wide + MARGIN
     figure = new_figure(page_width, page_height, title, note)
     axes = figure.add_axes((MARGIN / 2 / page_width, 0, wide / page_width, high / page_height))
-    # With an alpha channel matplotlib computes in float32 instead of float64, in half the memory.
-    axes.imshow(np.dstack([mosaic, np.full_like(mosaic[..., :1], 255)]), aspect="auto")
+    # Resizing takes much memory: less for a row at a time, and with an alpha channel, for which it is done in float32.
+    for top in range(0, len(mosaic), height + below):
+        tiles = mosaic[top : top + height + below]
+        place = -0.5, tiles.shape[1] - 0.5, top + len(tiles) - 0.5, top - 0.5
+        axes.imshow(np.dstack([tiles, np.full_like(tiles[..., :1], 255)]), aspect="auto", extent=place)
+    axes.set(ylim=(len(mosaic) - 0.5, -0.5))
     axes.set_axis_off()
     frames = []
     for index, (caption, color) in enumerate(zip(captions, colors or [INK] * len(captions), strict=True)):

@@ -12,7 +12,7 @@ from experiments.stored_images import Images
 from experiments.training.batches import prediction_batch_size
 
 _MEASURED_AT_ONCE = 250  # images
-_COPIED_AT_ONCE = 2**24  # bytes of images
+_COPIED_AT_ONCE = 2**22  # bytes of images
 _FEWEST_TO_CALIBRATE = 100  # images; with fewer, chance alone makes a large calibration error
 
 
