@@ -33,7 +33,7 @@ def test_the_p_value_over_all_looks_is_what_a_simulation_finds(ratio, sides, sta
     variance = 1 / SEEDS + ratio / 30
     times = variance[-1] / variance
     steps = np.random.default_rng(0).normal(size=(100_000, len(times))) * np.sqrt(np.diff([0, *times]))
-    looks = steps.cumsum(axis=1) / np.sqrt(times) * times**0.25
+    looks = steps.cumsum(axis=1) / np.sqrt(times) * times**0.2
     reached = (abs(looks) if sides == 2 else looks).max(axis=1) >= statistic
     p = p_over_looks(times, statistic, sides)
     # Looks that lie close together count as one, which costs a few percent of the p-value.
@@ -77,6 +77,40 @@ def test_only_those_in_question_get_more_seeds():
     assert rounds == [(k, 3, k) for k in range(3, 9)]
     assert decisions[1].standing == Standing.WORSE and decisions[1].seeds == 3
     assert sorted([decisions[0].standing, decisions[2].standing]) == [Standing.BEST, Standing.CAP]
+
+
+def test_a_variant_that_has_left_the_race_no_longer_counts_among_the_pairs():
+    scores = scores_of(0.900, 0.902, 0.1, image_sd=0.0, seed_sd=0.01)
+    decisions, _ = run_race(Race(8), scores)
+    two, _ = run_race(Race(8), scores[:2])
+    assert decisions[2].standing == Standing.WORSE
+    assert [decisions[n].standing for n in range(2)] == [two[n].standing for n in range(2)]
+    assert max(d.p for d in two.values() if d.p) == max(decisions[n].p for n in range(2) if decisions[n].p)
+
+
+def test_a_variant_that_has_left_the_race_stays_out_whoever_is_best_later():
+    random = np.random.default_rng(0)
+    seeds = random.normal(0, 0.001, (3, 12))
+    seeds[0] += [0.9] * 3 + [0.5] * 9  # the first is the best of three seeds, and then the worst
+    seeds[1] += 0.8
+    seeds[2] += 0.7
+    samples = {number: Sample(dict(enumerate(values.tolist()))) for number, values in enumerate(seeds)}
+    decisions = Race(12).decide(samples, 1)
+    third = decisions[2]
+    assert (third.standing, third.seeds, third.best) == (Standing.WORSE, 3, 0)
+    assert third.difference == pytest.approx(-0.2, abs=0.01)
+    assert abs(third.difference) > third.half_width and third.p < 0.05
+
+
+def test_the_decisions_are_the_same_seed_by_seed_and_all_at_once():
+    for random_seed in range(5):
+        scores = scores_of(0.9, 0.903, 0.91, 0.88, seeds=12, images=40, image_sd=0.01, random_seed=random_seed)
+        decisions, rounds = run_race(Race(12), scores)
+        trained = {number: sample(scores[number][:seeds]) for number, seeds in enumerate(rounds[-1])}
+        assert Race(12).decide(trained, 1) == decisions
+        more = Race(12).decide({number: sample(each) for number, each in enumerate(scores)}, 1)
+        found = [[(each.standing, each.seeds) for _, each in sorted(of.items())] for of in (more, decisions)]
+        assert found[0] == found[1]  # seeds that the race has not asked for change nothing
 
 
 def test_a_race_that_only_more_images_could_settle_ends():

@@ -58,7 +58,8 @@ def of_race(race: Race) -> str:
     """A sentence on runs that a race has collected."""
     return (
         f"The runs were collected by a race of up to {race.max_seeds} seeds: differences are those on the seeds that "
-        "both variants have, and p holds although the results were looked at after every seed."
+        "both variants have, for a worse one from the best variant when it went out, and p holds although the results "
+        "were looked at after every seed."
     )
 
 

@@ -192,8 +192,9 @@ class _Runner:
         lines = {}
         for number, found in sorted(decisions.items()):
             if found.standing in _IN_WORDS:
+                than = self.labels[found.best] if found.best is not None else ""
                 size = f" ({found.difference:+.4f}, p {found.p:.3f})" if found.difference is not None else ""
-                text = _IN_WORDS[found.standing].format(best=first, margin=self.sweeper.equal_within or 0)
+                text = _IN_WORDS[found.standing].format(best=than, margin=self.sweeper.equal_within or 0)
                 lines[number] = f"{self.labels[number]}: {text}, after {found.seeds} seeds{size}"
                 if self.told.get(number) is not found.standing:
                     display.print(lines[number])
@@ -218,6 +219,7 @@ class _Runner:
                 "seeds": decision.seeds,
                 "mean": fmean(values) if values else None,
                 "difference": decision.difference,
+                "from": None if decision.best is None else self.labels[decision.best],
                 "p": decision.p,
                 "run_ids": [run.run_id for run in runs],
             })  # fmt: skip
