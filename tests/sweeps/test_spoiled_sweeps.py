@@ -23,7 +23,7 @@ import pytest
 
 from commands import Command
 
-PATIENCE = 240  # seconds for what should take ten
+PATIENCE = 600  # seconds for what should take ten
 
 # Training alone calls it: to build it, as the planning process does, is harmless.
 SPOILER = """
