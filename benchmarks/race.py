@@ -92,7 +92,7 @@ def tabulate(cap: int) -> None:
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--races", type=int, default=1000)
+    parser.add_argument("--races", type=int, default=400)
     parser.add_argument("--cells", default="", help="only cells whose name contains this")
     arguments = parser.parse_args()
     gc.freeze()  # statsmodels collects garbage after every adjustment
@@ -102,10 +102,11 @@ def main() -> None:
     for name, means in (
         ("8 equal", np.full(8, 99.3)),
         ("2 equal", np.full(2, 99.3)),
+        ("3 best", np.array([99.3] * 3 + [99.26, 99.22, 99.15, 99.05, 98.9])),
         ("the example", np.array(EXAMPLE)),
     ):
         for images in (0.0, 0.02, 0.05) if arguments.cells in name else ():
-            random = np.random.default_rng(1)
+            random = np.random.default_rng(77)
             found = [race(means, images, random) for _ in range(arguments.races)]
             worse = set(np.flatnonzero(means < means.max()).tolist())
             cells = [f"{np.mean([each.jobs for each in found]) / (len(means) * CAP):.0%}"]
