@@ -48,6 +48,8 @@ def test_a_killed_race_takes_the_decisions_of_an_uninterrupted_one(store, race, 
     assert standings[0] == "best" and standings.count("worse") >= 2
     seeds = {entry["variant"]: entry["seeds"] for entry in whole["variants"]}
     assert all(len(entry["run_ids"]) == entry["seeds"] for entry in whole["variants"])
+    first, *others = whole["variants"]
+    assert first["from"] is None and all(entry["from"] in seeds for entry in others)
     assert 12 <= sum(seeds.values()) < 20
     assert f"Decided with {sum(seeds.values())} of 20 jobs\n" in log
     in_first = runs(store)

@@ -171,8 +171,9 @@ class Race:
     ) -> dict[int, Decision]:
         """What one look settles of variants with so many seeds, some of which are out of the race.
 
-        Differences from the best are adjusted for all pairs that are left. The surest is tested first, and a variant
-        that is worse leaves the race, so that the next test is one among fewer pairs: a step-down test, as Holm's.
+        Every remaining variant is tested against the best one, with p multiplied by the number of remaining pairs. The
+        smallest p-value is tested first; a variant that is worse is removed, and then the others are tested among fewer
+        pairs. Like Holm's method, this is a step-down test.
         """
 
         def looks_at(one: int, other: int) -> Looks:
