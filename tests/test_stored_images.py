@@ -17,7 +17,7 @@ from experiments.dataset import Dataset
 from experiments.errors import ExperimentError
 from experiments.models import rescaling
 from experiments.stored_images import StoredImages, pieces, stored
-from experiments.training.batches import training_batches, validation_batches
+from experiments.training.batches import evaluation_batches, training_batches
 
 SHAPE = (12, 40, 50, 3)
 FOLDER = {
@@ -135,7 +135,7 @@ def test_batches_are_the_same_from_a_file_and_from_memory():
     labels = np.arange(12) % 2
     for shuffled in (
         lambda images: training_batches(images, labels, 2, batch_size=5, epochs=3, seed=1, after_epoch=1),
-        lambda images: validation_batches(images, labels, 2, 5),
+        lambda images: evaluation_batches(images, labels, 2, 5),
     ):
         read, expected = list(shuffled(images)), list(shuffled(np.asarray(images)))
         assert [len(batch) for batch, _ in read][:3] == [5, 5, 2]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _ENDED = (State.FINISHED, State.PRUNED, State.DIVERGED)
 
 
-def swept_keys(jobs: Sequence[Job]) -> list[str]:
+def distinguishing_keys(jobs: Sequence[Job]) -> list[str]:
     """The keys that differ between jobs, without the seed where there are others."""
     keys = list(dict.fromkeys(key.lstrip("+") for job in jobs for key in job.distinguishing_values))
     return [key for key in keys if key != "seed"] or keys
@@ -21,7 +21,7 @@ def swept_keys(jobs: Sequence[Job]) -> list[str]:
 
 def params(jobs: Sequence[Job], objective: str) -> dict[str, str]:
     """What was swept, and what the jobs were ranked by."""
-    return {"swept": ", ".join(swept_keys(jobs)), "objective": objective}
+    return {"swept": ", ".join(distinguishing_keys(jobs)), "objective": objective}
 
 
 def metrics(jobs: Sequence[Job], found: "Comparison | None", objective: str) -> dict[str, float]:
@@ -52,7 +52,7 @@ def view(sweep: str, jobs: Sequence[Job], found: "Comparison | None", objective:
         sweep=sweep,
         objective=objective,
         mode=next((job.plan.mode for job in jobs if job.plan), "min" if objective.endswith("loss") else "max"),
-        swept=swept_keys(jobs),
+        swept=distinguishing_keys(jobs),
         title=_title(found) if found else "Runs",
         repeated=repeated,
         runs=[run for row in found.rows for run in row.runs] if found else (),

@@ -73,8 +73,8 @@ def training_batches(
     return tf.data.Dataset.range(after_epoch * steps, epochs * steps).map(batch).map(augment).prefetch(2)
 
 
-def validation_batches(images: Images, labels: np.ndarray, num_classes: int, batch_size: int) -> tf.data.Dataset:
-    """Batches of images and one-hot labels, in their order.
+def evaluation_batches(images: Images, labels: np.ndarray, num_classes: int, batch_size: int) -> tf.data.Dataset:
+    """Batches of images and one-hot labels, in their order; a few of them are in memory at a time.
 
     Args:
         images: raw pixels of shape (images, height, width, channels).
@@ -82,13 +82,14 @@ def validation_batches(images: Images, labels: np.ndarray, num_classes: int, bat
         num_classes: length of a one-hot label.
         batch_size: images per batch.
     """
-    total, read, all_labels = len(images), _reader(images), tf.constant(labels)
+    all_labels = tf.constant(labels)
 
     def batch(start: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        positions = tf.range(start, tf.minimum(start + batch_size, total))
-        return read(positions), tf.one_hot(tf.gather(all_labels, positions), num_classes)
+        pixels = tf.numpy_function(lambda first: images[first : first + batch_size], [start], tf.uint8)
+        pixels = tf.ensure_shape(pixels, (None, *images.shape[1:]))
+        return pixels, tf.one_hot(all_labels[start : start + batch_size], num_classes)
 
-    return tf.data.Dataset.range(0, total, batch_size).map(batch).prefetch(2)
+    return tf.data.Dataset.range(0, len(images), batch_size).map(batch).prefetch(2)
 
 
 def augmented(layer: keras.Layer, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -9,10 +9,9 @@ import numpy as np
 from sklearn import metrics
 
 from experiments.stored_images import Images
-from experiments.training.batches import prediction_batch_size
+from experiments.training.batches import evaluation_batches, prediction_batch_size
 
 _MEASURED_AT_ONCE = 250  # images
-_COPIED_AT_ONCE = 2**22  # bytes of images
 _FEWEST_TO_CALIBRATE = 100  # images; with fewer, chance alone makes a large calibration error
 
 
@@ -112,14 +111,9 @@ class Evaluation:
 
 def evaluate(model: keras.Model, images: Images, labels: np.ndarray) -> Evaluation:
     """Predicts raw pixels of shape (images, height, width, channels)."""
-    batch_size = prediction_batch_size(model)
-    # Keras copies what it predicts.
-    part = batch_size * max(1, _COPIED_AT_ONCE // (batch_size * images[0].nbytes))
-    probabilities = [
-        model.predict(images[start : start + part], batch_size=batch_size, verbose=0)
-        for start in range(0, len(images), part)
-    ]
-    return Evaluation(labels, np.concatenate(probabilities))
+    # Given an array, Keras would copy it.
+    batches = evaluation_batches(images, labels, model.output_shape[-1], prediction_batch_size(model))
+    return Evaluation(labels, model.predict(batches, verbose=0))
 
 
 def measure(evaluation: Evaluation, metrics: Sequence[keras.Metric]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.live import Live
 
 from experiments.stored_images import Images
-from experiments.training.batches import prediction_batch_size, validation_batches
+from experiments.training.batches import evaluation_batches, prediction_batch_size
 from experiments.training.callbacks import CheckpointCallback, EpochFunction, HistoryCallback, measured_in
 from experiments.training.checkpoints import Checkpoint
 from experiments.training.freezing import FreezeCallback
@@ -108,7 +108,7 @@ def fit(
             initial_epoch=recipe.epochs if has_ended else trained_before,
             epochs=recipe.epochs,
             steps_per_epoch=math.ceil(num_images / recipe.batch_size),
-            validation_data=validation_batches(images, labels, num_classes, prediction_batch_size(model)),
+            validation_data=evaluation_batches(images, labels, num_classes, prediction_batch_size(model)),
             callbacks=[
                 *averaging,
                 *freezing,
