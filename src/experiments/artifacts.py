@@ -1,8 +1,9 @@
 """Writes the results of a training into the record of its run: metrics, tables, figures, the model, a summary."""
 
+import gc
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from matplotlib.figure import Figure
 
 from experiments import galleries, plots
 from experiments.dataset import Dataset
@@ -108,13 +110,13 @@ def draw(record: Run, outcome: Outcome) -> None:
     """Draws the figures of a run."""
     data, result, test = outcome.data, outcome.result, outcome.test
     of_images = data.test_images, test.labels, test.probabilities, data.class_names
-    _save(record, "curves.png", plots.curves(result.history, result.best_epoch, outcome.objective))
-    _save(record, "confusion_matrix.png", plots.confusion_matrix(test.confusion_matrix(), data.class_names))
-    _save(record, "predictions.png", galleries.predictions(*of_images))
-    _save(record, "mistakes.png", galleries.mistakes(*of_images))
+    _draw(record, "curves.png", plots.curves, result.history, result.best_epoch, outcome.objective)
+    _draw(record, "confusion_matrix.png", plots.confusion_matrix, test.confusion_matrix(), data.class_names)
+    _draw(record, "predictions.png", galleries.predictions, *of_images)
+    _draw(record, "mistakes.png", galleries.mistakes, *of_images)
     if bins := test.calibration:
-        figure = plots.reliability(bins.counts, bins.confidences, bins.accuracies, bins.intervals)
-        _save(record, "reliability.png", figure)
+        of_bins = bins.counts, bins.confidences, bins.accuracies, bins.intervals
+        _draw(record, "reliability.png", plots.reliability, *of_bins)
 
 
 def draw_samples(record: Run, data: Dataset, batches: tf.data.Dataset, scaling: keras.Layer) -> None:
@@ -124,12 +126,20 @@ def draw_samples(record: Run, data: Dataset, batches: tf.data.Dataset, scaling: 
     # A mixed image has several labels.
     shares = np.asarray(labels[:_SAMPLES])
     captions = [" + ".join(data.class_names[label] for label in np.flatnonzero(row > 0.05)) for row in shares]
-    _save(record, "samples.png", galleries.samples(scaled, captions))
+    _draw(record, "samples.png", galleries.samples, scaled, captions)
 
 
-def _save(record: Run, name: str, figure: Any) -> None:
-    with record.file(name) as file:
-        figure.savefig(file)
+def _draw(record: Run, name: str, plot: Callable[..., Figure], *values: object) -> None:
+    """Writes the figure that `plot` draws of `values`."""
+    was_enabled = gc.isenabled()
+    gc.disable()  # a figure refers to itself; once old, it would keep its pixels until everything is looked through
+    try:
+        with record.file(name) as file:
+            plot(*values).savefig(file)
+    finally:
+        if was_enabled:
+            gc.enable()
+    gc.collect(0)
 
 
 def log_model(record: Run, outcome: Outcome) -> None:
