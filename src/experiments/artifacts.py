@@ -11,7 +11,6 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from matplotlib.figure import Figure
 
 from experiments import galleries, plots
 from experiments.dataset import Dataset
@@ -129,7 +128,7 @@ def draw_samples(record: Run, data: Dataset, batches: tf.data.Dataset, scaling: 
     _draw(record, "samples.png", galleries.samples, scaled, captions)
 
 
-def _draw(record: Run, name: str, plot: Callable[..., Figure], *values: object) -> None:
+def _draw(record: Run, name: str, plot: Callable[..., Any], *values: object) -> None:
     """Writes the figure that `plot` draws of `values`."""
     was_enabled = gc.isenabled()
     gc.disable()  # a figure refers to itself; once old, it would keep its pixels until everything is looked through
