@@ -230,7 +230,7 @@ def test_every_option_and_experiment_has_its_multiply_accumulates():
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_the_net_of_an_experiment_by_hand(build, experiment):
+def test_the_model_of_an_experiment_by_hand(build, experiment):
     net = build(f"experiment={experiment}")
     assert (net.count_params(), count_macs(net)) == EXPERIMENTS[experiment]
 
@@ -275,7 +275,7 @@ def test_multiply_accumulates_of_a_layer(shape, layer, expected):
     assert count_macs(keras.Sequential([keras.Input(shape), layer()])) == expected
 
 
-def test_multiply_accumulates_of_layers_that_are_called_twice_and_of_nets_in_nets():
+def test_multiply_accumulates_of_layers_that_are_called_twice_and_of_models_in_models():
     image = keras.Input((8, 8, 3))
     shared = keras.layers.Conv2D(3, 3, padding="same")
     inner = keras.Sequential([keras.Input((None, None, 3)), keras.layers.Conv2D(4, 3)])  # of any size
@@ -391,7 +391,7 @@ def test_pooling_before_relu_is_bit_equal_to_the_textbook_order(build, batch_nor
 
 
 @pytest.mark.parametrize("option", PARAMETERS)
-def test_softmax_ends_every_net_in_float32(build, build_scaling, option):
+def test_softmax_ends_every_model_in_float32(build, build_scaling, option):
     keras.config.set_dtype_policy("mixed_float16")
     images = pixels()
     model = models.with_scaling(build(f"model={option}"), build_scaling("unit", images), DIGIT)
@@ -573,7 +573,7 @@ def test_a_softmax_before_the_classifier_is_refused_and_a_sigmoid_is_not(build):
     build(*listed("Flatten", "Dense, units: 10, activation: sigmoid"))
 
 
-def test_a_softmax_inside_the_net_is_part_of_it(build):
+def test_a_softmax_inside_the_model_is_part_of_it(build):
     build(*listed("Dense, units: 3, activation: softmax", "Flatten", "Dense, units: 12", "Dense, units: 11"))
     build(*listed("Softmax, axis: [1, 2], name: attention", "GlobalAveragePooling2D"))
 
@@ -652,7 +652,7 @@ def test_with_scaling_takes_raw_pixels(build, build_scaling):
     np.testing.assert_allclose(np.asarray(model(images)), expected, atol=1e-6)
 
 
-def test_with_scaling_takes_a_net_with_branches(build_scaling):
+def test_with_scaling_takes_a_model_with_branches(build_scaling):
     entry = keras.Input(DIGIT)
     flat = keras.layers.Flatten()(entry)
     branches = keras.layers.Add()([keras.layers.Dense(10)(flat), keras.layers.Dense(10)(flat)])

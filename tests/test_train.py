@@ -194,7 +194,7 @@ def test_accuracy_without_rejected_labels_where_they_are_known(store, digits, tm
     assert "test/accuracy_clean" not in run(small(tmp_path / "relabelled.npz", *quick)).metrics
 
 
-def test_a_run_of_a_net_that_cannot_be_counted_says_so(store, digits, tmp_path, capsys):
+def test_a_run_of_a_model_that_cannot_be_counted_says_so(store, digits, tmp_path, capsys):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "rows.yaml").write_text(
         """# Every row by itself, then all of them.

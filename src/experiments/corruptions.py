@@ -1,4 +1,4 @@
-"""The 15 corruptions of MNIST-C, made from any grey 28 x 28 images.
+"""The 15 corruptions of MNIST-C, made from any gray 28 x 28 images.
 
 The kinds and their parameters are those of Mu and Gilmer 2019, https://arxiv.org/abs/1906.02337. The published images
 were drawn by other random numbers, and their motion blur by ImageMagick, so results agree on average, not image by

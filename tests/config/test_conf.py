@@ -153,7 +153,7 @@ def test_head_holds_the_command(option):
 
 
 @pytest.mark.parametrize("option", [option for option in OPTIONS if option.startswith("sweep/")])
-def test_every_command_in_the_head_of_a_sweep_builds_all_its_nets(option, digits):
+def test_every_command_in_the_head_of_a_sweep_builds_all_its_models(option, digits):
     file = CONF_DIR / f"{option}.yaml"
     nets = yaml.safe_load(file.read_text())["hydra"]["sweeper"]["params"].get("model", "conv2").split(",")
     for words in commands(file):

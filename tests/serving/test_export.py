@@ -57,7 +57,7 @@ def exported(made, form, folder, images, **options):
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["onnx", "litert"])
 @pytest.mark.parametrize("model", MODELS)
-def test_every_net_and_every_scaling_agrees_or_is_refused(model, form, images, tmp_path):
+def test_every_model_and_every_scaling_agrees_or_is_refused(model, form, images, tmp_path):
     """Every net with the scaling that it has by default, and two nets with every other one."""
     for scale in SCALES if model in ("conv2", "conv3_batch_norm_dropout") else ["unit"]:
         made = classifier(images, model, scale)

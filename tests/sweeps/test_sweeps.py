@@ -275,7 +275,7 @@ def test_refused_before_anything_is_tracked(tmp_path, words, message):
 
 
 @pytest.mark.slow
-def test_a_net_that_cannot_be_built_is_refused_before_the_first_job(tmp_path):
+def test_a_model_that_cannot_be_built_is_refused_before_the_first_job(tmp_path):
     store, home = tmp_path / "store" / "mlflow.db", tmp_path / "home"
     home.mkdir()
     words = ["-m", "model.pool_sizes=[2,2],[14,14]", *TINY]

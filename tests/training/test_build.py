@@ -161,11 +161,11 @@ def test_raw_pixels_that_nothing_scales(built_of, caplog):
     )
 
 
-def test_a_scaling_layer_behind_weights_is_part_of_the_net(built_of):
+def test_a_scaling_layer_behind_weights_is_part_of_the_model(built_of):
     assert built_of(f"{CONV}, {RESCALING}, {FLATTEN}").model.count_params() == 20 + (26 * 26 * 2 + 1) * 10
 
 
-def test_a_scaling_inside_a_net_inside_a_net(tmp_path, built, monkeypatch):
+def test_a_scaling_inside_a_model_inside_a_model(tmp_path, built, monkeypatch):
     (tmp_path / "nested_net.py").write_text(
         "import keras\n\ndef net(*, input_shape, num_classes):\n"
         "    inner = [keras.Input(input_shape), keras.layers.Rescaling(1 / 255), keras.layers.Conv2D(2, 3)]\n"

@@ -156,7 +156,7 @@ def _curves(metric: str, rows: Sequence[Row], histories: Mapping[str, Mapping[st
         return None
     caption = "Means over the seeds, up to the last epoch that all reached; bands from the lowest to the highest seed."
     if len(rows) > len(_COLORS):
-        caption += f" Variants after the first {len(_COLORS)} are grey."
+        caption += f" Variants after the first {len(_COLORS)} are gray."
     chart = _chart(f"{metric} by epoch", caption, traces, "epoch", metric)
     chart.figure["layout"]["xaxis"] |= {"tickformat": "d", "dtick": math.ceil(most / 10)}
     chart.figure["layout"]["height"] += _LEGEND_LINE * min(len(rows), len(_COLORS))
