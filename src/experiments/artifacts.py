@@ -109,13 +109,13 @@ def draw(record: Run, outcome: Outcome) -> None:
     """Draws the figures of a run."""
     data, result, test = outcome.data, outcome.result, outcome.test
     of_images = data.test_images, test.labels, test.probabilities, data.class_names
-    _draw(record, "curves.png", plots.curves, result.history, result.best_epoch, outcome.objective)
-    _draw(record, "confusion_matrix.png", plots.confusion_matrix, test.confusion_matrix(), data.class_names)
-    _draw(record, "predictions.png", galleries.predictions, *of_images)
-    _draw(record, "mistakes.png", galleries.mistakes, *of_images)
+    _write_figure(record, "curves.png", plots.curves, result.history, result.best_epoch, outcome.objective)
+    _write_figure(record, "confusion_matrix.png", plots.confusion_matrix, test.confusion_matrix(), data.class_names)
+    _write_figure(record, "predictions.png", galleries.predictions, *of_images)
+    _write_figure(record, "mistakes.png", galleries.mistakes, *of_images)
     if bins := test.calibration:
         of_bins = bins.counts, bins.confidences, bins.accuracies, bins.intervals
-        _draw(record, "reliability.png", plots.reliability, *of_bins)
+        _write_figure(record, "reliability.png", plots.reliability, *of_bins)
 
 
 def draw_samples(record: Run, data: Dataset, batches: tf.data.Dataset, scaling: keras.Layer) -> None:
@@ -125,10 +125,10 @@ def draw_samples(record: Run, data: Dataset, batches: tf.data.Dataset, scaling: 
     # A mixed image has several labels.
     shares = np.asarray(labels[:_SAMPLES])
     captions = [" + ".join(data.class_names[label] for label in np.flatnonzero(row > 0.05)) for row in shares]
-    _draw(record, "samples.png", galleries.samples, scaled, captions)
+    _write_figure(record, "samples.png", galleries.samples, scaled, captions)
 
 
-def _draw(record: Run, name: str, plot: Callable[..., Any], *values: object) -> None:
+def _write_figure(record: Run, name: str, plot: Callable[..., Any], *values: object) -> None:
     """Writes the figure that `plot` draws of `values`."""
     was_enabled = gc.isenabled()
     gc.disable()  # a figure refers to itself; once old, it would keep its pixels until everything is looked through
