@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import signal
 import subprocess
 import time
 import urllib.request
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sqlalchemy import make_url
 
-from commands import Command, free_port, runs
+from commands import Command, answers, free_port, runs
 from experiments import load, run
 from experiments.config.overrides import quoted
 from experiments.tracking.store import sqlite_file, store_uri
@@ -141,4 +142,6 @@ def test_every_command_in_a_home_of_all_characters(home, tmp_path):
             names = {experiment["name"] for experiment in json.load(answer)["experiments"]}
         assert {ALL, f"sweeps {ALL}"} <= names
     finally:
-        ui.kill_group()
+        ui.process.terminate()  # killed, it would leave its server behind
+        assert ui.wait(60) == 128 + signal.SIGTERM
+    assert not answers(port)
